@@ -1,0 +1,2 @@
+//! The static program that is pid 1 of every sandbox.
+fn main() {}

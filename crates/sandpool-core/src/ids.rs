@@ -1,0 +1,209 @@
+//! Names and numbers, checked once, where they are made.
+
+use std::fmt;
+
+/// A name a caller gives its session: the whole of what tells one session of a pool from another.
+///
+/// 4 to 128 characters out of letters, digits and ``_ | } { [ ] : " ; ' < > ? / . , @ # $ % ^ & * ( ) - + = ! ~ ` ``
+/// (Azure's data-plane specification; no blank, no backslash). Compared byte for byte.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identifier(String);
+
+/// Why a text is not an [`Identifier`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentifierError {
+    /// Shorter than 4 or longer than 128 characters.
+    #[error("an identifier has 4 to 128 characters, this one has {length}")]
+    Length {
+        /// Its length in characters.
+        length: usize,
+    },
+    /// A character that may not be in it.
+    #[error("an identifier may not contain {character:?}")]
+    Character {
+        /// The first such character.
+        character: char,
+    },
+}
+
+impl Identifier {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// [`IdentifierError`] says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, IdentifierError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_|}{[]:\";'<>?/.,@#$%^&*()-+=!~`".contains(c);
+        let length = text.chars().count();
+        if !(4..=128).contains(&length) {
+            return Err(IdentifierError::Length { length });
+        }
+        match text.chars().find(|&c| !allowed(c)) {
+            Some(character) => Err(IdentifierError::Character { character }),
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The name of a pool: 1 to 63 characters, `^[a-z][a-z0-9-]*$`. (Azure asks for 3 or more and, in its
+/// specification, for no hyphen; its documentation has hyphens.)
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolName(String);
+
+/// A text is not a [`PoolName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a pool's name has 1 to 63 characters, begins with a letter a-z and goes on with a-z, 0-9 and '-'; this one is {0:?}"
+)]
+pub struct PoolNameError(pub String);
+
+impl PoolName {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// [`PoolNameError`] with the rule.
+    pub fn parse(text: &str) -> Result<Self, PoolNameError> {
+        let fits = text.len() <= 63
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        if fits { Ok(Self(text.to_owned())) } else { Err(PoolNameError(text.chars().take(80).collect())) }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// A sandbox's number: 128 bits, made from a random source by the service layer, never used twice.
+/// Prints as a UUID, which is what Azure's clients see in `x-ms-session-guid`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SandboxId(pub [u8; 16]);
+
+/// An execution's number: 128 bits. Prints as a UUID.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExecutionId(pub [u8; 16]);
+
+fn uuid(bytes: &[u8; 16], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (at, byte) in bytes.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            f.write_str("-")?;
+        }
+        write!(f, "{byte:02x}")?;
+    }
+    Ok(())
+}
+
+/// Reads the 32 hexadecimal digits of a UUID, with or without hyphens.
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text
+        .chars()
+        .filter(|c| *c != '-')
+        .map(|c| c.to_digit(16))
+        .collect::<Option<Vec<_>>>()?
+        .into_iter()
+        .map(|d| u8::try_from(d).unwrap_or(0))
+        .collect();
+    if digits.len() != 32 || text.len() > 36 {
+        return None;
+    }
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    Some(bytes)
+}
+
+macro_rules! uuid_id {
+    ($name:ident) => {
+        impl $name {
+            /// Reads a UUID's text; `None` if it is not one.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                parse_uuid(text).map(Self)
+            }
+
+            /// Makes one from 16 random bytes, with the version and variant bits of a random UUID (RFC 9562, 5.4).
+            #[must_use]
+            pub fn from_random(mut bytes: [u8; 16]) -> Self {
+                bytes[6] = bytes[6] & 0x0f | 0x40;
+                bytes[8] = bytes[8] & 0x3f | 0x80;
+                Self(bytes)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                uuid(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                uuid(&self.0, f)
+            }
+        }
+    };
+}
+
+uuid_id!(SandboxId);
+uuid_id!(ExecutionId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_of_4_and_of_128_characters_are_the_shortest_and_longest() {
+        assert_eq!(Identifier::parse("abc"), Err(IdentifierError::Length { length: 3 }));
+        assert!(Identifier::parse("abcd").is_ok());
+        assert!(Identifier::parse(&"x".repeat(128)).is_ok());
+        assert_eq!(Identifier::parse(&"x".repeat(129)), Err(IdentifierError::Length { length: 129 }));
+    }
+
+    #[test]
+    fn every_sign_of_the_specification_may_be_in_an_identifier_and_no_other() {
+        let signs = "_|}{[]:\";'<>?/.,@#$%^&*()-+=!~`";
+        assert!(Identifier::parse(signs).is_ok());
+        for bad in [' ', '\\', '\0', '\n', 'é', '\u{202e}'] {
+            assert_eq!(Identifier::parse(&format!("abcd{bad}")), Err(IdentifierError::Character { character: bad }));
+        }
+    }
+
+    #[test]
+    fn a_uuid_prints_as_it_is_read() {
+        let text = "0b6b2f0e-5a55-4a7e-9b8a-0e4f6f1a2c33";
+        assert_eq!(ExecutionId::parse(text).unwrap().to_string(), text);
+        assert_eq!(ExecutionId::parse("9a0c"), None);
+    }
+}

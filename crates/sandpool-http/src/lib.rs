@@ -1,0 +1,1 @@
+//! The dialects over the service layer: Azure data plane, native API, auth.

@@ -1,0 +1,1 @@
+//! Images: recipes, builds and the content store.

@@ -1,0 +1,1 @@
+//! The service layer: pools, sessions, executions, files. What every dialect calls.

@@ -1,0 +1,1 @@
+//! The process-level driver and its launcher: namespaces, cgroups, seccomp, Landlock, overlay.

@@ -1,0 +1,1 @@
+//! System calls made safe: the one crate with unsafe code.

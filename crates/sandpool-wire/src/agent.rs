@@ -1,0 +1,446 @@
+//! The agent's protocol: what the service layer and the program inside a sandbox say to each other.
+//!
+//! ```text
+//! service layer  --ToAgent-->    agent      over one byte stream, in frames (see crate::frame)
+//!                <--FromAgent--             many streams may be open to one agent at a time
+//! ```
+//!
+//! On every new stream the agent first says [`FromAgent::Hello`]; it says [`FromAgent::Ready`] once the
+//! interpreter is warm (at once, if it is already). Each request carries a number chosen by the caller and is
+//! answered by exactly one [`FromAgent::Reply`] with the same number. Executions outlive streams: their events
+//! are kept by the agent (bounded) and can be read again with [`Call::Attach`].
+
+use serde::{Deserialize, Serialize};
+
+/// The version of this protocol. Both sides must agree exactly; the agent travels inside the server's binary.
+pub const PROTOCOL: u32 = 1;
+
+/// The largest piece of a file in one message, in bytes.
+pub const MAX_CHUNK: usize = 1024 * 1024;
+
+/// The largest code or command of one execution, in bytes.
+pub const MAX_CODE: usize = 3 * 1024 * 1024;
+
+/// The executions whose events an agent keeps for reading again; the oldest finished ones go first.
+pub const KEPT_EXECUTIONS: usize = 64;
+
+/// What answers code in a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Runtime {
+    /// Python, through IPython's `InteractiveShell`.
+    Python,
+    /// Node, through its own REPL evaluation.
+    Node,
+    /// Shell commands only; no interpreter is kept.
+    Shell,
+}
+
+impl Runtime {
+    /// The word for it in settings, arguments and paths.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Node => "node",
+            Self::Shell => "shell",
+        }
+    }
+
+    /// The runtime that `word` names.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Python, Self::Node, Self::Shell].into_iter().find(|runtime| runtime.word() == word)
+    }
+}
+
+/// An execution's number inside one sandbox: 128 bits, chosen by the service layer, unique in the sandbox.
+pub type ExecKey = [u8; 16];
+
+/// Said to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Asks for something; answered by one [`FromAgent::Reply`] with the same `request`.
+    Call {
+        /// The caller's number for this request on this stream.
+        request: u32,
+        /// What is asked.
+        call: Call,
+    },
+    /// Input for a running execution's standard input or terminal. Not answered.
+    Input {
+        /// The execution.
+        exec: ExecKey,
+        /// The bytes, at most [`MAX_CHUNK`]. Empty means end of input.
+        data: Vec<u8>,
+    },
+    /// The terminal of an execution has a new size. Not answered.
+    Resize {
+        /// The execution.
+        exec: ExecKey,
+        /// Rows of text.
+        rows: u16,
+        /// Columns of text.
+        columns: u16,
+    },
+}
+
+/// What can be asked of the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Call {
+    /// Sends what a sandbox gets when a session takes it. Done once, before any other call but `Ping`; a second
+    /// time is [`Refusal::Invalid`]. Reply: [`Answer::Done`].
+    Activate(Activation),
+    /// Starts an execution. Reply: [`Answer::Done`] as soon as it is accepted, or [`Refusal::Busy`]. Its events
+    /// follow on this stream, as if attached with `after_seq` 0.
+    Execute(Execute),
+    /// Ends an execution: see [`Stop`]. Reply: [`Answer::Done`]; `Finished` follows as an event.
+    Stop {
+        /// The execution.
+        exec: ExecKey,
+        /// How hard.
+        how: Stop,
+    },
+    /// Follows the events of an execution on this stream, from those after `after_seq` on (0: all).
+    /// Reply: [`Answer::Done`], or [`Refusal::NotFound`].
+    Attach {
+        /// The execution.
+        exec: ExecKey,
+        /// The last event the caller has seen, or 0.
+        after_seq: u64,
+    },
+    /// The executions the agent still knows. Reply: [`Answer::Executions`].
+    Executions,
+    /// One file's or directory's record. Reply: [`Answer::Entry`].
+    Stat {
+        /// See [`FilePath`].
+        path: FilePath,
+    },
+    /// A directory's entries, sorted by path, at most `limit` of those after `after`. Reply: [`Answer::Entries`].
+    List {
+        /// The directory.
+        path: FilePath,
+        /// Also what is in directories below.
+        recursive: bool,
+        /// Continue after this path (as in [`Entry::path`]).
+        after: Option<String>,
+        /// At most this many entries; the agent gives at most 1,000.
+        limit: u32,
+    },
+    /// Bytes of a regular file. Reply: [`Answer::Data`].
+    Read {
+        /// The file.
+        path: FilePath,
+        /// First byte.
+        offset: u64,
+        /// At most this many bytes, and at most [`MAX_CHUNK`].
+        length: u32,
+    },
+    /// Starts an upload: data goes to a hidden temporary file beside the target until `WriteCommit`.
+    /// Parent directories are made. Reply: [`Answer::Upload`] with a handle that belongs to this stream.
+    WriteOpen {
+        /// The file to write.
+        path: FilePath,
+    },
+    /// Appends to an open upload. Reply: [`Answer::Done`].
+    Write {
+        /// From [`Answer::Upload`].
+        upload: u32,
+        /// At most [`MAX_CHUNK`] bytes.
+        data: Vec<u8>,
+    },
+    /// Puts an upload in place, replacing what was there. Reply: [`Answer::Entry`].
+    WriteCommit {
+        /// From [`Answer::Upload`].
+        upload: u32,
+    },
+    /// Forgets an upload. (Also happens when its stream closes.) Reply: [`Answer::Done`].
+    WriteAbort {
+        /// From [`Answer::Upload`].
+        upload: u32,
+    },
+    /// Removes a file, or a directory with all in it. Reply: [`Answer::Done`].
+    Remove {
+        /// The file or directory.
+        path: FilePath,
+    },
+    /// Is anyone there? Reply: [`Answer::Done`].
+    Ping,
+}
+
+/// What arrives when a session takes a warm sandbox. A warm sandbox holds none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activation {
+    /// Environment variables for every execution from now on, besides the built-in ones.
+    pub env: Vec<(String, String)>,
+    /// Bytes to reseed generators with (Python's `random`, numpy, Node's `Math.random`).
+    pub seed: [u8; 32],
+}
+
+/// A path as the agent takes it: absolute and normal (no empty, `.` or `..` component, no NUL).
+/// The agent resolves it with the sandbox's own rights.
+pub type FilePath = String;
+
+/// One execution to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execute {
+    /// Its key. Starting the same key twice is answered `Done` and starts nothing: a retry is harmless.
+    pub exec: ExecKey,
+    /// What to run.
+    pub work: Work,
+    /// Wall-clock limit in milliseconds. At its end what the execution started is ended, and
+    /// [`Outcome::TimedOut`] reported.
+    pub timeout_ms: u64,
+    /// Bytes of stdout and stderr together, that are passed on; what is over it is counted and dropped.
+    pub output_limit: u64,
+}
+
+/// What an execution runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// Code for the sandbox's interpreter. One at a time: a second one meanwhile is [`Refusal::Busy`].
+    Code {
+        /// The source text, at most [`MAX_CODE`] bytes.
+        code: String,
+        /// Run in a fresh, empty namespace that is thrown away afterwards.
+        fresh: bool,
+    },
+    /// A command line for `/bin/bash -lc`, in the working directory.
+    Shell {
+        /// The command, at most [`MAX_CODE`] bytes (also over the kernel's limit on one argument).
+        command: String,
+        /// What its standard input reads.
+        stdin: Stdin,
+    },
+    /// A program and its arguments, without a shell.
+    Argv {
+        /// At least one; the first is looked up in PATH.
+        argv: Vec<String>,
+        /// What its standard input reads.
+        stdin: Stdin,
+    },
+    /// A program on a new terminal of the sandbox's own; its output comes as stdout events.
+    Terminal {
+        /// At least one.
+        argv: Vec<String>,
+        /// Rows of text.
+        rows: u16,
+        /// Columns of text.
+        columns: u16,
+        /// The value of TERM.
+        term: String,
+    },
+}
+
+/// What an execution's standard input reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdin {
+    /// Nothing: end of input at once.
+    Empty,
+    /// These bytes, at most [`MAX_CODE`], then end of input.
+    Bytes(Vec<u8>),
+    /// What [`ToAgent::Input`] brings, until it brings nothing.
+    Stream,
+}
+
+/// How to end an execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stop {
+    /// SIGINT; if it runs on, SIGTERM after 2 s and SIGKILL after 5 s more (an interpreter is then replaced by a
+    /// fresh one, and the outcome says that its state was lost).
+    Interrupt,
+    /// SIGKILL, at once.
+    Kill,
+}
+
+/// Said by the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromAgent {
+    /// The first message on every stream.
+    Hello {
+        /// [`PROTOCOL`] of the agent.
+        protocol: u32,
+        /// Made anew each time the agent starts. If it changes, everything inside is gone.
+        boot_id: [u8; 16],
+        /// What answers code.
+        runtime: Runtime,
+        /// The interpreter's own version, or the shell's; empty until it is ready.
+        version: String,
+    },
+    /// The interpreter is warm. Said once on every stream, at once or when it becomes true.
+    Ready,
+    /// The interpreter could not be started. The sandbox is of no use.
+    Broken {
+        /// Why, for the operator's log. At most 4 KiB.
+        reason: String,
+    },
+    /// The answer to a call.
+    Reply {
+        /// The call's number.
+        request: u32,
+        /// What came of it.
+        result: Result<Answer, Refusal>,
+    },
+    /// Something happened in an execution.
+    Event {
+        /// The execution.
+        exec: ExecKey,
+        /// Counts up from 1 in each execution.
+        seq: u64,
+        /// What happened.
+        event: Event,
+    },
+}
+
+/// What a call brought.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// One record.
+    Entry(Entry),
+    /// Records of a directory.
+    Entries {
+        /// Sorted by path.
+        entries: Vec<Entry>,
+        /// There are more: list again after the last.
+        more: bool,
+    },
+    /// Bytes of a file. Fewer than asked for means that the file ends there.
+    Data {
+        /// The bytes.
+        data: Vec<u8>,
+        /// The file's size, in bytes, when this was read.
+        size: u64,
+    },
+    /// An upload was opened.
+    Upload(u32),
+    /// The executions the agent knows: key, and outcome if finished.
+    Executions(Vec<(ExecKey, Option<Outcome>)>),
+}
+
+/// Why a call was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The interpreter runs something else.
+    #[error("the interpreter is busy with another execution")]
+    Busy,
+    /// No such execution, file or upload.
+    #[error("not found")]
+    NotFound,
+    /// A directory where a file was meant, or the other way round; or neither of the two.
+    #[error("not a {0}")]
+    WrongKind(String),
+    /// The sandbox's own rights do not allow it.
+    #[error("permission denied")]
+    Denied,
+    /// No space is left within the session's disk limit.
+    #[error("no space is left in the session")]
+    NoSpace,
+    /// The request makes no sense here; says why.
+    #[error("{0}")]
+    Invalid(String),
+    /// Anything else; says what.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A file's or directory's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Relative to the listed directory (the name alone for `Stat`). Bytes that are not UTF-8 are replaced.
+    pub path: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Apparent size in bytes.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link, device, socket or pipe: listed, never followed.
+    Other,
+}
+
+/// What happens in an execution, in this order: `Started`, any of the middle ones, `Finished`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// It began to run.
+    Started,
+    /// Bytes it wrote to standard output, as it wrote them: not always whole characters.
+    Stdout(Vec<u8>),
+    /// Bytes it wrote to standard error.
+    Stderr(Vec<u8>),
+    /// Something it displayed on the way (a figure, a table).
+    Display(Rich),
+    /// The value of its last expression, when it has one.
+    Result(Rich),
+    /// The exception that ended it. The traceback has also been sent as `Stderr`.
+    Error(Raised),
+    /// The end. No event follows.
+    Finished(Finished),
+}
+
+/// A value as the interpreter shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rich {
+    /// The pretty-printed `repr`.
+    pub text: String,
+    /// JSON text of the value when it is one of: null (Python's `None`, Node's `null` and `undefined`), a boolean, a
+    /// finite number, a string. An integer keeps all its digits. `None` for every other value, NaN and infinities
+    /// included.
+    pub scalar: Option<String>,
+    /// Other forms: media type and bytes (raw bytes, not base64, also for images), such as `image/png`, `text/html`.
+    pub forms: Vec<(String, Vec<u8>)>,
+    /// Forms that were left out because they were too large: media type and size in bytes.
+    pub dropped: Vec<(String, u64)>,
+}
+
+/// An exception.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Raised {
+    /// Its class, such as `ZeroDivisionError`.
+    pub name: String,
+    /// Its message.
+    pub message: String,
+    /// Its traceback as plain text (no colour codes).
+    pub traceback: String,
+}
+
+/// How an execution ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// The verdict.
+    pub outcome: Outcome,
+    /// Wall-clock time inside the sandbox, in microseconds.
+    pub duration_us: u64,
+    /// Bytes of stdout and of stderr that were dropped over the output limit.
+    pub dropped: (u64, u64),
+    /// The interpreter had to be replaced: its variables are gone.
+    pub state_lost: bool,
+}
+
+/// The verdict over an execution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Code ran to its end.
+    Succeeded,
+    /// Code ended with an exception (see [`Event::Error`]).
+    Raised,
+    /// A command or program ended: its exit code, or 128 + the signal that ended it.
+    Exited(i32),
+    /// The program could not be started: says why.
+    NotStarted(String),
+    /// The time limit passed.
+    TimedOut,
+    /// It was stopped on request.
+    Cancelled,
+    /// The interpreter went away under it (out of memory, `os._exit`, a crash): says how.
+    Died(String),
+}

@@ -1,0 +1,2 @@
+//! Sandpool.
+fn main() {}
