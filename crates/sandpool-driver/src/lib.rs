@@ -1,1 +1,209 @@
-//! The Driver seam.
+//! The Driver seam: what makes sandboxes, and nothing else.
+//!
+//! The core owns pools, sessions, identifiers, cool-down and quotas; a driver owns sandboxes. The seam fits local
+//! namespaces, a microVM and a Kubernetes pod alike: ids are chosen by the caller, so every call can be repeated;
+//! readiness is watched and not awaited; the agent inside is reached over a byte stream, never an address.
+//!
+//! ```text
+//! ensure_pool -> create -> (watch: Ready) -> assign -> activate -> dial ... -> destroy
+//! ```
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sandpool_core::ids::{PoolName, SandboxId};
+use sandpool_core::limits::Limits;
+use sandpool_wire::agent::{Activation, Runtime};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::broadcast;
+
+/// The largest [`Owner::record`], in bytes.
+pub const MAX_RECORD: usize = 1024;
+
+/// Makes, hands out and destroys sandboxes at one isolation level.
+///
+/// Every call has a deadline of the driver's own and then answers [`DriverError::Unavailable`]; none hangs.
+/// Dropping the future of a call leaves it done or not done, never half done: repeat it, or ask [`Driver::list`].
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// What this driver is, and what it proved about its wall on this host.
+    fn describe(&self) -> Description;
+
+    /// Makes what a pool's sandboxes are made from ready for use. Idempotent; a changed template takes effect for
+    /// sandboxes created afterwards.
+    async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError>;
+
+    /// Starts to make a sandbox. Idempotent by `id`. Answers when it is known to [`Driver::list`]; [`Driver::watch`]
+    /// tells when it is ready.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown pool, `Conflict` when the id exists in another pool, `Exhausted` when the host has no
+    /// room.
+    async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError>;
+
+    /// Binds a ready sandbox to its one owner, atomically, and durably before it answers: this is the truth of "this
+    /// sandbox belongs to that session", also after the server has been killed. The same owner again is fine.
+    ///
+    /// # Errors
+    /// `Conflict` when it has another owner, `Gone` when it is not there, `Unavailable` when it is not ready yet.
+    async fn assign(&self, id: SandboxId, owner: &Owner) -> Result<(), DriverError>;
+
+    /// Gives an assigned sandbox its session's configuration. Once per boot; a second time with the same boot is
+    /// `Conflict`.
+    async fn activate(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError>;
+
+    /// Ends a sandbox and removes every trace of it. Idempotent; a destroyed id never comes back. Answers when its
+    /// processes are gone.
+    async fn destroy(&self, id: SandboxId) -> Result<(), DriverError>;
+
+    /// Every sandbox there is: the truth after a restart.
+    async fn list(&self) -> Result<Vec<Sandbox>, DriverError>;
+
+    /// Changes from now on. A receiver that lags gets `Lagged` from the channel: it must then [`Driver::list`].
+    fn watch(&self) -> broadcast::Receiver<Change>;
+
+    /// A new byte stream to the agent of a sandbox.
+    ///
+    /// # Errors
+    /// `Gone` when the sandbox is not there, `Unavailable` when it does not answer.
+    async fn dial(&self, id: SandboxId) -> Result<Stream, DriverError>;
+
+    /// What a sandbox uses now.
+    async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError>;
+}
+
+/// A byte stream to an agent.
+pub type Stream = Box<dyn ByteStream>;
+
+/// Any two-way byte stream: a Unix socket, vsock, a port-forward.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// What a driver is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The isolation level's name, as sessions report it: `process`, `memory (no boundary)`, ...
+    pub level: String,
+    /// What the wall is made of on this host, as proved at start: one line each, such as `seccomp: 269 calls allowed`.
+    pub wall: Vec<String>,
+    /// What is weaker than the level promises elsewhere, in one sentence each. Empty on a good host.
+    pub weaker: Vec<String>,
+}
+
+/// What a pool's sandboxes are made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// The pool.
+    pub pool: PoolName,
+    /// What answers code inside.
+    pub runtime: Runtime,
+    /// The image's root file system, on this host.
+    pub rootfs: PathBuf,
+    /// What each sandbox may use.
+    pub limits: Limits,
+    /// How long a sandbox may take from `create` to ready, before it is given up.
+    pub boot_limit: Duration,
+}
+
+/// Whom a sandbox belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The service layer's own record of the session, opaque to drivers: at most [`MAX_RECORD`] bytes.
+    pub record: Vec<u8>,
+}
+
+/// One sandbox, as its driver knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// The id its creator chose.
+    pub id: SandboxId,
+    /// The pool it was made for.
+    pub pool: PoolName,
+    /// How far it is.
+    pub phase: Phase,
+    /// The agent's boot id, once it has answered. If it changes, the state inside is gone.
+    pub boot_id: Option<[u8; 16]>,
+    /// Whom it belongs to.
+    pub owner: Option<Owner>,
+    /// It has had its [`Driver::activate`].
+    pub activated: bool,
+}
+
+/// How far a sandbox is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Being made; its interpreter is warming up.
+    Booting,
+    /// Its agent and interpreter answer.
+    Ready,
+    /// Being destroyed.
+    Leaving,
+}
+
+/// What happened to a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is there, and now looks like this.
+    Upsert(Sandbox),
+    /// It is gone for good, with all that was in it.
+    Gone {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        reason: GoneReason,
+    },
+}
+
+/// Why a sandbox is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GoneReason {
+    /// Somebody called [`Driver::destroy`].
+    Destroyed,
+    /// It used up its memory and was ended.
+    OutOfMemory,
+    /// Its first process ended, by an exit code or signal.
+    Died(String),
+    /// It could not be started: says why.
+    BootFailed(String),
+}
+
+/// What a sandbox uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// The most bytes of memory it ever used.
+    pub memory_peak: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Processor time, in microseconds.
+    pub cpu_us: u64,
+    /// Processes the kernel killed in it for want of memory.
+    pub oom_kills: u64,
+}
+
+/// Why a driver did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriverError {
+    /// It contradicts what is already so.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// The host has no room for more.
+    #[error("exhausted: {0}")]
+    Exhausted(String),
+    /// The request makes no sense; trying again will not help.
+    #[error("invalid: {0}")]
+    Invalid(String),
+    /// It may work later.
+    #[error("unavailable: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The sandbox is not there, or not any more.
+    #[error("gone: {0}")]
+    Gone(String),
+}

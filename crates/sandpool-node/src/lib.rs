@@ -1,1 +1,11 @@
-//! The service layer: pools, sessions, executions, files. What every dialect calls.
+//! The service layer: pools, sessions, executions and files. What every dialect calls.
+//!
+//! REST, MCP, the command line and the console are thin faces of [`Node`]. It knows no HTTP; it drives a
+//! [`sandpool_driver::Driver`] by the rules of `sandpool_core::pool`, and speaks with agents over the driver's
+//! byte streams.
+
+pub mod api;
+mod node;
+
+pub use api::*;
+pub use node::{ExecutionHandle, Node, NodeConfig};

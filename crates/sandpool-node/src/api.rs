@@ -1,0 +1,233 @@
+//! The words of the service layer: what dialects ask for, and what they get.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
+use sandpool_core::limits::{Life, Limits, Scale};
+pub use sandpool_wire::agent::{Entry, EntryKind, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work};
+
+/// One pool, as declared.
+#[derive(Clone, Debug)]
+pub struct PoolSpec {
+    /// Its name.
+    pub name: PoolName,
+    /// What answers code.
+    pub runtime: Runtime,
+    /// The root file system of its image.
+    pub rootfs: PathBuf,
+    /// Sandboxes at once.
+    pub scale: Scale,
+    /// When sessions end.
+    pub life: Life,
+    /// What each sandbox may use.
+    pub limits: Limits,
+    /// Executions of one session that may wait for its interpreter, besides the one that runs. More are refused.
+    pub queue: usize,
+    /// Bytes of output of one execution that are kept: stdout and stderr together.
+    pub output_limit: u64,
+    /// The longest time-out a caller may ask for.
+    pub max_timeout: Duration,
+    /// Environment variables of every session.
+    pub env: Vec<(String, String)>,
+}
+
+/// A pool, as it is now.
+#[derive(Clone, Debug)]
+pub struct PoolStatus {
+    /// As declared.
+    pub spec: PoolSpec,
+    /// Sandboxes that are ready for a session.
+    pub ready: u32,
+    /// Sandboxes that are being made.
+    pub booting: u32,
+    /// Sandboxes that belong to a session.
+    pub sessions: u32,
+    /// The isolation level in force.
+    pub level: String,
+    /// Why sandboxes do not start, when they do not.
+    pub trouble: Option<String>,
+}
+
+/// Who asks. Dialects fill it from the verified token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The token's subject, for "who holds the slots". Not a secret.
+    pub subject: String,
+}
+
+/// A session, as it is now.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its name.
+    pub identifier: Identifier,
+    /// The sandbox bound to it.
+    pub sandbox: SandboxId,
+    /// Who made it.
+    pub owner: String,
+    /// The wall it really has.
+    pub level: String,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When it was last used.
+    pub used: SystemTime,
+    /// When it ends, if it is not used again.
+    pub expires: SystemTime,
+    /// Executions that run or wait.
+    pub busy: usize,
+}
+
+/// A session that a call found or made.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The session.
+    pub session: SessionInfo,
+    /// This call made it.
+    pub new: bool,
+    /// How long it took to get it.
+    pub took: Duration,
+}
+
+/// Whether a call may make a session that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// Make it.
+    OrCreate,
+    /// Answer [`NodeError::NoSession`].
+    Existing,
+}
+
+/// An execution to start.
+#[derive(Clone, Debug)]
+pub struct ExecuteRequest {
+    /// The caller's own id for it, else one is made. The same id again finds the execution that has it.
+    pub id: Option<ExecutionId>,
+    /// What to run.
+    pub work: Work,
+    /// Wall-clock limit; `None`: the pool's longest.
+    pub timeout: Option<Duration>,
+    /// Bytes of output to keep, at most the pool's limit; `None`: the pool's limit.
+    pub output_limit: Option<u64>,
+}
+
+/// Where an execution is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExecutionState {
+    /// It waits for its turn.
+    Queued,
+    /// It runs.
+    Running,
+    /// It has ended.
+    Ended(Outcome),
+}
+
+/// An execution, as it is now, with its output so far.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// Its id.
+    pub id: ExecutionId,
+    /// Its session.
+    pub identifier: Identifier,
+    /// Where it is.
+    pub state: ExecutionState,
+    /// When it was asked for.
+    pub created: SystemTime,
+    /// Standard output so far.
+    pub stdout: Vec<u8>,
+    /// Standard error so far.
+    pub stderr: Vec<u8>,
+    /// Bytes of stdout and stderr that were dropped over the limit.
+    pub dropped: (u64, u64),
+    /// The value of the last expression.
+    pub result: Option<Rich>,
+    /// All that was displayed, in order.
+    pub displays: Vec<Rich>,
+    /// The exception that ended it.
+    pub error: Option<Raised>,
+    /// Wall-clock time inside the sandbox.
+    pub duration: Option<Duration>,
+    /// How long it waited for its turn.
+    pub queued: Option<Duration>,
+    /// The interpreter's variables were lost by it.
+    pub state_lost: bool,
+}
+
+/// One event of an execution, as streams carry it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sequenced {
+    /// Counts up from 1 in each execution.
+    pub seq: u64,
+    /// What happened.
+    pub event: sandpool_wire::agent::Event,
+}
+
+/// Why the service layer did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// No such pool.
+    #[error("there is no pool {0}")]
+    NoPool(String),
+    /// No such session.
+    #[error("there is no session {0}")]
+    NoSession(Identifier),
+    /// The session's sandbox is gone, and with it all state.
+    #[error("session {identifier} was lost: {reason}")]
+    SessionLost {
+        /// Which.
+        identifier: Identifier,
+        /// Why.
+        reason: String,
+    },
+    /// No such execution in the session.
+    #[error("there is no execution {0}")]
+    NoExecution(String),
+    /// Every session of the pool is in use.
+    #[error("pool {pool} has {active} of {limit} sessions in use")]
+    Exhausted {
+        /// The pool.
+        pool: PoolName,
+        /// Sessions in use.
+        active: u32,
+        /// Sessions allowed.
+        limit: u32,
+        /// When the next one may end.
+        retry_after: Duration,
+    },
+    /// Sandboxes of this pool do not start: says why.
+    #[error("pool {pool} cannot start sandboxes: {reason}")]
+    PoolBroken {
+        /// The pool.
+        pool: PoolName,
+        /// Why.
+        reason: String,
+    },
+    /// Too many executions wait for the session's interpreter.
+    #[error("{waiting} executions already wait in this session")]
+    QueueFull {
+        /// How many.
+        waiting: usize,
+    },
+    /// This pool's runtime cannot do that.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A value is not acceptable: says which and why.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such file.
+    #[error("there is no file {0}")]
+    NoFile(String),
+    /// It is there, but not a file (or not a directory).
+    #[error("{0}")]
+    WrongKind(String),
+    /// The session's own rights do not allow it.
+    #[error("permission denied: {0}")]
+    Denied(String),
+    /// The session's disk is full.
+    #[error("no space is left in the session")]
+    NoSpace,
+    /// The server is stopping, or the host is in trouble: try again later.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+}
