@@ -1,0 +1,14 @@
+//! The agent: what a sandbox's pid 1 does.
+//!
+//! ```text
+//! server ==dial==> streams ---+                     +--- files      as the sandbox's user, no link followed
+//!                             +--> agent (one loop) +--- executions  programs, their pipes and terminals
+//! kernel: child ended --------+                     +--- interpreter one runner, one run at a time
+//! ```
+//!
+//! One thread, one loop, no secret. Everything from a stream or from the workload is bounded before it is kept.
+
+pub mod files;
+pub mod log;
+pub mod procs;
+pub mod runner;
