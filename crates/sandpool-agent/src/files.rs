@@ -192,7 +192,12 @@ impl Listing<'_> {
 
     /// The first names of a directory after `floor` that may bring entries, each with its path, and whether it
     /// stands for what is inside. Never holds more than it answers.
-    fn batch(&self, directory: &OwnedFd, prefix: &str, floor: &str) -> Result<BTreeMap<String, (CString, bool)>, Errno> {
+    fn batch(
+        &self,
+        directory: &OwnedFd,
+        prefix: &str,
+        floor: &str,
+    ) -> Result<BTreeMap<String, (CString, bool)>, Errno> {
         let mut first: BinaryHeap<(String, CString, bool)> = BinaryHeap::new();
         let mut offer = |path: String, name: &CStr, is_inside: bool| {
             let may_follow = path.as_str() > self.after || (is_inside && self.after.starts_with(path.as_str()));

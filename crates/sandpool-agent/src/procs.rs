@@ -72,7 +72,8 @@ pub fn select(all: &[Process], belonging: &Belonging, own: i32) -> Vec<i32> {
         let belongs = match &process.marker {
             Some(marker) => *marker == belonging.marker,
             None => {
-                let in_session = belonging.leader.is_some_and(|leader| [process.session, process.group].contains(&leader));
+                let in_session =
+                    belonging.leader.is_some_and(|leader| [process.session, process.group].contains(&leader));
                 let since = belonging.interpreter.is_some_and(|(interpreter, began)| {
                     process.started >= began
                         && (process.session == interpreter || is_orphan_or_under(&by_pid, process, interpreter, own))
@@ -88,7 +89,9 @@ pub fn select(all: &[Process], belonging: &Belonging, own: i32) -> Vec<i32> {
     loop {
         let more: Vec<i32> = all
             .iter()
-            .filter(|process| !is_other(process.pid) && !chosen.contains(&process.pid) && chosen.contains(&process.parent))
+            .filter(|process| {
+                !is_other(process.pid) && !chosen.contains(&process.pid) && chosen.contains(&process.parent)
+            })
             .filter(|process| process.marker.as_ref().is_none_or(|marker| *marker == belonging.marker))
             .map(|process| process.pid)
             .collect();
@@ -97,7 +100,8 @@ pub fn select(all: &[Process], belonging: &Belonging, own: i32) -> Vec<i32> {
         }
         chosen.extend(more);
     }
-    let mut chosen: Vec<i32> = chosen.into_iter().filter(|pid| by_pid.get(pid).is_some_and(|process| !process.is_zombie)).collect();
+    let mut chosen: Vec<i32> =
+        chosen.into_iter().filter(|pid| by_pid.get(pid).is_some_and(|process| !process.is_zombie)).collect();
     chosen.sort_unstable();
     chosen
 }
@@ -160,9 +164,9 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
 }
 
 fn marker_in(environment: &[u8]) -> Option<String> {
-    let value = environment.split(|byte| *byte == 0).find_map(|entry| {
-        entry.strip_prefix(MARKER.as_bytes())?.strip_prefix(b"=")
-    })?;
+    let value = environment
+        .split(|byte| *byte == 0)
+        .find_map(|entry| entry.strip_prefix(MARKER.as_bytes())?.strip_prefix(b"="))?;
     String::from_utf8(value.to_vec()).ok()
 }
 
@@ -206,12 +210,12 @@ mod tests {
         let all = [
             process(1, 0, 0, None),
             process(10, 1, 10, Some("mine")),
-            process(11, 10, 10, None),            // cleared its environment
-            process(12, 1, 12, Some("mine")),     // a daemon
-            process(13, 12, 13, None),            // its child, in a session of its own
+            process(11, 10, 10, None),        // cleared its environment
+            process(12, 1, 12, Some("mine")), // a daemon
+            process(13, 12, 13, None),        // its child, in a session of its own
             process(20, 1, 20, Some("other")),
             process(21, 20, 20, None),
-            process(30, 1, 30, None),             // an interpreter
+            process(30, 1, 30, None), // an interpreter
         ];
         assert_eq!(select(&all, &shell(10), 1), [10, 11, 12, 13]);
     }

@@ -167,13 +167,18 @@ impl Shown {
             blob = rest;
         }
         let scalar = self.scalar.filter(|text| is_scalar(text));
-        if blob.is_empty() { Ok(Rich { text: self.text, scalar, forms, dropped: self.dropped }) } else { Err(Malformed::Content) }
+        if blob.is_empty() {
+            Ok(Rich { text: self.text, scalar, forms, dropped: self.dropped })
+        } else {
+            Err(Malformed::Content)
+        }
     }
 }
 
 /// Whether `text` is the JSON of null, a boolean, a number or a string.
 fn is_scalar(text: &str) -> bool {
-    !text.starts_with(['[', '{']) && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok_and(|raw| raw.get() == text)
+    !text.starts_with(['[', '{'])
+        && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok_and(|raw| raw.get() == text)
 }
 
 #[cfg(test)]
@@ -194,7 +199,9 @@ mod tests {
     fn forms_are_cut_from_the_blob() {
         let json = r#"{"t":"display","n":"7","rich":{"text":"t","scalar":null,"forms":[["image/png",2],["text/html",1]],"dropped":[["x/y",9]]}}"#;
         let bytes = message(json, b"abc");
-        let (FromRunner::Run { nonce, report: Report::Display(rich) }, used) = take(&bytes).unwrap().unwrap() else { panic!() };
+        let (FromRunner::Run { nonce, report: Report::Display(rich) }, used) = take(&bytes).unwrap().unwrap() else {
+            panic!()
+        };
         assert_eq!((nonce.as_str(), used), ("7", bytes.len()));
         assert_eq!(rich.forms, [("image/png".to_owned(), b"ab".to_vec()), ("text/html".to_owned(), b"c".to_vec())]);
         assert_eq!(rich.dropped, [("x/y".to_owned(), 9)]);

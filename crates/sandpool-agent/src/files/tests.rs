@@ -9,7 +9,8 @@ struct Room(PathBuf);
 
 impl Room {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().canonicalize().unwrap().join(format!("sandpool-files-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().canonicalize().unwrap().join(format!("sandpool-files-{name}-{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -59,7 +60,8 @@ fn listings_are_in_the_order_of_paths_and_come_in_pages() {
     }
     fs::create_dir(room.0.join("empty")).unwrap();
     fs::write(room.0.join(format!("{UNFINISHED}1")), "").unwrap();
-    let mut expected = ["a", "a-b", "a.txt", "a/b", "a/b/c", "a/z", "b", "c", "c/d", "c/d/e", "c/d/e/f", "empty", "é", "é/ü"];
+    let mut expected =
+        ["a", "a-b", "a.txt", "a/b", "a/b/c", "a/z", "b", "c", "c/d", "c/d/e", "c/d/e/f", "empty", "é", "é/ü"];
     assert_eq!(paths(&list(&room.own(), true, None, 1000).unwrap()), expected);
     expected.sort_unstable();
     for limit in 1..6 {
@@ -94,7 +96,10 @@ fn a_file_is_read_in_pieces() {
         Answer::Data { data, size: 10 } => String::from_utf8(data).unwrap(),
         other => panic!("{other:?}"),
     };
-    assert_eq!((read(0, 4), read(8, 4), read(10, 4), read(u64::MAX, 1)), ("0123".into(), "89".into(), String::new(), String::new()));
+    assert_eq!(
+        (read(0, 4), read(8, 4), read(10, 4), read(u64::MAX, 1)),
+        ("0123".into(), "89".into(), String::new(), String::new())
+    );
 }
 
 #[test]
@@ -144,7 +149,9 @@ fn directories_are_removed_with_all_in_them() {
 
 #[test]
 fn paths_that_are_not_normal_are_refused() {
-    for path in ["", "a", "/a/../b", "/a//b", "/a/", "/./a", "/a\0b", &"/a".repeat(3000), &format!("/{}", "x".repeat(256))] {
+    for path in
+        ["", "a", "/a/../b", "/a//b", "/a/", "/./a", "/a\0b", &"/a".repeat(3000), &format!("/{}", "x".repeat(256))]
+    {
         assert!(matches!(stat(path), Err(Refusal::Invalid(_))), "{path:?}");
     }
     assert!(matches!(stat("/"), Ok(Answer::Entry(_))));

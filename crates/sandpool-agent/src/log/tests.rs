@@ -97,10 +97,7 @@ fn nothing_comes_after_the_end() {
 #[test]
 fn forms_that_are_too_large_are_named() {
     let mut log = Log::new([0; 16], 100);
-    let forms = vec![
-        ("image/png".to_owned(), vec![0; FORMS_LIMIT + 1]),
-        ("text/html".to_owned(), b"<b>".to_vec()),
-    ];
+    let forms = vec![("image/png".to_owned(), vec![0; FORMS_LIMIT + 1]), ("text/html".to_owned(), b"<b>".to_vec())];
     log.display(Rich { text: "é".repeat(TEXT_LIMIT), forms, ..Rich::default() });
     let (_, Event::Display(rich)) = &events(&log)[0] else { panic!() };
     assert_eq!(rich.forms, [("text/html".to_owned(), b"<b>".to_vec())]);

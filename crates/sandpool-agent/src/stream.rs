@@ -1,0 +1,271 @@
+//! One stream: frames in, replies and followed events out.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use sandpool_wire::agent::{ExecKey, FromAgent, ToAgent};
+use sandpool_wire::frame;
+
+use crate::files::Upload;
+use crate::log::Log;
+
+/// Bytes of replies that may wait; above it no further request is read.
+const REPLIES: usize = 2 * 1024 * 1024;
+
+/// Bytes of events that are copied out of a log at a time.
+const STAGE: usize = 64 * 1024;
+
+/// A stream that someone dialled.
+#[derive(Debug)]
+pub struct Stream {
+    /// Its socket, which does not block.
+    pub fd: OwnedFd,
+    /// What it uploads.
+    pub uploads: BTreeMap<u32, Upload>,
+    /// The next upload's handle.
+    pub next_upload: u32,
+    /// Its last input waits for a program: nothing more is read.
+    pub is_held: bool,
+    inbox: Vec<u8>,
+    replies: Vec<u8>,
+    stage: Vec<u8>,
+    written: usize,
+    followed: Vec<(ExecKey, usize)>,
+}
+
+/// A stream is of no more use: its peer is gone, or sent what is not a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Closed;
+
+impl Stream {
+    /// A new stream on `fd`.
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            uploads: BTreeMap::new(),
+            next_upload: 1,
+            is_held: false,
+            inbox: Vec::new(),
+            replies: Vec::new(),
+            stage: Vec::new(),
+            written: 0,
+            followed: Vec::new(),
+        }
+    }
+
+    /// Queues a message.
+    pub fn say(&mut self, message: &FromAgent) {
+        // Whatever the agent says is bounded below the largest frame.
+        if let Ok(bytes) = frame::encode(message) {
+            self.replies.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Follows an execution's log from byte `position` on; one that is followed already is left as it is.
+    pub fn follow(&mut self, exec: ExecKey, position: usize) {
+        if self.followed.iter().all(|(known, _)| *known != exec) {
+            self.followed.push((exec, position));
+        }
+    }
+
+    /// Follows an execution's log from byte `position` on, in place of where it was.
+    pub fn follow_again(&mut self, exec: ExecKey, position: usize) {
+        self.followed.retain(|(known, _)| *known != exec);
+        self.followed.push((exec, position));
+    }
+
+    /// Whether events of `exec` wait to be sent.
+    #[must_use]
+    pub fn awaits(&self, exec: ExecKey, log: &Log) -> bool {
+        self.followed.iter().any(|(known, position)| *known == exec && *position < log.size())
+    }
+
+    /// Whether it should be read now.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        !self.is_held && self.replies.len() < REPLIES
+    }
+
+    /// Reads once.
+    ///
+    /// # Errors
+    /// [`Closed`] when the peer is gone.
+    pub fn receive(&mut self) -> Result<(), Closed> {
+        let mut buffer = [0; 64 * 1024];
+        match rustix::io::read(&self.fd, &mut buffer) {
+            Ok(0) => Err(Closed),
+            Ok(count) => {
+                self.inbox.extend_from_slice(&buffer[..count]);
+                Ok(())
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(_) => Err(Closed),
+        }
+    }
+
+    /// The next whole message, if it is there and the stream is not held back.
+    ///
+    /// # Errors
+    /// [`Closed`] when what was received is not a frame.
+    pub fn next(&mut self) -> Result<Option<ToAgent>, Closed> {
+        if !self.wants_input() {
+            return Ok(None);
+        }
+        match frame::take::<ToAgent>(&self.inbox) {
+            Ok(Some((message, used))) => {
+                self.inbox.drain(..used);
+                if self.inbox.is_empty() {
+                    self.inbox = Vec::new();
+                }
+                Ok(Some(message))
+            }
+            Ok(None) => Ok(None),
+            Err(_) => Err(Closed),
+        }
+    }
+
+    /// Whether there is something to send.
+    pub fn wants_output<'a>(&mut self, log: impl Fn(ExecKey) -> Option<&'a Log>) -> bool {
+        self.written < self.stage.len() || self.refill(log)
+    }
+
+    /// Sends what can be sent now.
+    ///
+    /// # Errors
+    /// [`Closed`] when the peer is gone.
+    pub fn send<'a>(&mut self, log: impl Fn(ExecKey) -> Option<&'a Log>) -> Result<(), Closed> {
+        while self.wants_output(&log) {
+            match rustix::io::write(&self.fd, &self.stage[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(Closed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the next frames on the stage, once it is empty: replies first, then events of each log in turn.
+    fn refill<'a>(&mut self, log: impl Fn(ExecKey) -> Option<&'a Log>) -> bool {
+        self.written = 0;
+        self.stage = std::mem::take(&mut self.replies);
+        for (exec, position) in &mut self.followed {
+            if self.stage.len() >= STAGE {
+                break;
+            }
+            if let Some(log) = log(*exec) {
+                let bytes = log.read(*position, STAGE);
+                self.stage.extend_from_slice(bytes);
+                *position += bytes.len();
+            }
+        }
+        // One that has ended and been sent as a whole, or is no longer kept, is followed no more.
+        self.followed.retain(|(exec, position)| {
+            log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.size())
+        });
+        // The next turn begins with another log.
+        if self.followed.len() > 1 {
+            self.followed.rotate_left(1);
+        }
+        !self.stage.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sandpool_wire::agent::{Answer, Call, Outcome};
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    fn pair() -> (UnixStream, Stream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, Stream::new(theirs.into()))
+    }
+
+    fn messages(bytes: &[u8]) -> Vec<FromAgent> {
+        let (mut rest, mut all) = (bytes, Vec::new());
+        while let Some((message, used)) = frame::take(rest).unwrap() {
+            all.push(message);
+            rest = &rest[used..];
+        }
+        all
+    }
+
+    #[test]
+    fn a_reply_comes_before_the_events_of_what_it_answers() {
+        let (ours, mut stream) = pair();
+        let mut log = Log::new([1; 16], 1000);
+        log.started();
+        stream.say(&FromAgent::Reply { request: 1, result: Ok(Answer::Done) });
+        stream.follow([1; 16], 0);
+        log.output(crate::log::Channel::Stdout, b"x", Instant::now());
+        log.finish(Outcome::Succeeded, Duration::ZERO, false);
+        stream.send(|_| Some(&log)).unwrap();
+        assert!(!stream.wants_output(|_| Some(&log)) && stream.followed.is_empty());
+        drop(stream);
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut &ours, &mut bytes).unwrap();
+        let all = messages(&bytes);
+        assert!(matches!(all[0], FromAgent::Reply { .. }));
+        assert_eq!(all.len(), 4);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_holds_up_nobody() {
+        let (_ours, mut stream) = pair();
+        let mut log = Log::new([1; 16], u64::MAX);
+        stream.follow([1; 16], 0);
+        let mut now = Instant::now();
+        for _ in 0..100 {
+            now += Duration::from_millis(10);
+            log.output(crate::log::Channel::Stdout, &[0; 60_000], now);
+            stream.send(|_| Some(&log)).unwrap();
+        }
+        assert!(stream.wants_output(|_| Some(&log)) && stream.stage.len() < 4 * STAGE);
+    }
+
+    #[test]
+    fn requests_are_not_read_while_replies_wait() {
+        let (_ours, mut stream) = pair();
+        let reply = FromAgent::Reply { request: 1, result: Ok(Answer::Data { data: vec![0; 1 << 20], size: 0 }) };
+        stream.say(&reply);
+        assert!(stream.wants_input());
+        stream.say(&reply);
+        assert!(!stream.wants_input());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let (ours, mut stream) = pair();
+            std::io::Write::write_all(&mut &ours, &bytes).unwrap();
+            let _ = stream.receive();
+            while let Ok(Some(_)) = stream.next() {}
+        }
+
+        #[test]
+        fn frames_may_come_in_any_pieces(cuts in proptest::collection::vec(0_usize..200, 0..6)) {
+            let (ours, mut stream) = pair();
+            let call = ToAgent::Call { request: 3, call: Call::Stat { path: "/mnt/data".to_owned() } };
+            let bytes = [frame::encode(&call).unwrap(), frame::encode(&call).unwrap()].concat();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut % bytes.len()).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut got = 0;
+            for piece in cuts.windows(2) {
+                std::io::Write::write_all(&mut &ours, &bytes[piece[0]..piece[1]]).unwrap();
+                let _ = stream.receive();
+                while let Ok(Some(message)) = stream.next() {
+                    prop_assert_eq!(&message, &call);
+                    got += 1;
+                }
+            }
+            prop_assert_eq!(got, 2);
+        }
+    }
+}

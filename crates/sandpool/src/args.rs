@@ -1,0 +1,395 @@
+//! What people type. Each flag says its unit and its environment variable; nothing here acts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs code that nobody has read, in warm, isolated sandboxes on this machine
+///
+/// A pool keeps sandboxes ready; a session is a name of your choice bound to one sandbox. `sandpool up` starts
+/// everything, `sandpool run` runs something.
+#[derive(Debug, Parser)]
+#[command(name = "sandpool", version, propagate_version = false, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use. `run` and `shell` pass the code's own exit code through."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// State directory: images, keys, certificates, logs [default: /var/lib/sandpool as root, else
+    /// ~/.local/share/sandpool]
+    #[arg(long, global = true, env = "SANDPOOL_HOME", hide_env_values = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Address of the server to talk to [default: the one that runs on this state directory]
+    #[arg(long, global = true, env = "SANDPOOL_ENDPOINT", hide_env_values = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// Print JSON instead of text, also for errors
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Form of the log on standard error; what is logged is set by RUST_LOG [default: warn, the server: info]
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT", hide_possible_values = true)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Prepare what is missing and run the server with its default pools: python, node, shell
+    Up(Up),
+    /// Run the server from a configuration file
+    Serve(Serve),
+    /// Stop the server of this state directory
+    Down(Down),
+    /// Say what this host can do, what is missing, and how to get it
+    Doctor(Doctor),
+    /// Print shell exports that point unmodified clients to this server: eval "$(sandpool env)"
+    Env(Env),
+    /// Print a token, or replace the signing key
+    Token(Token),
+    /// Run code or a command in a session; its exit code is passed through
+    Run(Run),
+    /// Open an interactive terminal in a session
+    Shell(Shell),
+    /// List, upload, download and remove a session's files (in /mnt/data)
+    #[command(subcommand)]
+    Files(Files),
+    /// List, look at and end sessions
+    #[command(subcommand)]
+    Session(Session),
+    /// List and look at pools
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Build, list and remove images
+    #[command(subcommand)]
+    Image(Image),
+    /// Look at the settings
+    #[command(subcommand)]
+    Config(Config),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// The unprivileged half of a running server; the launcher starts it
+    #[command(name = "__server", hide = true)]
+    Server {
+        /// What it is told, as `up` wrote it
+        #[arg(long)]
+        plan: PathBuf,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Up {
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:7300]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Listen for TLS too, with a certificate of a local authority [default address: 127.0.0.1:7343]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:7343")]
+    pub(crate) https: Option<SocketAddr>,
+    /// Return when the pools are ready; `sandpool down` stops the server
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Sessions that each pool may have at the same time [default: 250]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max_sessions: Option<u32>,
+    /// Sandboxes that each pool keeps ready [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(crate) ready: Option<u32>,
+    /// Seconds without use after which a session ends [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub(crate) cooldown: Option<u64>,
+    /// Directory of the images [default: <home>/images]
+    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Serve {
+    /// The configuration file (YAML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Listen here instead of where the file says
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Return when the pools are ready; `sandpool down` stops the server
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Directory of the images [default: what the file says, else <home>/images]
+    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// Seconds to wait for an orderly end before everything is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Fail also when something is only weaker than it could be
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Env {
+    /// Point clients to the TLS listener (see `up --https`), and let them trust its certificate
+    #[arg(long)]
+    pub(crate) https: bool,
+    /// The pool of the *_POOL_MANAGEMENT_ENDPOINT variables
+    #[arg(short, long, value_name = "POOL", default_value = "python")]
+    pub(crate) pool: String,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Token {
+    /// The token is good for this pool only [default: every pool]
+    #[arg(short, long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// The token is good for this session only
+    #[arg(short, long, value_name = "SESSION")]
+    pub(crate) session: Option<String>,
+    /// What its bearer may do: reader looks, executor runs code and uses files, admin also manages
+    #[arg(long, value_enum, default_value_t = RoleWord::Executor, value_name = "ROLE")]
+    pub(crate) role: RoleWord,
+    /// How long it is good for: seconds, or a number with s, m, h or d [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+    #[command(subcommand)]
+    pub(crate) action: Option<TokenAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenAction {
+    /// Make a new signing key. Tokens of the old key stay good until they expire
+    Rotate,
+}
+
+/// A role, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleWord {
+    Reader,
+    Executor,
+    Admin,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: that of the command; for code 0, or 1 when it raises; 124 when the time-out passed, \
+    130 when it was interrupted, 127 when the command could not be started.\n\
+    Without -s the session is thrown away afterwards."
+)]
+pub(crate) struct Run {
+    /// The pool [default: by FILE's name, else shell for a command and python for code]
+    #[arg(short, long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// The session: found, or made [default: a new one, ended afterwards]
+    #[arg(short, long, value_name = "SESSION")]
+    pub(crate) session: Option<String>,
+    /// Code to run, instead of a file
+    #[arg(short, value_name = "CODE", conflicts_with_all = ["file", "command"])]
+    pub(crate) code: Option<String>,
+    /// Wall-clock limit of the execution, in seconds [default: the pool's longest]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout: Option<u64>,
+    /// Run the code in a fresh, empty namespace that is thrown away afterwards
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Directory in which images that the code shows are saved
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) images: PathBuf,
+    /// File with the code to run; `-` or nothing reads it from standard input
+    #[arg(value_name = "FILE", conflicts_with = "command")]
+    pub(crate) file: Option<PathBuf>,
+    /// A command and its arguments; standard input is passed on to it
+    #[arg(last = true, value_name = "COMMAND", allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    /// The pool
+    #[arg(short, long, value_name = "POOL", default_value = "shell")]
+    pub(crate) pool: String,
+    /// The session: found, or made [default: a new one, ended afterwards]
+    #[arg(short, long, value_name = "SESSION")]
+    pub(crate) session: Option<String>,
+    /// What to run in the terminal [default: bash -l]
+    #[arg(last = true, value_name = "COMMAND", allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// Which session a file command means.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// The pool
+    #[arg(short, long, value_name = "POOL", default_value = "python")]
+    pub(crate) pool: String,
+    /// The session
+    #[arg(short, long, value_name = "SESSION")]
+    pub(crate) session: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Files {
+    /// List a directory
+    Ls {
+        #[command(flatten)]
+        which: Which,
+        /// The directory: relative to /mnt/data, or absolute
+        #[arg(value_name = "PATH", default_value = "")]
+        path: String,
+        /// Also what is in directories below
+        #[arg(short, long)]
+        recursive: bool,
+    },
+    /// Upload files; the session is made if it is not there
+    Put {
+        #[command(flatten)]
+        which: Which,
+        /// Files of this machine; `-` is standard input and needs --to
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+        /// Name in the session, or directory if it ends in `/` [default: the file's own name in /mnt/data]
+        #[arg(long, value_name = "PATH")]
+        to: Option<String>,
+    },
+    /// Download a file
+    Get {
+        #[command(flatten)]
+        which: Which,
+        /// The file in the session
+        #[arg(value_name = "PATH")]
+        path: String,
+        /// Where to put it; `-` is standard output [default: its own name in the current directory]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Remove files, or directories with all in them
+    Rm {
+        #[command(flatten)]
+        which: Which,
+        /// The files in the session
+        #[arg(value_name = "PATH", required = true)]
+        paths: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Session {
+    /// Who holds which slot, and until when
+    Ls {
+        /// Only this pool's
+        #[arg(short, long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// One session, with what it uses and the wall it has
+    Get {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+    },
+    /// End sessions and all that is in them
+    Rm {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The sessions
+        #[arg(value_name = "SESSION", required = true)]
+        sessions: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pool {
+    /// All pools
+    Ls,
+    /// One pool
+    Get {
+        /// The pool
+        #[arg(value_name = "POOL")]
+        pool: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Build images that are missing
+    Build {
+        /// Which: python, node, shell [default: all]
+        #[arg(value_name = "IMAGE")]
+        names: Vec<String>,
+        /// Directory of the images [default: <home>/images]
+        #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+        images: Option<PathBuf>,
+    },
+    /// List images
+    Ls {
+        /// Directory of the images [default: <home>/images]
+        #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+        images: Option<PathBuf>,
+    },
+    /// Remove images
+    Rm {
+        /// Which
+        #[arg(value_name = "IMAGE", required = true)]
+        names: Vec<String>,
+        /// Directory of the images [default: <home>/images]
+        #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+        images: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Print the effective settings, and where they come from. Secrets print as ***
+    Show {
+        /// A configuration file [default: the running server's settings, else the defaults of `up`]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Reads `90`, `90s`, `15m`, `12h` or `7d`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time; write seconds, or a number with s, m, h or d, such as 90s or 12h");
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], unit),
+        _ => (text, 's'),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(factor) {
+        Some(seconds @ 1..=315_360_000) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("{text:?} is not between 1 second and 3650 days")),
+    }
+}

@@ -1,0 +1,17 @@
+//! One module per command. Each takes the context and its arguments, and answers the exit code.
+
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod down;
+pub(crate) mod env;
+pub(crate) mod files;
+pub(crate) mod image;
+pub(crate) mod pool;
+pub(crate) mod run;
+pub(crate) mod session;
+pub(crate) mod shell;
+pub(crate) mod token;
+pub(crate) mod up;
+
+pub(crate) use crate::failure::Outcome;

@@ -1,0 +1,62 @@
+//! `sandpool session`: who holds which slot.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use crate::args::Session;
+use crate::client::{Client, Context, block_on, pool_path, session_path};
+use crate::print::{self, cell};
+
+pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
+    let client = Client::new(context)?;
+    block_on(async {
+        match session {
+            Session::Ls { pool } => {
+                let pools = match pool {
+                    Some(pool) => vec![pool.clone()],
+                    None => super::pool::names(&client).await?,
+                };
+                let mut sessions = Vec::new();
+                for pool in &pools {
+                    let mut answer = client.get(&format!("{}/sessions", pool_path(pool))).await?;
+                    if let Value::Array(found) = answer["value"].take() {
+                        sessions.extend(found.into_iter().map(|session| (pool.clone(), session)));
+                    }
+                }
+                if context.json {
+                    let value: Vec<_> = sessions.into_iter().map(|(_, session)| session).collect();
+                    print::json(&json!({ "value": value }))?;
+                } else {
+                    let rows: Vec<_> = sessions.iter().map(|(pool, session)| row(pool, session)).collect();
+                    print::table(&["POOL", "SESSION", "OWNER", "CREATED", "LAST USED", "EXPIRES", "BUSY"], &rows)?;
+                }
+            }
+            Session::Get { pool, session } => {
+                let answer = client.get(&session_path(pool, session)).await?;
+                if context.json {
+                    print::json(&answer)?;
+                } else {
+                    print::object(&answer)?;
+                }
+            }
+            Session::Rm { pool, sessions } => {
+                for session in sessions {
+                    client.send(client.request(Method::DELETE, &session_path(pool, session))).await?;
+                    if !context.json {
+                        print::out(&format!("ended {session}\n"))?;
+                    }
+                }
+                if context.json {
+                    print::json(&json!({ "ended": sessions }))?;
+                }
+            }
+        }
+        Ok(0)
+    })
+}
+
+fn row(pool: &str, session: &Value) -> Vec<String> {
+    let fields = ["identifier", "owner", "createdAt", "lastUsedAt", "expiresAt", "busy"];
+    std::iter::once(pool.to_owned()).chain(fields.iter().map(|field| cell(&session[*field]))).collect()
+}

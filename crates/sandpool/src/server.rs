@@ -1,0 +1,217 @@
+//! The unprivileged half of a running server: joins driver, node, auth and HTTP, and stops them in order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandpool_core::ids::PoolName;
+use sandpool_http::auth::Auth;
+use sandpool_http::{App, Listener, PoolFace};
+use sandpool_node::{Node, NodeConfig};
+use sandpool_process::ProcessDriver;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::client::Context;
+use crate::commands::up::{GRACE, banner};
+use crate::credentials;
+use crate::failure::Failure;
+use crate::home::ServerRecord;
+use crate::print;
+use crate::settings::Settings;
+
+/// The images of a server's pools, by name.
+pub(crate) type Images = BTreeMap<String, Image>;
+
+/// What the launcher's side prepared, as the server reads it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The effective settings.
+    pub(crate) settings: Settings,
+    /// The images of its pools.
+    pub(crate) images: Images,
+    /// What is told to clients.
+    pub(crate) record: ServerRecord,
+}
+
+impl Plan {
+    /// Reads what `up` wrote.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let failure = || Failure::new(format!("cannot read {}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            failure().because(error).advise("the user that started the server may read it: root, with sudo")
+        })?;
+        serde_json::from_str(&text).map_err(|error| failure().because(error))
+    }
+}
+
+/// Runs until the launcher, a signal or a failure ends it.
+pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
+    let served = Plan::read(plan).and_then(|plan| {
+        let inherited = Inherited::take(&plan.settings)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new("cannot start").because(error))?;
+        runtime.block_on(serve(context, plan, inherited))
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!(%failure, "the server ends");
+            ExitCode::from(sandpool_process::launcher::SERVER_GIVES_UP)
+        }
+    }
+}
+
+/// What the launcher's side opened for us, in the order of the descriptors.
+struct Inherited {
+    control: OwnedFd,
+    plain: std::net::TcpListener,
+    tls: Option<std::net::TcpListener>,
+    /// The operator's certificate and key.
+    files: Option<(std::fs::File, std::fs::File)>,
+}
+
+impl Inherited {
+    /// Takes the descriptors after the control socket. Once per process, before anything else opens one.
+    fn take(settings: &Settings) -> Result<Self, Failure> {
+        let missing = |what: &str, error: io::Error| {
+            Failure::new(format!("{what} was not inherited"))
+                .because(error)
+                .advise("`__server` is started by the launcher only; use `sandpool up`")
+        };
+        let control = sandpool_process::control().map_err(|error| missing("the control socket", error))?;
+        let mut next = sandpool_process::CONTROL_FD;
+        let mut take = |what: &str| {
+            next += 1;
+            sandpool_sys::workload::inherited(next).map_err(|error| missing(what, error))
+        };
+        let plain = std::net::TcpListener::from(take("the listener")?);
+        let tls = match &settings.https {
+            Some(_) => Some(std::net::TcpListener::from(take("the TLS listener")?)),
+            None => None,
+        };
+        let files = match &settings.https {
+            Some(https) if https.certificate.is_some() => {
+                Some((take("the certificate")?.into(), take("the certificate's key")?.into()))
+            }
+            _ => None,
+        };
+        Ok(Self { control, plain, tls, files })
+    }
+}
+
+/// A file from its beginning: a server before us may have read the same descriptor.
+fn reread(mut file: std::fs::File) -> io::Result<Vec<u8>> {
+    use std::io::{Read, Seek};
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(1 << 20).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn to_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<(), Failure> {
+    let Plan { settings, images, record } = plan;
+    let signal_failure = |error: io::Error| Failure::new("cannot hear signals").because(error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(signal_failure)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_failure)?;
+
+    let auth = Arc::new(credentials::open_auth(&context.home, &settings)?);
+    let mut listeners = vec![Listener::Plain(
+        to_tokio(inherited.plain).map_err(|error| Failure::new("cannot listen").because(error))?,
+    )];
+    if let Some(tls) = inherited.tls {
+        let config = tls_config(context, &settings, inherited.files)?;
+        let tls = to_tokio(tls).map_err(|error| Failure::new("cannot listen for TLS").because(error))?;
+        listeners.push(Listener::Tls(tls, config));
+    }
+
+    let driver = ProcessDriver::connect(inherited.control)
+        .await
+        .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
+    let (specs, faces) = pools(&settings, &images)?;
+    let node = Node::start(NodeConfig { pools: specs }, driver.clone())
+        .await
+        .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
+
+    let stop = CancellationToken::new();
+    let app = App { node: node.clone(), auth, pools: faces, version: env!("CARGO_PKG_VERSION") };
+    let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));
+    info!(endpoint = record.endpoint, "listening");
+
+    let mut announced = false;
+    let ended_early = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            () = driver.closed() => {
+                error!("the launcher is gone, and with it every sandbox");
+                break None;
+            }
+            ended = &mut http => break Some(ended),
+            () = tokio::time::sleep(Duration::from_millis(25)), if !announced => {
+                if node.is_ready() {
+                    announced = true;
+                    info!(endpoint = record.endpoint, "pools are ready");
+                    print::out(&banner(&settings, &record, &context.home, context.json, false))?;
+                }
+            }
+        }
+    };
+    info!("stopping");
+    // In order: take no more, let what runs end, destroy the sandboxes.
+    stop.cancel();
+    node.shutdown(GRACE).await;
+    let ended = match ended_early {
+        Some(ended) => ended,
+        None => match tokio::time::timeout(Duration::from_secs(3), &mut http).await {
+            Ok(ended) => ended,
+            // Connections that outlive the sandboxes have nothing left to wait for.
+            Err(_) => {
+                http.abort();
+                return Ok(());
+            }
+        },
+    };
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure::new("serving HTTP failed").because(error)),
+        Err(error) => Err(Failure::new("serving HTTP failed").because(error)),
+    }
+}
+
+/// The pools for the service layer, and how they look to Azure's clients.
+fn pools(
+    settings: &Settings,
+    images: &Images,
+) -> Result<(Vec<sandpool_node::PoolSpec>, BTreeMap<PoolName, PoolFace>), Failure> {
+    let mut specs = Vec::new();
+    let mut faces = BTreeMap::new();
+    for pool in &settings.pools {
+        let image = images
+            .get(pool.image())
+            .ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
+        let spec = pool.to_spec(image.rootfs.clone()).map_err(|error| Failure::new(error.to_string()))?;
+        let face = PoolFace {
+            container_type: pool.spec.container_type.word().to_owned(),
+            metadata: image.metadata(),
+            default_output_limit: pool.spec.execution.output_streams_max_length,
+        };
+        faces.insert(spec.name.clone(), face);
+        specs.push(spec);
+    }
+    Ok((specs, faces))
+}
