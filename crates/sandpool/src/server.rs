@@ -27,6 +27,17 @@ use crate::home::ServerRecord;
 use crate::print;
 use crate::settings::Settings;
 
+/// One image, as far as a server needs it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Image {
+    /// Its root file system.
+    pub(crate) rootfs: PathBuf,
+}
+
+impl Image {
+    fn metadata(&self) -> sandpool_http::Metadata { sandpool_http::Metadata }
+}
+
 /// The images of a server's pools, by name.
 pub(crate) type Images = BTreeMap<String, Image>;
 
@@ -214,4 +225,21 @@ fn pools(
         specs.push(spec);
     }
     Ok((specs, faces))
+}
+
+fn tls_config(
+    context: &Context,
+    _settings: &Settings,
+    files: Option<(std::fs::File, std::fs::File)>,
+) -> Result<Arc<rustls::ServerConfig>, Failure> {
+    match files {
+        Some((certificate, key)) => {
+            let unreadable = |error: io::Error| Failure::new("cannot read the certificate").because(error);
+            let certificate = reread(certificate).map_err(unreadable)?;
+            let key = reread(key).map_err(unreadable)?;
+            sandpool_http::tls::given(&certificate, &key)
+        }
+        None => sandpool_http::tls::local(&context.home.tls()),
+    }
+    .map_err(|error| Failure::new("TLS cannot be served").caused_by(&error))
 }
