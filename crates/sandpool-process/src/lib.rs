@@ -1,1 +1,11 @@
-//! The process-level driver and its launcher: namespaces, cgroups, seccomp, Landlock, overlay.
+//! The process level: sandboxes out of one kernel's namespaces, filters and limits.
+//!
+//! ```text
+//! launcher   root, one thread: builds sandboxes, owns them, restarts the server
+//! driver     in the server: the Driver seam, over the control socket
+//! host       what this host can do: `sandpool doctor`, and why a pool is refused
+//! seccomp    the system calls a sandbox may make
+//! ```
+
+pub mod host;
+pub mod seccomp;
