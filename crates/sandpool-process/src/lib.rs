@@ -8,4 +8,5 @@
 //! ```
 
 pub mod host;
+mod cgroup;
 pub mod seccomp;

@@ -1,3 +1,4 @@
 //! System calls made safe: the one crate with unsafe code.
 
+pub mod sandbox;
 pub mod workload;

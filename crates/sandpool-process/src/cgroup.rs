@@ -1,0 +1,308 @@
+//! Control groups, v1 and v2: what bounds a sandbox's memory, processes and processor time.
+//!
+//! ```text
+//! v1   <mount of memory|pids|cpu>/<own group>/sandpool-<instance>/s<slot>
+//! v2   <mount>/sandpool-<instance>/s<slot>
+//! ```
+//!
+//! A group of ours holds sandboxes of one launcher and nothing else, so that what a killed launcher left behind can
+//! be told from what lives, and swept.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Pid;
+use sandpool_core::limits::Limits;
+use sandpool_driver::Usage;
+
+/// The controllers that a sandbox cannot do without.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// The period of processor quotas, in microseconds (the kernel's own default).
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Where one launcher's groups are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Groups {
+    /// One directory per controller; `cpuacct` too, where there is one.
+    V1 { memory: PathBuf, pids: PathBuf, cpu: PathBuf, cpuacct: Option<PathBuf> },
+    /// One directory.
+    V2(PathBuf),
+}
+
+/// One sandbox's groups.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    groups: Groups,
+    name: String,
+}
+
+/// How close a sandbox is to its memory limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pressure {
+    /// Bytes in use, page cache included.
+    pub(crate) usage: u64,
+    /// Major page faults since the group was made: pages read again from disk.
+    pub(crate) major_faults: u64,
+}
+
+impl Groups {
+    /// Makes the directories of the launcher with this instance name, and removes what an earlier one left in them.
+    pub(crate) fn open(instance: &str) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let groups = Self::locate(&mounts, &own, instance).map_err(io::Error::other)?;
+        if let Self::V2(directory) = &groups {
+            let parent = directory.parent().unwrap_or(Path::new("/"));
+            let wanted: Vec<_> = CONTROLLERS.iter().map(|name| format!("+{name}")).collect();
+            write(&parent.join("cgroup.subtree_control"), &wanted.join(" "))?;
+            make(directory)?;
+            write(&directory.join("cgroup.subtree_control"), &wanted.join(" "))?;
+        }
+        for directory in groups.directories() {
+            make(directory)?;
+        }
+        groups.sweep();
+        Ok(groups)
+    }
+
+    /// Reads where the controllers are from the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.
+    fn locate(mounts: &str, own: &str, instance: &str) -> Result<Self, String> {
+        let name = format!("sandpool-{instance}");
+        let v1 = |controller: &str| -> Option<PathBuf> {
+            let (root, point) = mounts.lines().find_map(|line| {
+                let (front, back) = line.split_once(" - ")?;
+                let mut back = back.split(' ');
+                let is_v1 = back.next()? == "cgroup";
+                let options = back.nth(1)?;
+                let front: Vec<_> = front.split(' ').collect();
+                let found = is_v1 && options.split(',').any(|option| option == controller);
+                found.then_some((*front.get(3)?, *front.get(4)?))
+            })?;
+            let path = own.lines().find_map(|line| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let controllers = parts.next()?;
+                let path = parts.next()?;
+                controllers.split(',').any(|name| name == controller).then_some(path)
+            })?;
+            let below = path.strip_prefix(root).unwrap_or(path);
+            Some(Path::new(point).join(below.trim_start_matches('/')).join(&name))
+        };
+        let found: Vec<_> = CONTROLLERS.iter().filter_map(|controller| v1(controller)).collect();
+        if let Ok([memory, pids, cpu]) = <[PathBuf; 3]>::try_from(found) {
+            return Ok(Self::V1 { memory, pids, cpu, cpuacct: v1("cpuacct") });
+        }
+        let v2 = mounts.lines().find_map(|line| {
+            let (front, back) = line.split_once(" - ")?;
+            back.starts_with("cgroup2 ").then(|| front.split(' ').nth(4))?
+        });
+        match v2 {
+            Some(point) => Ok(Self::V2(Path::new(point).join(name))),
+            None => Err("no cgroup hierarchy has the controllers memory, pids and cpu".to_owned()),
+        }
+    }
+
+    fn directories(&self) -> Vec<&Path> {
+        match self {
+            Self::V1 { memory, pids, cpu, cpuacct } => {
+                let mut all: Vec<&Path> = vec![memory, pids, cpu];
+                all.extend(cpuacct.as_deref());
+                all
+            }
+            Self::V2(directory) => vec![directory],
+        }
+    }
+
+    /// Removes the groups of sandboxes that are not there any more. Those with processes stay.
+    pub(crate) fn sweep(&self) {
+        for directory in self.directories() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    // Busy ones are somebody's; the next sweep sees them again.
+                    let _ = fs::remove_dir(entry.path());
+                }
+            }
+        }
+    }
+
+    /// Removes the launcher's own directories, when nothing is in them.
+    pub(crate) fn close(&self) {
+        self.sweep();
+        for directory in self.directories() {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
+    /// Makes the groups of one sandbox, with its limits.
+    pub(crate) fn create(&self, slot: u32, limits: &Limits) -> io::Result<Group> {
+        let group = Group { groups: self.clone(), name: format!("s{slot}") };
+        let made = group.directories().iter().try_for_each(|directory| make(directory));
+        let limited = made.and_then(|()| group.limit(limits));
+        match limited {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                let _ = group.remove();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Group {
+    fn directories(&self) -> Vec<PathBuf> {
+        self.groups.directories().into_iter().map(|directory| directory.join(&self.name)).collect()
+    }
+
+    fn limit(&self, limits: &Limits) -> io::Result<()> {
+        let memory = limits.memory.to_string();
+        let quota = (u64::from(limits.cpu_milli) * CPU_PERIOD_US / 1000).max(1000);
+        // One processor's share, as the two versions count it, for each processor that is allowed.
+        match &self.groups {
+            Groups::V1 { .. } => {
+                let [in_memory, in_pids, in_cpu] = self.v1();
+                write(&in_memory.join("memory.limit_in_bytes"), &memory)?;
+                // Absent where swap is not accounted; then there is none to limit on a host that the report passed.
+                let with_swap = in_memory.join("memory.memsw.limit_in_bytes");
+                if with_swap.exists() {
+                    write(&with_swap, &memory)?;
+                }
+                // Pages are never given back to a swap disk.
+                let _ = write(&in_memory.join("memory.swappiness"), "0");
+                write(&in_pids.join("pids.max"), &limits.pids.to_string())?;
+                write(&in_cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+                write(&in_cpu.join("cpu.cfs_quota_us"), &quota.to_string())?;
+                write(&in_cpu.join("cpu.shares"), &(u64::from(limits.cpu_milli) * 1024 / 1000).max(2).to_string())
+            }
+            Groups::V2(directory) => {
+                let directory = directory.join(&self.name);
+                write(&directory.join("memory.max"), &memory)?;
+                if directory.join("memory.swap.max").exists() {
+                    write(&directory.join("memory.swap.max"), "0")?;
+                }
+                // Half a sandbox is no sandbox: where the kernel can, it ends all of it.
+                write(&directory.join("memory.oom.group"), "1")?;
+                write(&directory.join("pids.max"), &limits.pids.to_string())?;
+                write(&directory.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
+                let weight = (u64::from(limits.cpu_milli) / 10).clamp(1, 10_000);
+                write(&directory.join("cpu.weight"), &weight.to_string())
+            }
+        }
+    }
+
+    fn v1(&self) -> [PathBuf; 3] {
+        match &self.groups {
+            Groups::V1 { memory, pids, cpu, .. } => [memory, pids, cpu].map(|path| path.join(&self.name)),
+            Groups::V2(path) => [path, path, path].map(|path| path.join(&self.name)),
+        }
+    }
+
+    /// Puts a process into the groups; what it starts from now on is in them too.
+    pub(crate) fn add(&self, pid: Pid) -> io::Result<()> {
+        let pid = pid.as_raw_nonzero().to_string();
+        self.directories().iter().try_for_each(|directory| write(&directory.join("cgroup.procs"), &pid))
+    }
+
+    /// Removes the groups. `ResourceBusy` while a process of them is still being cleaned up.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        for directory in self.directories() {
+            match fs::remove_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What the sandbox uses.
+    pub(crate) fn usage(&self) -> Usage {
+        let [memory, pids, _] = self.v1();
+        match &self.groups {
+            Groups::V1 { cpuacct, .. } => Usage {
+                memory: number(&memory.join("memory.usage_in_bytes")),
+                memory_peak: number(&memory.join("memory.max_usage_in_bytes")),
+                pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
+                cpu_us: cpuacct
+                    .as_ref()
+                    .map_or(0, |path| number(&path.join(&self.name).join("cpuacct.usage")) / 1000),
+                oom_kills: field(&memory.join("memory.oom_control"), "oom_kill"),
+            },
+            Groups::V2(_) => Usage {
+                memory: number(&memory.join("memory.current")),
+                memory_peak: number(&memory.join("memory.peak")),
+                pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
+                cpu_us: field(&memory.join("cpu.stat"), "usage_usec"),
+                oom_kills: field(&memory.join("memory.events"), "oom_kill"),
+            },
+        }
+    }
+
+    /// How close it is to its memory limit.
+    pub(crate) fn pressure(&self) -> Pressure {
+        let [memory, ..] = self.v1();
+        let file = match &self.groups {
+            Groups::V1 { .. } => "memory.usage_in_bytes",
+            Groups::V2(_) => "memory.current",
+        };
+        Pressure { usage: number(&memory.join(file)), major_faults: field(&memory.join("memory.stat"), "pgmajfault") }
+    }
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(directory, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    fs::write(file, text).map_err(|error| named(file, &error))
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn number(file: &Path) -> u64 {
+    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// A number out of a file of `name number` lines.
+fn field(file: &Path, name: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+30 20 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+32 30 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+33 30 0:29 /box /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn groups_of_version_1_lie_below_the_launchers_own() {
+        let own = "4:memory:/box/inner\n3:pids:/\n2:cpu,cpuacct:/user\n0::/\n";
+        let groups = Groups::locate(V1, own, "x").unwrap();
+        let expected = Groups::V1 {
+            memory: "/sys/fs/cgroup/memory/inner/sandpool-x".into(),
+            pids: "/sys/fs/cgroup/pids/sandpool-x".into(),
+            cpu: "/sys/fs/cgroup/cpu,cpuacct/user/sandpool-x".into(),
+            cpuacct: Some("/sys/fs/cgroup/cpu,cpuacct/user/sandpool-x".into()),
+        };
+        assert_eq!(groups, expected);
+    }
+
+    #[test]
+    fn version_2_is_taken_where_version_1_has_not_all() {
+        let mounts = "34 30 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let groups = Groups::locate(mounts, "0::/user.slice\n", "x").unwrap();
+        assert_eq!(groups, Groups::V2("/sys/fs/cgroup/sandpool-x".into()));
+        assert!(Groups::locate("", "", "x").is_err());
+    }
+}
