@@ -9,4 +9,5 @@
 
 pub mod host;
 mod cgroup;
+mod control;
 pub mod seccomp;

@@ -1,0 +1,232 @@
+//! What server and launcher say to each other: one message per packet, at most one descriptor with it.
+//!
+//! The server faces the network, so the launcher takes nothing from it on trust: packets have a limit, values are
+//! checked when they are read, and no path of a client or a sandbox is among them.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+use sandpool_core::limits::Limits;
+use sandpool_wire::agent::Runtime;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The largest packet, in bytes. A page of [`Answer::Page`] with the largest records fits.
+pub(crate) const MAX_PACKET: usize = 64 * 1024;
+
+/// Sandboxes in one [`Answer::Page`].
+pub(crate) const PAGE: usize = 32;
+
+/// A sandbox's id, as it travels.
+pub(crate) type Id = [u8; 16];
+
+/// Said to the launcher.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ToLauncher {
+    /// Comes back in the answer.
+    pub(crate) request: u32,
+    pub(crate) call: Call,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Call {
+    EnsurePool { pool: String, runtime: Runtime, rootfs: String, limits: WireLimits },
+    Create { id: Id, pool: String },
+    Assign { id: Id, record: Vec<u8> },
+    /// The sandbox has had its configuration.
+    Activated { id: Id },
+    Destroy { id: Id },
+    /// The sandboxes after this one, by id.
+    List { after: Option<Id> },
+    Dial { id: Id },
+    Usage { id: Id },
+}
+
+/// [`Limits`], as they travel.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct WireLimits {
+    memory: u64,
+    pids: u32,
+    cpu_milli: u32,
+    data: u64,
+    tmp: u64,
+}
+
+impl From<Limits> for WireLimits {
+    fn from(limits: Limits) -> Self {
+        let Limits { memory, pids, cpu_milli, data, tmp } = limits;
+        Self { memory, pids, cpu_milli, data, tmp }
+    }
+}
+
+impl WireLimits {
+    /// The limits, if a sandbox can live within them.
+    pub(crate) fn check(self) -> Result<Limits, String> {
+        let Self { memory, pids, cpu_milli, data, tmp } = self;
+        let within = |name: &str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("the limit {name} is {value}; it can be {least} to {most}"))
+            }
+        };
+        within("memory", memory, 16 << 20, 1 << 44)?;
+        within("pids", pids.into(), 8, 1 << 20)?;
+        within("cpu", cpu_milli.into(), 10, 1_000_000)?;
+        within("data", data, 1 << 16, 1 << 44)?;
+        within("tmp", tmp, 1 << 16, 1 << 44)?;
+        Ok(Limits { memory, pids, cpu_milli, data, tmp })
+    }
+}
+
+/// Said by the launcher.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromLauncher {
+    Reply { request: u32, result: Result<Answer, Refusal> },
+    Gone { id: Id, why: Why },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Done,
+    /// The stream is the packet's descriptor.
+    Dialled,
+    Page { sandboxes: Vec<Record>, more: bool },
+    Usage { memory: u64, memory_peak: u64, pids: u32, cpu_us: u64, oom_kills: u64 },
+}
+
+/// What the launcher remembers of a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: Id,
+    pub(crate) pool: String,
+    pub(crate) owner: Option<Vec<u8>>,
+    pub(crate) activated: bool,
+    pub(crate) leaving: bool,
+}
+
+/// Why a sandbox is gone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Why {
+    Destroyed,
+    OutOfMemory,
+    Died(String),
+    BootFailed(String),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Refusal {
+    Conflict(String),
+    Exhausted(String),
+    Invalid(String),
+    Unavailable(String),
+    Gone,
+}
+
+/// Sends one packet.
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let fds: Vec<_> = fd.into_iter().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)? {
+        count if count == bytes.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+/// Encodes a message for [`send`].
+pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    if bytes.len() > MAX_PACKET { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(bytes) }
+}
+
+/// Receives one packet without waiting. `None` when the other end is closed.
+///
+/// # Errors
+/// `WouldBlock` when there is none; `InvalidData` for one that is too long or not a `T`.
+pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    let mut buffer = vec![0; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, flags)?;
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    match postcard::take_from_bytes(&buffer[..received.bytes]) {
+        Ok((message, [])) => Ok(Some((message, fd))),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// A connected pair of sockets that keep packets apart. Neither end waits.
+pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    pair(rustix::net::SocketType::SEQPACKET)
+}
+
+/// A connected pair of byte streams. Neither end waits.
+pub(crate) fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    pair(rustix::net::SocketType::STREAM)
+}
+
+fn pair(kind: rustix::net::SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+    Ok(rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_travels_with_its_message() {
+        let (here, there) = packet_pair().unwrap();
+        let (kept, passed) = stream_pair().unwrap();
+        let message = ToLauncher { request: 7, call: Call::Dial { id: [3; 16] } };
+        send(&here, &encode(&message).unwrap(), Some(passed.as_fd())).unwrap();
+        drop(passed);
+        let (message, fd) = receive::<ToLauncher>(&there).unwrap().unwrap();
+        assert!(matches!(message, ToLauncher { request: 7, call: Call::Dial { id } } if id == [3; 16]));
+        rustix::io::write(fd.unwrap(), b"x").unwrap();
+        assert_eq!(rustix::io::read(&kept, &mut [0; 8]).unwrap(), 1);
+        drop(here);
+        assert!(receive::<ToLauncher>(&there).unwrap().is_none());
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let (here, there) = packet_pair().unwrap();
+        send(&here, &[0xff; 40], None).unwrap();
+        assert_eq!(receive::<ToLauncher>(&there).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(receive::<ToLauncher>(&there).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn the_largest_page_fits_into_a_packet() {
+        let record = Record {
+            id: [255; 16],
+            pool: "p".repeat(63),
+            owner: Some(vec![255; sandpool_driver::MAX_RECORD]),
+            activated: true,
+            leaving: true,
+        };
+        let page = Answer::Page { sandboxes: vec![record; PAGE], more: true };
+        encode(&FromLauncher::Reply { request: u32::MAX, result: Ok(page) }).unwrap();
+    }
+}
