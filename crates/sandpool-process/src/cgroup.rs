@@ -222,9 +222,7 @@ impl Group {
                 memory: number(&memory.join("memory.usage_in_bytes")),
                 memory_peak: number(&memory.join("memory.max_usage_in_bytes")),
                 pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
-                cpu_us: cpuacct
-                    .as_ref()
-                    .map_or(0, |path| number(&path.join(&self.name).join("cpuacct.usage")) / 1000),
+                cpu_us: cpuacct.as_ref().map_or(0, |path| number(&path.join(&self.name).join("cpuacct.usage")) / 1000),
                 oom_kills: field(&memory.join("memory.oom_control"), "oom_kill"),
             },
             Groups::V2(_) => Usage {

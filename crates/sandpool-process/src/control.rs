@@ -35,16 +35,37 @@ pub(crate) struct ToLauncher {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Call {
-    EnsurePool { pool: String, runtime: Runtime, rootfs: String, limits: WireLimits },
-    Create { id: Id, pool: String },
-    Assign { id: Id, record: Vec<u8> },
+    EnsurePool {
+        pool: String,
+        runtime: Runtime,
+        rootfs: String,
+        limits: WireLimits,
+    },
+    Create {
+        id: Id,
+        pool: String,
+    },
+    Assign {
+        id: Id,
+        record: Vec<u8>,
+    },
     /// The sandbox has had its configuration.
-    Activated { id: Id },
-    Destroy { id: Id },
+    Activated {
+        id: Id,
+    },
+    Destroy {
+        id: Id,
+    },
     /// The sandboxes after this one, by id.
-    List { after: Option<Id> },
-    Dial { id: Id },
-    Usage { id: Id },
+    List {
+        after: Option<Id>,
+    },
+    Dial {
+        id: Id,
+    },
+    Usage {
+        id: Id,
+    },
 }
 
 /// [`Limits`], as they travel.
@@ -96,8 +117,17 @@ pub(crate) enum Answer {
     Done,
     /// The stream is the packet's descriptor.
     Dialled,
-    Page { sandboxes: Vec<Record>, more: bool },
-    Usage { memory: u64, memory_peak: u64, pids: u32, cpu_us: u64, oom_kills: u64 },
+    Page {
+        sandboxes: Vec<Record>,
+        more: bool,
+    },
+    Usage {
+        memory: u64,
+        memory_peak: u64,
+        pids: u32,
+        cpu_us: u64,
+        oom_kills: u64,
+    },
 }
 
 /// What the launcher remembers of a sandbox.

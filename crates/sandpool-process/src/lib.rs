@@ -7,7 +7,8 @@
 //! seccomp    the system calls a sandbox may make
 //! ```
 
-pub mod host;
 mod cgroup;
 mod control;
+pub mod host;
 pub mod seccomp;
+mod setup;

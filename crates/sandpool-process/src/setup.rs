@@ -1,0 +1,420 @@
+//! Inside the new namespaces: from a copy of the launcher to the first process of a sandbox.
+//!
+//! ```text
+//! become root of the user namespace -> mounts -> pivot -> limits -> uid 998, four capabilities -> Landlock -> filters -> exec
+//! ```
+//!
+//! This runs in a process of one thread that was cloned a moment ago. Each step either works or ends the process
+//! with a sentence for the operator; the order follows `isolation.md`'s specification, whose identifiers (FS2, ID4,
+//! ...) are named at the steps.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    Scope,
+};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
+use sandpool_core::limits::Limits;
+use sandpool_sys::sandbox;
+
+use crate::seccomp::Filters;
+
+/// The uid and gid of pid 1 inside a sandbox (ID2).
+pub(crate) const AGENT: u32 = 998;
+
+/// The uid and gid of everything that a session runs (ID2).
+pub(crate) const WORKLOAD: u32 = 1000;
+
+/// Where host, image and new root meet while a sandbox is built: a directory that every host has.
+const SITE: &str = "/tmp";
+
+/// Bytes on `/dev/shm`.
+const SHM: u64 = 64 << 20;
+
+/// What is masked in /proc (FS6): it tells of the host, or acts on it.
+const MASKED: [&str; 38] = [
+    "kcore",
+    "keys",
+    "key-users",
+    "timer_list",
+    "sched_debug",
+    "latency_stats",
+    "kallsyms",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    "kmsg",
+    "slabinfo",
+    "vmallocinfo",
+    "interrupts",
+    "softirqs",
+    "iomem",
+    "ioports",
+    "mtrr",
+    "modules",
+    "swaps",
+    "zoneinfo",
+    "pagetypeinfo",
+    "buddyinfo",
+    "schedstat",
+    "vmstat",
+    "diskstats",
+    "partitions",
+    "config.gz",
+    "crypto",
+    "cgroups",
+    "cmdline",
+    "sysrq-trigger",
+    "pressure",
+    "acpi",
+    "scsi",
+    "asound",
+    "firmware",
+    "execdomains",
+];
+
+/// What can only be read in /proc (FS6).
+const READ_ONLY: [&str; 6] = ["sys", "bus", "fs", "irq", "driver", "tty"];
+
+/// What a sandbox is built from.
+pub(crate) struct Blueprint<'a> {
+    pub(crate) rootfs: &'a Path,
+    /// Device and inode of `rootfs`, as they were when the pool was made.
+    pub(crate) rootfs_is: (u64, u64),
+    pub(crate) runtime: &'static str,
+    pub(crate) limits: Limits,
+    pub(crate) filters: &'a Filters,
+}
+
+/// Builds the sandbox around the calling process and becomes its agent. Comes back only with what went wrong.
+pub(crate) fn become_sandbox(blueprint: &Blueprint<'_>, agent: OwnedFd, control: OwnedFd) -> String {
+    let built = build(blueprint).and_then(|()| {
+        let text = |text: &str| CString::new(text).map_err(io::Error::from);
+        let argv = [text("sandpool-agent")?, text(blueprint.runtime)?];
+        // ID6: nothing of the launcher's environment.
+        let env = [
+            text("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")?,
+            text("HOME=/home/sandbox")?,
+            text("LANG=C.UTF-8")?,
+            text("TMPDIR=/tmp")?,
+        ];
+        let filters = || blueprint.filters.install().map_err(|error| failed("the system call filter", &error));
+        Err(failed("starting the agent", &sandbox::become_program(agent, vec![control], &argv, &env, filters)))
+    });
+    match built {
+        Ok(()) => "nothing went wrong".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{what}: {error}"))
+}
+
+fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
+    let step = |what: &'static str| move |error: io::Error| failed(what, &error);
+    sandbox::reset_signals();
+    // While still the host's root in name (not in power: no capability of the host is left), so that a state
+    // directory that only root may enter can be entered.
+    let image = open_image(blueprint).map_err(step("the image"))?;
+    sandbox::new_cgroup_namespace().map_err(step("the cgroup namespace"))?;
+    become_id(0).map_err(step("the user namespace"))?;
+    // NS4, NS6.
+    rustix::process::setsid()?;
+    rustix::system::sethostname(b"sandbox")?;
+    rustix::system::setdomainname(b"")?;
+    sandbox::loopback_up().map_err(step("the loopback interface"))?;
+    mounts(blueprint, &image).map_err(step("the file system"))?;
+    drop(image);
+    limits(&blueprint.limits).map_err(step("resource limits"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    sandbox::redirect_standard_streams(null)?;
+    privileges().map_err(step("privileges"))?;
+    // ID7: after the last change of ids, which would clear it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    rustix::thread::set_no_new_privs(true)?;
+    restrict_files().map_err(step("Landlock"))
+}
+
+/// Opens the image's root without following a link in the image store, and sees that it is still the one that
+/// was checked.
+fn open_image(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat2(CWD, blueprint.rootfs, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if (stat.st_dev, stat.st_ino) == blueprint.rootfs_is {
+        Ok(fd)
+    } else {
+        Err(io::Error::other(format!("{} was replaced while its pool was running", blueprint.rootfs.display())))
+    }
+}
+
+fn become_id(id: u32) -> io::Result<()> {
+    let (gid, uid) = (Gid::from_raw(id), Uid::from_raw(id));
+    // ID3: groups, then gid, then uid.
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    let now = (rustix::process::getuid(), rustix::process::geteuid(), rustix::process::getgid());
+    if now == (uid, uid, gid) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+/// Makes a file system with its attributes in place before anybody can reach it (FS3).
+fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let at = |what: &str, error: rustix::io::Errno| failed(&format!("{kind} ({what})"), &io::Error::from(error));
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| at("open", error))?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "source", "sandpool").map_err(|error| at("source", error))?;
+    for (name, value) in options {
+        let set = if value.is_empty() {
+            rustix::mount::fsconfig_set_flag(context.as_fd(), *name)
+        } else {
+            rustix::mount::fsconfig_set_string(context.as_fd(), *name, *value)
+        };
+        set.map_err(|error| at(name, error))?;
+    }
+    rustix::mount::fsconfig_create(context.as_fd()).map_err(|error| at("create", error))?;
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|error| at("mount", error))
+}
+
+/// A tmpfs of a size, and of one inode for each page of it up to a bound.
+fn tmpfs(size: u64, owner: u32, mode: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let (bytes, inodes, owner) = (size.to_string(), (size / 4096).clamp(64, 1 << 18).to_string(), owner.to_string());
+    let options = [("size", bytes.as_str()), ("nr_inodes", &inodes), ("mode", mode), ("uid", &owner), ("gid", &owner)];
+    new_mount("tmpfs", &options, attributes)
+}
+
+fn attach(mount: &OwnedFd, place: &str) -> io::Result<()> {
+    rustix::mount::move_mount(mount.as_fd(), "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|error| failed(place, &io::Error::from(error)))
+}
+
+/// Puts `from` (below the present root) also at `place`, with further attributes.
+fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
+        | OpenTreeFlags::AT_NO_AUTOMOUNT;
+    let tree = rustix::mount::open_tree(CWD, from, flags).map_err(|error| failed(from, &io::Error::from(error)))?;
+    sandbox::set_mount_attributes(&tree, attributes.bits().into()).map_err(|error| failed(from, &error))?;
+    attach(&tree, place)
+}
+
+fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    // FS1: what the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    attach(&tmpfs(1 << 20, 0, "755", PLAIN)?, SITE)?;
+    std::env::set_current_dir(SITE)?;
+    for directory in [
+        "root",
+        "top",
+        "top/proc",
+        "top/dev",
+        "top/mnt",
+        "top/mnt/data",
+        "top/tmp",
+        "top/home",
+        "top/home/sandbox",
+        "top/etc",
+        "top/var",
+    ] {
+        make_directory(directory)?;
+    }
+    fs::write("top/etc/hostname", "sandbox\n")?;
+    fs::write("top/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n")?;
+    // No name can be looked up: there is no network to ask.
+    fs::write("top/etc/resolv.conf", "")?;
+    // NS6.
+    fs::write("top/etc/machine-id", "")?;
+    symlink("/tmp", "top/var/tmp")?;
+    fs::write("empty", "")?;
+    make_directory("nothing")?;
+
+    // FS2: two layers that are only read. Overlay resolves them by descriptor, so that no path of the host can turn up in
+    // mountinfo or be exchanged on the way.
+    let top = rustix::fs::open("top", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let layer = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let layers = format!("{}:{}", layer(top.as_fd()), layer(image.as_fd()));
+    let root = new_mount("overlay", &[("lowerdir", &layers), ("ro", "")], PLAIN | read_only)?;
+    attach(&root, "root")?;
+    // FS5, while the host's devices can still be seen.
+    let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
+    for device in ["null", "zero", "full", "random", "urandom"] {
+        fs::write(format!("root/dev/{device}"), "")?;
+        let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
+        bind(&format!("/dev/{device}"), &format!("root/dev/{device}"), quiet)?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        symlink(target, format!("root/dev/{name}"))?;
+    }
+    for directory in ["root/dev/pts", "root/dev/shm"] {
+        make_directory(directory)?;
+    }
+    let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("max", "64")];
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
+    attach(&new_mount("devpts", &terminals, quiet)?, "root/dev/pts")?;
+    attach(&tmpfs(SHM.min(blueprint.limits.memory / 2), WORKLOAD, "1777", PLAIN | no_exec)?, "root/dev/shm")?;
+    // FS4.
+    attach(&tmpfs(blueprint.limits.data, WORKLOAD, "755", PLAIN)?, "root/mnt/data")?;
+    attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
+    attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
+    // FS6.
+    attach(&new_mount("proc", &[], PLAIN | no_exec)?, "root/proc")?;
+    mask_proc()?;
+    // `/dev` itself holds no file anybody may write to; its submounts keep their own rules.
+    remount_read_only("root/dev", PLAIN | no_exec)?;
+
+    // No path of the host survives: the old root is stacked upon the new one, and taken away from there.
+    std::env::set_current_dir("root")?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")?;
+    Ok(())
+}
+
+fn make_directory(path: &str) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn remount_read_only(path: &str, attributes: MountAttrFlags) -> io::Result<()> {
+    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let attributes = attributes | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    sandbox::set_mount_attributes(&fd, attributes.bits().into()).map_err(|error| failed(path, &error))
+}
+
+fn mask_proc() -> io::Result<()> {
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY | PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let (file, directory) = (fs::metadata("empty")?, fs::metadata("nothing")?);
+    for name in MASKED {
+        let place = format!("root/proc/{name}");
+        let Ok(found) = fs::symlink_metadata(&place) else { continue };
+        let (mask, stand_in) = if found.is_dir() { ("nothing", &directory) } else { ("empty", &file) };
+        bind(mask, &place, read_only)?;
+        // A mask that points elsewhere has been a hole more than once: look at what is there now.
+        let now = fs::metadata(&place)?;
+        use std::os::unix::fs::MetadataExt;
+        if (now.dev(), now.ino()) != (stand_in.dev(), stand_in.ino()) {
+            return Err(io::Error::other(format!("/proc/{name} is not masked")));
+        }
+    }
+    for name in READ_ONLY {
+        let place = format!("root/proc/{name}");
+        if fs::symlink_metadata(&place).is_ok() {
+            bind(&place, &place, read_only)?;
+        }
+    }
+    Ok(())
+}
+
+/// RS5. A hard limit is never raised: the launcher may not be allowed to.
+fn limits(limits: &Limits) -> io::Result<()> {
+    let largest_file = limits.data.max(limits.tmp);
+    for (resource, soft, hard) in [
+        (Resource::Core, 0, 0),
+        (Resource::Nofile, 4096, 4096),
+        (Resource::Memlock, 64 << 10, 64 << 10),
+        (Resource::Msgqueue, 0, 0),
+        (Resource::Sigpending, 256, 256),
+        (Resource::Fsize, largest_file, largest_file),
+        (Resource::Rtprio, 0, 0),
+        (Resource::Nice, 0, 0),
+        (Resource::Nproc, limits.pids.into(), limits.pids.into()),
+        (Resource::Stack, 8 << 20, 64 << 20),
+    ] {
+        let now = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let hard = now.min(hard);
+        let new = Rlimit { current: Some(hard.min(soft)), maximum: Some(hard) };
+        rustix::process::setrlimit(resource, new).map_err(|error| failed(&format!("{resource:?}"), &error))?;
+    }
+    // RS1: the kernel, if it must choose, takes a sandbox and not the server.
+    fs::write("/proc/self/oom_score_adj", "500").map_err(|error| failed("oom_score_adj", &error))
+}
+
+/// ID3, ID4: uid 998 with the four capabilities that the agent needs to start, stop and serve its workloads, none of
+/// which a program started by it keeps.
+fn privileges() -> io::Result<()> {
+    let kept = CapabilitySet::KILL | CapabilitySet::SETGID | CapabilitySet::SETUID | CapabilitySet::SETPCAP;
+    for bit in 0..64 {
+        let Some(one) = CapabilitySet::from_bits(1 << bit) else { continue };
+        if !kept.contains(one) && rustix::thread::capability_is_in_bounding_set(one).unwrap_or(false) {
+            rustix::thread::remove_capability_from_bounding_set(one)?;
+        }
+    }
+    let base = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED;
+    rustix::thread::set_capabilities_secure_bits(base)?;
+    become_id(AGENT)?;
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: kept })?;
+    for bit in 0..64 {
+        if let Some(one) = CapabilitySet::from_bits(1 << bit).filter(|one| kept.contains(*one)) {
+            rustix::thread::configure_capability_in_ambient_set(one, true)?;
+        }
+    }
+    let locked =
+        base | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    Ok(rustix::thread::set_capabilities_secure_bits(locked)?)
+}
+
+/// LL1, LL2: a second opinion on the same policy.
+fn restrict_files() -> io::Result<()> {
+    let newest = ABI::V6;
+    let other = |error: landlock::RulesetError| io::Error::other(error);
+    let all = AccessFs::from_all(newest);
+    let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
+    let read = AccessFs::from_read(newest);
+    let open = |path: &str| PathFd::new(path).map_err(io::Error::other);
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V1))
+        .map_err(other)?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .map_err(other)?
+        .scope(Scope::from_all(newest))
+        .map_err(other)?
+        .create()
+        .map_err(other)?
+        .add_rule(PathBeneath::new(open("/")?, read))
+        .map_err(other)?
+        .add_rule(PathBeneath::new(open("/mnt/data")?, all & !devices))
+        .map_err(other)?
+        .add_rule(PathBeneath::new(open("/home/sandbox")?, all & !devices))
+        .map_err(other)?
+        .add_rule(PathBeneath::new(open("/tmp")?, all & !devices))
+        .map_err(other)?
+        .add_rule(PathBeneath::new(open("/dev")?, all & !devices))
+        .map_err(other)?
+        // A process's own files there, such as its name and its place in the kernel's choice when memory is short.
+        .add_rule(PathBeneath::new(open("/proc")?, read | AccessFs::WriteFile | AccessFs::Truncate))
+        .map_err(other)?
+        .restrict_self()
+        .map(drop)
+        .map_err(other)
+}
