@@ -35,11 +35,12 @@ const SOURCE: i32 = 3;
 const FROM_AGENT: i32 = 4;
 const TO_AGENT: i32 = 5;
 
-const PYTHON: &str = include_str!("../runners/runner.py");
-const NODE: &str = include_str!("../runners/runner.js");
+const PYTHON: &str = include_str!("runner.py");
+const NODE: &str = include_str!("runner.js");
 
 /// Runs what it reads from descriptor 3, so that neither a file nor a long argument is needed.
-const LOAD_PYTHON: &str = "import os; exec(compile(os.fdopen(3, 'rb').read(), '<sandpool>', 'exec'), {'__name__': 'sandpool'})";
+const LOAD_PYTHON: &str =
+    "import os; exec(compile(os.fdopen(3, 'rb').read(), '<sandpool>', 'exec'), {'__name__': 'sandpool'})";
 const LOAD_NODE: &str = "{const f=require('fs'),s=f.readFileSync(3,'utf8');f.closeSync(3);\
     new (require('vm').Script)(s,{filename:'sandpool'}).runInThisContext()(require,process)}";
 
@@ -222,7 +223,12 @@ impl Interpreter {
         let began = sandpool_sys::workload::boot_ticks().0;
         log.started();
         if let Some(to) = &mut alive.to {
-            to.push(&runner::encode(&ToRunner::Run { nonce: &nonce, exec: &marker, code: &run.code, fresh: run.is_fresh }));
+            to.push(&runner::encode(&ToRunner::Run {
+                nonce: &nonce,
+                exec: &marker,
+                code: &run.code,
+                fresh: run.is_fresh,
+            }));
             let _ = to.flush();
         }
         run.code = String::new();
@@ -373,7 +379,9 @@ impl Interpreter {
         logs: &mut Logs<'_>,
         now: Instant,
     ) -> (Option<News>, Vec<OwnedFd>) {
-        let State::Alive(mut alive) = std::mem::replace(&mut self.state, State::Absent) else { return (None, Vec::new()) };
+        let State::Alive(mut alive) = std::mem::replace(&mut self.state, State::Absent) else {
+            return (None, Vec::new());
+        };
         if !alive.is_ready {
             for fd in [alive.stdout.take(), alive.stderr.take()].into_iter().flatten() {
                 pipe::read_present(&fd, |bytes| alive.keep_tail(bytes));
@@ -506,7 +514,11 @@ impl Alive {
             directory: DIRECTORY.into(),
             identity,
             stdio: [stdin, their_stdout, their_stderr],
-            pass: vec![(crate::program::script(source.as_bytes())?, SOURCE), (their_from, FROM_AGENT), (their_to, TO_AGENT)],
+            pass: vec![
+                (crate::program::script(source.as_bytes())?, SOURCE),
+                (their_from, FROM_AGENT),
+                (their_to, TO_AGENT),
+            ],
             terminal: false,
         })?;
         Ok(Self {
@@ -548,7 +560,8 @@ impl Alive {
 
 fn activate_message(activation: &Activation, is_first: bool) -> Vec<u8> {
     // One that is started anew has seeded its generators from the kernel, and must not repeat those of the first.
-    let seed = if is_first { activation.seed.iter().map(|byte| format!("{byte:02x}")).collect() } else { String::new() };
+    let seed =
+        if is_first { activation.seed.iter().map(|byte| format!("{byte:02x}")).collect() } else { String::new() };
     runner::encode(&ToRunner::Activate { env: &activation.env, seed })
 }
 

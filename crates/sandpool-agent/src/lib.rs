@@ -8,7 +8,12 @@
 //!
 //! One thread, one loop, no secret. Everything from a stream or from the workload is bounded before it is kept.
 
+pub mod environment;
 pub mod files;
+pub mod interpreter;
 pub mod log;
+pub mod pipe;
 pub mod procs;
+pub mod program;
 pub mod runner;
+pub mod stream;

@@ -109,7 +109,12 @@ impl Program {
     ///
     /// # Errors
     /// Why it could not be started, for its owner.
-    pub fn start(work: Work, marker: &str, environment: &Environment, identity: Option<Identity>) -> Result<Self, String> {
+    pub fn start(
+        work: Work,
+        marker: &str,
+        environment: &Environment,
+        identity: Option<Identity>,
+    ) -> Result<Self, String> {
         Self::try_start(work, marker, environment, identity).map_err(|error| error.to_string())
     }
 
@@ -157,7 +162,17 @@ impl Program {
         let pid = sandpool_sys::workload::spawn(workload)?.cast_signed();
         let belonging = Belonging { marker: marker.to_owned(), leader: Some(pid), interpreter: None };
         let stdout = Some(stdout);
-        Ok(Self { pid, stdin, stdout, stderr, is_terminal, belonging, deadline: None, ending: Ending::No, exited: None })
+        Ok(Self {
+            pid,
+            stdin,
+            stdout,
+            stderr,
+            is_terminal,
+            belonging,
+            deadline: None,
+            ending: Ending::No,
+            exited: None,
+        })
     }
 
     /// Takes input; none means that it ends there.

@@ -162,9 +162,8 @@ impl Stream {
             }
         }
         // One that has ended and been sent as a whole, or is no longer kept, is followed no more.
-        self.followed.retain(|(exec, position)| {
-            log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.size())
-        });
+        self.followed
+            .retain(|(exec, position)| log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.size()));
         // The next turn begins with another log.
         if self.followed.len() > 1 {
             self.followed.rotate_left(1);
