@@ -10,5 +10,9 @@
 mod cgroup;
 mod control;
 pub mod host;
+pub mod launcher;
 pub mod seccomp;
 mod setup;
+
+/// The descriptor that a server started by the launcher finds its end of the control socket on.
+pub const CONTROL_FD: i32 = 3;
