@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use sandpool_wire::agent::{Activation, Refusal, Runtime};
 
@@ -18,6 +19,7 @@ const MAX_BYTES: usize = 128 * 1024;
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
+    directory: PathBuf,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -27,9 +29,9 @@ struct ImageFile {
 }
 
 impl Environment {
-    /// What every program has, and over it what the image says.
+    /// What every program has, and over it what the image says. Programs start in `directory`.
     #[must_use]
-    pub fn new(runtime: Runtime, image: Option<&str>) -> Self {
+    pub fn new(runtime: Runtime, image: Option<&str>, directory: PathBuf) -> Self {
         let mut variables: BTreeMap<String, String> = [
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             ("HOME", "/home/sandbox"),
@@ -57,7 +59,13 @@ impl Environment {
         // An image is made by the operator; a file of it that cannot be read says nothing, and is no reason to stop.
         let image: ImageFile = image.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         variables.extend(image.env.into_iter().filter(|(name, value)| check(name, value).is_ok()));
-        Self { variables }
+        Self { variables, directory }
+    }
+
+    /// Where programs start.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Adds what a session brings.
@@ -106,7 +114,7 @@ mod tests {
     #[test]
     fn layers_lie_over_each_other() {
         let image = r#"{"env": {"LANG": "de", "A": "image", "": "bad"}, "other": 1}"#;
-        let mut environment = Environment::new(Runtime::Node, Some(image));
+        let mut environment = Environment::new(Runtime::Node, Some(image), DIRECTORY.into());
         let env = vec![("A".to_owned(), "session".to_owned())];
         environment.activate(&Activation { env, seed: [0; 32] }).unwrap();
         assert_eq!(value(&environment, "LANG").as_deref(), Some("de"));
@@ -118,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_in_an_environment_is_refused_as_a_whole() {
-        let mut environment = Environment::new(Runtime::Shell, Some("not JSON"));
+        let mut environment = Environment::new(Runtime::Shell, Some("not JSON"), DIRECTORY.into());
         for (name, bad) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0"), ("A", &"x".repeat(MAX_BYTES))] {
             let env = vec![("GOOD".to_owned(), "1".to_owned()), (name.to_owned(), bad.to_owned())];
             assert!(environment.activate(&Activation { env, seed: [0; 32] }).is_err(), "{name:?}");

@@ -14,8 +14,8 @@ use rustix::process::Signal;
 use sandpool_sys::workload::{Identity, Workload};
 use sandpool_wire::agent::{Activation, ExecKey, Outcome, Runtime};
 
-use crate::environment::{DIRECTORY, Environment};
-use crate::log::{Channel, Log};
+use crate::environment::Environment;
+use crate::log::{self, Channel, Log};
 use crate::pipe::{self, Got, Sink};
 use crate::procs::{self, Belonging};
 use crate::program::{Ending, KILL_AFTER, TERMINATE_AFTER};
@@ -78,6 +78,8 @@ pub struct Alive {
     from: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// When it closed its channel.
+    closed: Option<Instant>,
     inbox: Vec<u8>,
     /// The end of what it wrote while booting.
     tail: Vec<u8>,
@@ -136,9 +138,6 @@ pub enum News {
         state_lost: bool,
     },
 }
-
-/// The logs of executions, as the interpreter sees them.
-pub type Logs<'a> = dyn FnMut(ExecKey) -> Option<&'a mut Log> + 'a;
 
 impl Interpreter {
     /// Starts one.
@@ -261,7 +260,7 @@ impl Interpreter {
     }
 
     /// One of its descriptors is ready.
-    pub fn ready(&mut self, end: End, logs: &mut Logs<'_>, now: Instant) -> Option<News> {
+    pub fn ready(&mut self, end: End, logs: &mut [Log], now: Instant) -> Option<News> {
         let State::Alive(alive) = &mut self.state else { return None };
         let exec = self.run.as_ref().filter(|run| run.began.is_some()).map(|run| run.exec);
         match end {
@@ -280,7 +279,7 @@ impl Interpreter {
                 match fd.as_ref().map(|fd| pipe::read(fd, &mut buffer)) {
                     Some(Got::Bytes(count)) if !alive.is_ready => alive.keep_tail(&buffer[..count]),
                     Some(Got::Bytes(count)) => {
-                        if let Some(log) = exec.and_then(logs) {
+                        if let Some(log) = exec.and_then(|exec| log::find(logs, exec)) {
                             log.output(channel, &buffer[..count], now);
                         }
                     }
@@ -294,14 +293,15 @@ impl Interpreter {
     }
 
     /// Reads what its runner says.
-    fn hear(&mut self, logs: &mut Logs<'_>, now: Instant) -> Option<News> {
+    fn hear(&mut self, logs: &mut [Log], now: Instant) -> Option<News> {
         let State::Alive(alive) = &mut self.state else { return None };
         let mut buffer = [0; 64 * 1024];
         match alive.from.as_ref().map(|fd| pipe::read(fd, &mut buffer)) {
             Some(Got::Bytes(count)) => alive.inbox.extend_from_slice(&buffer[..count]),
             Some(Got::End) => {
+                // Most often it is ending: how, is said when it has.
                 alive.from = None;
-                alive.end("its channel was closed");
+                alive.closed = Some(now);
                 return None;
             }
             Some(Got::Nothing) | None => return None,
@@ -332,7 +332,7 @@ impl Interpreter {
         }
     }
 
-    fn heard(&mut self, message: FromRunner, logs: &mut Logs<'_>, now: Instant) -> Option<News> {
+    fn heard(&mut self, message: FromRunner, logs: &mut [Log], now: Instant) -> Option<News> {
         let State::Alive(alive) = &mut self.state else { return None };
         let (nonce, report) = match message {
             FromRunner::Ready { version } if !alive.is_ready => {
@@ -353,7 +353,7 @@ impl Interpreter {
             alive.end("a message that belongs to no run came on its channel");
             return None;
         };
-        let log = logs(exec)?;
+        let log = log::find(logs, exec)?;
         // What was written before this was said comes before it.
         alive.drain(log, now);
         match report {
@@ -376,7 +376,7 @@ impl Interpreter {
         &mut self,
         how: &str,
         environment: &Environment,
-        logs: &mut Logs<'_>,
+        logs: &mut [Log],
         now: Instant,
     ) -> (Option<News>, Vec<OwnedFd>) {
         let State::Alive(mut alive) = std::mem::replace(&mut self.state, State::Absent) else {
@@ -399,7 +399,7 @@ impl Interpreter {
         let began = self.run.as_ref().and_then(|run| Some((run.exec, run.began.as_ref()?)));
         let mut news = None;
         if let Some((exec, began)) = began {
-            if let Some(log) = logs(exec) {
+            if let Some(log) = log::find(logs, exec) {
                 alive.drain(log, now);
             }
             if self.run.as_ref().is_some_and(|run| run.ending != Ending::No) {
@@ -442,6 +442,9 @@ impl Interpreter {
                 if !is_first && !alive.is_ready && now.duration_since(alive.booted) >= REBOOT {
                     alive.end("it did not become ready again");
                 }
+                if alive.closed.is_some_and(|at| at + GRACE <= now) {
+                    alive.end("it closed its channel");
+                }
             }
             State::Absent if self.run.is_some() => {
                 return self.finish(Outcome::Died("the interpreter cannot be started again".to_owned()), now);
@@ -474,6 +477,10 @@ impl Interpreter {
     /// When [`Interpreter::tick`] has something to do.
     #[must_use]
     pub fn wakes(&self) -> Option<Instant> {
+        let closed = match &self.state {
+            State::Alive(alive) if alive.fault.is_none() => alive.closed.map(|at| at + GRACE),
+            _ => None,
+        };
         let reboot = match &self.state {
             State::Alive(alive) if !alive.is_ready && !self.version.is_empty() && alive.fault.is_none() => {
                 Some(alive.booted + REBOOT)
@@ -485,7 +492,7 @@ impl Interpreter {
             Some(began) => run.ending.wakes().or(began.kill_at),
             None => None,
         });
-        [reboot, run].into_iter().flatten().min()
+        [closed, reboot, run].into_iter().flatten().min()
     }
 
     /// The longest that a stop on request may take.
@@ -511,7 +518,7 @@ impl Alive {
         let pid = sandpool_sys::workload::spawn(Workload {
             argv: argv.into_iter().map(Into::into).collect(),
             env: environment.with(&[]),
-            directory: DIRECTORY.into(),
+            directory: environment.directory().to_owned(),
             identity,
             stdio: [stdin, their_stdout, their_stderr],
             pass: vec![
@@ -529,6 +536,7 @@ impl Alive {
             from: Some(from),
             stdout: Some(stdout),
             stderr: Some(stderr),
+            closed: None,
             inbox: Vec::new(),
             tail: Vec::new(),
             fault: None,

@@ -33,6 +33,11 @@ const GATHER: Duration = Duration::from_millis(5);
 /// What an event costs beside its bytes.
 const OVERHEAD: usize = 64;
 
+/// The log of an execution.
+pub fn find(logs: &mut [Log], exec: ExecKey) -> Option<&mut Log> {
+    logs.iter_mut().find(|log| log.exec == exec)
+}
+
 /// Which of the two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {

@@ -1,2 +1,52 @@
 //! The static program that is pid 1 of every sandbox.
-fn main() {}
+//!
+//! It is started by the launcher as `sandpool-agent python|node|shell`, with its control socket as descriptor 3.
+
+use std::io::Read;
+use std::process::ExitCode;
+
+use rustix::fs::Mode;
+use rustix::process::DumpableBehavior;
+use sandpool_agent::agent::{Agent, Config};
+use sandpool_agent::environment::{DIRECTORY, IMAGE_FILE};
+use sandpool_sys::workload::{self, Identity};
+use sandpool_wire::agent::Runtime;
+
+/// Where the launcher puts the control socket.
+const CONTROL: i32 = 3;
+
+/// Whom everything runs as that a session starts, and who its files belong to.
+const WORKLOAD: Identity = Identity { uid: 1000, gid: 1000 };
+
+/// Bytes of the image's own file.
+const IMAGE_FILE_LIMIT: u64 = 64 * 1024;
+
+fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sandpool-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> std::io::Result<()> {
+    // First of all, so that nothing of the sandbox can look into this process.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let word = std::env::args().nth(1).unwrap_or_default();
+    let runtime = Runtime::from_word(&word)
+        .ok_or_else(|| std::io::Error::other("usage: sandpool-agent python|node|shell, control socket on 3"))?;
+    let control = workload::inherited(CONTROL)?;
+    let mut image = String::new();
+    if let Ok(file) = std::fs::File::open(IMAGE_FILE) {
+        // An image without the file, or with one that is not text, has nothing to add to the environment.
+        let _ = file.take(IMAGE_FILE_LIMIT).read_to_string(&mut image);
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    workload::set_file_identity(WORKLOAD)?;
+    // The kernel sets this to a default of its own when the ids of files change.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let config = Config { runtime, control, identity: Some(WORKLOAD), directory: DIRECTORY.into(), image: Some(image) };
+    Agent::new(config)?.run()
+}

@@ -17,7 +17,8 @@ use rustix::termios::Winsize;
 use sandpool_sys::workload::{Identity, Workload};
 use sandpool_wire::agent::{Outcome, Stdin, Stop, Work};
 
-use crate::environment::{DIRECTORY, Environment};
+use crate::environment::Environment;
+use crate::log::{Channel, Log};
 use crate::pipe::{self, Sink};
 use crate::procs::{self, Belonging, MARKER};
 
@@ -96,6 +97,8 @@ pub struct Program {
     pub is_terminal: bool,
     /// How its processes are recognised.
     pub belonging: Belonging,
+    /// When it was started.
+    pub began: Instant,
     /// When its time is up.
     pub deadline: Option<Instant>,
     /// How it is being ended.
@@ -143,7 +146,7 @@ impl Program {
         };
         let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
         let env = environment.with(&more);
-        let directory = DIRECTORY.into();
+        let directory = environment.directory().to_owned();
         let (stdio, stdin, stdout, stderr) = match screen {
             Some(size) => {
                 let (ours, theirs) = terminal(size)?;
@@ -162,17 +165,11 @@ impl Program {
         let pid = sandpool_sys::workload::spawn(workload)?.cast_signed();
         let belonging = Belonging { marker: marker.to_owned(), leader: Some(pid), interpreter: None };
         let stdout = Some(stdout);
-        Ok(Self {
-            pid,
-            stdin,
-            stdout,
-            stderr,
-            is_terminal,
-            belonging,
-            deadline: None,
-            ending: Ending::No,
-            exited: None,
-        })
+        let (began, ending) = (Instant::now(), Ending::No);
+        let mut program =
+            Self { pid, stdin, stdout, stderr, is_terminal, belonging, began, deadline: None, ending, exited: None };
+        program.flush_input();
+        Ok(program)
     }
 
     /// Takes input; none means that it ends there.
@@ -221,6 +218,15 @@ impl Program {
         }
     }
 
+    /// Takes the output that is there now.
+    pub fn drain(&self, log: &mut Log, now: Instant) {
+        for (fd, channel) in [(&self.stdout, Channel::Stdout), (&self.stderr, Channel::Stderr)] {
+            if let Some(fd) = fd {
+                pipe::read_present(fd, |bytes| log.output(channel, bytes, now));
+            }
+        }
+    }
+
     /// Its process has ended.
     pub fn exit(&mut self, code: i32, now: Instant) {
         self.exited = Some((code, now + LINGER));
@@ -246,6 +252,31 @@ impl Program {
             None if self.ending == Ending::No => self.deadline,
             None => self.ending.wakes(),
         }
+    }
+}
+
+/// The version of the shell, which shows that it can be started. Waits for it: nothing runs beside it yet.
+///
+/// # Errors
+/// Why it could not be started, or did not answer.
+pub fn shell_version(environment: &Environment, identity: Option<Identity>) -> std::io::Result<String> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    let pid = sandpool_sys::workload::spawn(Workload {
+        argv: ["/bin/bash", "-c", r#"printf %s "$BASH_VERSION""#].into_iter().map(Into::into).collect(),
+        env: environment.with(&[]),
+        directory: environment.directory().to_owned(),
+        identity,
+        stdio: [null()?, write, null()?],
+        pass: Vec::new(),
+        terminal: false,
+    })?;
+    let mut version = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(std::fs::File::from(read), 64), &mut version)?;
+    let pid = Pid::from_raw(pid.cast_signed());
+    match rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())? {
+        Some((_, status)) if status.exit_status() == Some(0) && !version.is_empty() => Ok(version),
+        _ => Err(std::io::Error::other("it did not say its version")),
     }
 }
 

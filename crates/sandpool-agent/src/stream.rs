@@ -25,8 +25,8 @@ pub struct Stream {
     pub uploads: BTreeMap<u32, Upload>,
     /// The next upload's handle.
     pub next_upload: u32,
-    /// Its last input waits for a program: nothing more is read.
-    pub is_held: bool,
+    /// Its last input waits for this execution: nothing more is read.
+    pub held_by: Option<ExecKey>,
     inbox: Vec<u8>,
     replies: Vec<u8>,
     stage: Vec<u8>,
@@ -46,7 +46,7 @@ impl Stream {
             fd,
             uploads: BTreeMap::new(),
             next_upload: 1,
-            is_held: false,
+            held_by: None,
             inbox: Vec::new(),
             replies: Vec::new(),
             stage: Vec::new(),
@@ -85,7 +85,7 @@ impl Stream {
     /// Whether it should be read now.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.is_held && self.replies.len() < REPLIES
+        self.held_by.is_none() && self.replies.len() < REPLIES
     }
 
     /// Reads once.

@@ -1,0 +1,521 @@
+//! The loop: waits for whatever comes first, and hands it to the part that it belongs to.
+//!
+//! ```text
+//! control: a dialled stream ----> streams ---> calls ---> files, programs, interpreter
+//! a child has ended ------------> programs, interpreter --+
+//! output of a program, news of the interpreter -----------+--> logs ---> streams that follow them
+//! ```
+
+mod calls;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+use sandpool_sys::workload::{self, Identity};
+use sandpool_wire::agent::{ExecKey, FromAgent, KEPT_EXECUTIONS, Outcome, PROTOCOL, Runtime};
+
+use crate::environment::Environment;
+use crate::interpreter::{self, Interpreter, News, random};
+use crate::log::{Channel, Log};
+use crate::pipe::{self, Got, WAITING};
+use crate::program::Program;
+use crate::stream::{Closed, Stream};
+
+/// The most streams at one time; a further one is closed at once.
+const STREAMS: usize = 256;
+
+/// Bytes of finished executions' events that are kept in all, besides those that a stream has yet to send.
+const KEPT_BYTES: usize = 64 * 1024 * 1024;
+
+/// Pipes of programs whose execution has ended, that are still emptied for whoever writes to them. The oldest are
+/// closed first.
+const LEFTOVERS: usize = 256;
+
+/// Bytes of the reason in [`FromAgent::Broken`].
+const REASON: usize = 4096;
+
+/// What an agent is started with.
+#[derive(Debug)]
+pub struct Config {
+    /// What answers code.
+    pub runtime: Runtime,
+    /// The socket on which streams arrive: SEQPACKET, one byte `D` and one descriptor in each message.
+    pub control: OwnedFd,
+    /// Whom programs and the interpreter run as. `None` is for tests only: they stay what the agent is.
+    pub identity: Option<Identity>,
+    /// Where programs start.
+    pub directory: PathBuf,
+    /// The text of [`crate::environment::IMAGE_FILE`].
+    pub image: Option<String>,
+}
+
+/// The agent of a sandbox.
+#[derive(Debug)]
+pub struct Agent {
+    runtime: Runtime,
+    identity: Option<Identity>,
+    control: OwnedFd,
+    children: OwnedFd,
+    boot_id: [u8; 16],
+    environment: Environment,
+    is_activated: bool,
+    /// `None` for a shell.
+    interpreter: Option<Interpreter>,
+    /// Whether [`FromAgent::Ready`] was said, or why it never will be.
+    warmth: Warmth,
+    version: String,
+    programs: BTreeMap<ExecKey, Program>,
+    /// In the order in which they were started.
+    logs: Vec<Log>,
+    streams: BTreeMap<u64, Stream>,
+    leftovers: BTreeMap<u64, OwnedFd>,
+    /// Numbers streams and leftovers.
+    next_id: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Warmth {
+    Warming,
+    Ready,
+    Broken(String),
+}
+
+/// What a descriptor belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Control,
+    Children,
+    Stream(u64),
+    Interpreter(interpreter::End),
+    Program(ExecKey, ProgramEnd),
+    Leftover(u64),
+}
+
+/// Which of a program's descriptors.
+#[derive(Clone, Copy, Debug)]
+enum ProgramEnd {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Agent {
+    /// Starts the interpreter. Blocks SIGCHLD in the calling thread, which must be the only one.
+    ///
+    /// # Errors
+    /// `EMFILE` and the like.
+    pub fn new(config: Config) -> std::io::Result<Self> {
+        let Config { runtime, control, identity, directory, image } = config;
+        pipe::set_nonblocking(&control)?;
+        workload::ignore_write_signals();
+        let children = workload::child_signal()?;
+        let environment = Environment::new(runtime, image.as_deref(), directory);
+        let mut agent = Self {
+            runtime,
+            identity,
+            control,
+            children,
+            boot_id: (u128::from(random()) << 64 | u128::from(random())).to_le_bytes(),
+            environment,
+            is_activated: false,
+            interpreter: None,
+            warmth: Warmth::Warming,
+            version: String::new(),
+            programs: BTreeMap::new(),
+            logs: Vec::new(),
+            streams: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
+            next_id: 0,
+        };
+        if runtime == Runtime::Shell {
+            match crate::program::shell_version(&agent.environment, identity) {
+                Ok(version) => agent.warm(version),
+                Err(error) => agent.broken(&format!("the shell cannot be started: {error}")),
+            }
+        } else {
+            let interpreter = Interpreter::start(runtime, &agent.environment, identity);
+            if let Some(reason) = interpreter.broken() {
+                agent.broken(reason);
+            }
+            agent.interpreter = Some(interpreter);
+        }
+        Ok(agent)
+    }
+
+    /// Serves until the control socket is closed.
+    ///
+    /// # Errors
+    /// What keeps the agent from waiting at all.
+    pub fn run(mut self) -> std::io::Result<()> {
+        loop {
+            self.tick(Instant::now());
+            self.pump();
+            for (owner, events) in self.wait()? {
+                if !self.ready(owner, events, Instant::now()) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Waits until a descriptor is ready or something is due.
+    fn wait(&mut self) -> std::io::Result<Vec<(Owner, PollFlags)>> {
+        let limit = self.wakes().map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            Timespec { tv_sec: seconds, tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        let (owners, mut fds): (Vec<_>, Vec<_>) = self
+            .descriptors()
+            .into_iter()
+            .map(|(owner, fd, flags)| (owner, PollFd::from_borrowed_fd(fd, flags)))
+            .unzip();
+        match rustix::event::poll(&mut fds, limit.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        let events = fds.iter().map(PollFd::revents);
+        Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
+    }
+
+    /// Everything to wait for. What a child wrote comes before the news that it has ended.
+    fn descriptors(&mut self) -> Vec<(Owner, BorrowedFd<'_>, PollFlags)> {
+        let Self { interpreter, programs, logs, streams, leftovers, .. } = self;
+        let mut all = vec![(Owner::Control, self.control.as_fd(), PollFlags::IN)];
+        for (id, stream) in streams {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, stream.wants_input());
+            flags.set(PollFlags::OUT, stream.wants_output(|exec| logs.iter().find(|log| log.exec() == exec)));
+            all.push((Owner::Stream(*id), stream.fd.as_fd(), flags));
+        }
+        for (end, fd) in interpreter.iter().flat_map(Interpreter::descriptors) {
+            let flags = if end == interpreter::End::To { PollFlags::OUT } else { PollFlags::IN };
+            all.push((Owner::Interpreter(end), fd, flags));
+        }
+        for (exec, program) in programs {
+            if let Some(sink) = program.stdin.as_ref().filter(|sink| !sink.is_empty()) {
+                all.push((Owner::Program(*exec, ProgramEnd::Stdin), sink.fd(), PollFlags::OUT));
+            }
+            for (end, fd) in [(ProgramEnd::Stdout, &program.stdout), (ProgramEnd::Stderr, &program.stderr)] {
+                if let Some(fd) = fd {
+                    all.push((Owner::Program(*exec, end), fd.as_fd(), PollFlags::IN));
+                }
+            }
+        }
+        all.extend(leftovers.iter().map(|(id, fd)| (Owner::Leftover(*id), fd.as_fd(), PollFlags::IN)));
+        all.push((Owner::Children, self.children.as_fd(), PollFlags::IN));
+        all
+    }
+
+    /// When [`Agent::tick`] has something to do.
+    fn wakes(&self) -> Option<Instant> {
+        let programs = self.programs.values().filter_map(Program::wakes);
+        let interpreter = self.interpreter.iter().filter_map(Interpreter::wakes);
+        programs.chain(interpreter).chain(self.logs.iter().filter_map(Log::due)).min()
+    }
+
+    /// A descriptor is ready. `false` when there is nothing left to serve.
+    fn ready(&mut self, owner: Owner, events: PollFlags, now: Instant) -> bool {
+        match owner {
+            Owner::Control => return self.take_stream(),
+            Owner::Children => self.reap(now),
+            Owner::Stream(id) => self.hear(id, events),
+            Owner::Interpreter(end) => self.interpreter_ready(end, now),
+            Owner::Program(exec, end) => self.program_ready(exec, end, now),
+            Owner::Leftover(id) => {
+                let mut buffer = [0; 64 * 1024];
+                if self.leftovers.get(&id).is_some_and(|fd| pipe::read(fd, &mut buffer) == Got::End) {
+                    self.leftovers.remove(&id);
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes one stream from the control socket. `false` when that is closed.
+    fn take_stream(&mut self) -> bool {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut word = [0; 1];
+        let mut buffers = [std::io::IoSliceMut::new(&mut word)];
+        match rustix::net::recvmsg(&self.control, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) if message.bytes == 0 => return false,
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::INTR) => return true,
+            Err(_) => return false,
+        }
+        let received = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let Some(fd) = received.filter(|_| word == *b"D" && self.streams.len() < STREAMS) else { return true };
+        if pipe::set_nonblocking(&fd).is_err() {
+            return true;
+        }
+        let mut stream = Stream::new(fd);
+        stream.say(&FromAgent::Hello {
+            protocol: PROTOCOL,
+            boot_id: self.boot_id,
+            runtime: self.runtime,
+            version: self.version.clone(),
+        });
+        match &self.warmth {
+            Warmth::Warming => {}
+            Warmth::Ready => stream.say(&FromAgent::Ready),
+            Warmth::Broken(reason) => stream.say(&FromAgent::Broken { reason: reason.clone() }),
+        }
+        self.next_id += 1;
+        self.streams.insert(self.next_id, stream);
+        true
+    }
+
+    /// Reads from a stream.
+    fn hear(&mut self, id: u64, events: PollFlags) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let is_over = events.intersects(PollFlags::HUP | PollFlags::ERR);
+        let heard = match stream.wants_input() {
+            true if is_over || events.contains(PollFlags::IN) => stream.receive(),
+            // Nobody is there to take the answers to what was asked and not yet read.
+            false if is_over => Err(Closed),
+            _ => Ok(()),
+        };
+        if heard.is_err() {
+            self.streams.remove(&id);
+        }
+    }
+
+    /// Does what the streams ask, and sends them what there is, until neither goes on without waiting.
+    fn pump(&mut self) {
+        loop {
+            let ids: Vec<u64> = self.streams.keys().copied().collect();
+            let mut was_asked = false;
+            for id in ids {
+                was_asked |= self.serve(id);
+            }
+            self.begin_code();
+            self.forget();
+            let logs = &self.logs;
+            self.streams
+                .retain(|_, stream| stream.send(|exec| logs.iter().find(|log| log.exec() == exec)) != Err(Closed));
+            if !was_asked {
+                break;
+            }
+        }
+    }
+
+    /// Does what one stream asks. Whether it asked for something.
+    fn serve(&mut self, id: u64) -> bool {
+        let mut was_asked = false;
+        // Taken out, so that a call can change both the stream and the agent.
+        let Some(mut stream) = self.streams.remove(&id) else { return false };
+        if let Some(exec) = stream.held_by {
+            let waits = |program: &Program| program.stdin.as_ref().is_some_and(|sink| sink.len() > WAITING);
+            if !self.programs.get(&exec).is_some_and(waits) {
+                stream.held_by = None;
+            }
+        }
+        loop {
+            match stream.next() {
+                Ok(Some(message)) => {
+                    was_asked = true;
+                    self.answer(&mut stream, message);
+                }
+                Ok(None) => break,
+                Err(Closed) => return was_asked,
+            }
+        }
+        self.streams.insert(id, stream);
+        was_asked
+    }
+
+    /// Does what is due.
+    fn tick(&mut self, now: Instant) {
+        let mut ended = Vec::new();
+        for (exec, program) in &mut self.programs {
+            program.tick(now);
+            if let Some(outcome) = program.done(now) {
+                ended.push((*exec, outcome));
+            }
+        }
+        for (exec, outcome) in ended {
+            self.end_program(exec, outcome, now);
+        }
+        if let Some(news) = self.interpreter.as_mut().and_then(|interpreter| interpreter.tick(now)) {
+            self.hear_news(news);
+        }
+        for log in &mut self.logs {
+            log.pass_on(now);
+        }
+    }
+
+    /// Reaps every child that has ended, whoever started it.
+    fn reap(&mut self, now: Instant) {
+        workload::clear_child_signal(&self.children);
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let pid = Pid::as_raw(Some(pid));
+            if self.interpreter.as_ref().and_then(Interpreter::pid) == Some(pid) {
+                self.interpreter_exited(&describe(status), now);
+                continue;
+            }
+            let found = self.programs.iter_mut().find(|(_, program)| program.pid == pid && program.exited.is_none());
+            let Some((exec, program)) = found.map(|(exec, program)| (*exec, program)) else { continue };
+            if let Some(log) = crate::log::find(&mut self.logs, exec) {
+                program.drain(log, now);
+            }
+            program.exit(exit_code(status), now);
+            if let Some(outcome) = program.done(now) {
+                self.end_program(exec, outcome, now);
+            }
+        }
+    }
+
+    fn program_ready(&mut self, exec: ExecKey, end: ProgramEnd, now: Instant) {
+        let Some(program) = self.programs.get_mut(&exec) else { return };
+        let (fd, channel) = match end {
+            ProgramEnd::Stdin => return program.flush_input(),
+            ProgramEnd::Stdout => (&mut program.stdout, Channel::Stdout),
+            ProgramEnd::Stderr => (&mut program.stderr, Channel::Stderr),
+        };
+        let mut buffer = [0; 64 * 1024];
+        match fd.as_ref().map(|fd| pipe::read(fd, &mut buffer)) {
+            Some(Got::Bytes(count)) => {
+                if let Some(log) = crate::log::find(&mut self.logs, exec) {
+                    log.output(channel, &buffer[..count], now);
+                }
+            }
+            Some(Got::End) => *fd = None,
+            Some(Got::Nothing) | None => {}
+        }
+        if let Some(outcome) = program.done(now) {
+            self.end_program(exec, outcome, now);
+        }
+    }
+
+    fn end_program(&mut self, exec: ExecKey, outcome: Outcome, now: Instant) {
+        let Some(mut program) = self.programs.remove(&exec) else { return };
+        if let Some(log) = crate::log::find(&mut self.logs, exec) {
+            program.drain(log, now);
+            log.finish(outcome, now.duration_since(program.began), false);
+        }
+        // A terminal is closed with its program, which hangs up whoever is left on it.
+        if !program.is_terminal {
+            self.keep_open([program.stdout.take(), program.stderr.take()].into_iter().flatten());
+        }
+    }
+
+    /// Processes that outlive their execution may go on to write: into pipes that are emptied, not into broken ones.
+    fn keep_open(&mut self, fds: impl IntoIterator<Item = OwnedFd>) {
+        for fd in fds {
+            self.next_id += 1;
+            self.leftovers.insert(self.next_id, fd);
+            if self.leftovers.len() > LEFTOVERS {
+                self.leftovers.pop_first();
+            }
+        }
+    }
+
+    fn interpreter_ready(&mut self, end: interpreter::End, now: Instant) {
+        let Some(interpreter) = &mut self.interpreter else { return };
+        if let Some(news) = interpreter.ready(end, &mut self.logs, now) {
+            self.hear_news(news);
+        }
+    }
+
+    fn interpreter_exited(&mut self, how: &str, now: Instant) {
+        // What it said last may still be on the way.
+        self.interpreter_ready(interpreter::End::From, now);
+        let Some(interpreter) = &mut self.interpreter else { return };
+        let (news, fds) = interpreter.exited(how, &self.environment, &mut self.logs, now);
+        self.keep_open(fds);
+        if let Some(news) = news {
+            self.hear_news(news);
+        }
+    }
+
+    fn hear_news(&mut self, news: News) {
+        match news {
+            News::Ready => {
+                let version = self.interpreter.as_ref().map(|interpreter| interpreter.version().to_owned());
+                self.warm(version.unwrap_or_default());
+            }
+            News::Broken(reason) => self.broken(&reason),
+            News::Finished { exec, outcome, duration, state_lost } => {
+                if let Some(log) = crate::log::find(&mut self.logs, exec) {
+                    // A run that never began ends in the same order as every other.
+                    if log.size() == 0 {
+                        log.started();
+                    }
+                    log.finish(outcome, duration, state_lost);
+                }
+            }
+        }
+    }
+
+    fn warm(&mut self, version: String) {
+        self.version = version;
+        self.warmth = Warmth::Ready;
+        for stream in self.streams.values_mut() {
+            stream.say(&FromAgent::Ready);
+        }
+    }
+
+    fn broken(&mut self, reason: &str) {
+        let mut reason = reason.to_owned();
+        reason.truncate(reason.floor_char_boundary(REASON));
+        for stream in self.streams.values_mut() {
+            stream.say(&FromAgent::Broken { reason: reason.clone() });
+        }
+        self.warmth = Warmth::Broken(reason);
+    }
+
+    /// Begins the code that waits for a warm interpreter.
+    fn begin_code(&mut self) {
+        let Some(interpreter) = &mut self.interpreter else { return };
+        if let Some(log) = interpreter.running().and_then(|exec| crate::log::find(&mut self.logs, exec)) {
+            interpreter.begin(log, Instant::now());
+        }
+    }
+
+    /// Drops the logs of the oldest finished executions over the limits, but none that a stream has yet to send.
+    fn forget(&mut self) {
+        let is_kept =
+            |log: &Log| log.outcome().is_none() || self.streams.values().any(|one| one.awaits(log.exec(), log));
+        let finished = self.logs.iter().filter(|log| log.outcome().is_some());
+        let (mut count, mut bytes) = finished.fold((0, 0), |(count, bytes), log| (count + 1, bytes + log.size()));
+        let mut index = 0;
+        while index < self.logs.len() && (count > KEPT_EXECUTIONS || (bytes > KEPT_BYTES && count > 1)) {
+            if is_kept(&self.logs[index]) {
+                index += 1;
+            } else {
+                count -= 1;
+                bytes -= self.logs.remove(index).size();
+            }
+        }
+    }
+}
+
+/// The exit code that a shell would give.
+fn exit_code(status: WaitStatus) -> i32 {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        // Neither stopped nor continued children are waited for.
+        (None, None) => 255,
+    }
+}
+
+fn describe(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("it exited with code {code}"),
+        (None, Some(9)) => "it was killed (signal 9), perhaps for want of memory".to_owned(),
+        (None, Some(signal)) => format!("signal {signal} ended it"),
+        (None, None) => "it ended".to_owned(),
+    }
+}
