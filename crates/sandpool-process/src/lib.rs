@@ -9,10 +9,13 @@
 
 mod cgroup;
 mod control;
+mod driver;
 pub mod host;
 pub mod launcher;
 pub mod seccomp;
 mod setup;
+
+pub use driver::{ProcessDriver, control as take_control};
 
 /// The descriptor that a server started by the launcher finds its end of the control socket on.
 pub const CONTROL_FD: i32 = 3;

@@ -273,10 +273,11 @@ impl Launcher {
             let _ = epoll::delete(&self.epoll, words);
         }
         let said = String::from_utf8_lossy(&live.said).into_owned();
+        // What a failed start said explains its end better than the server's wish to be rid of it.
         let why = match live.kill_reason {
+            _ if !said.is_empty() => Why::BootFailed(said),
             Some(why) => why,
             None if live.group.usage().oom_kills > 0 => Why::OutOfMemory,
-            None if !said.is_empty() => Why::BootFailed(said),
             None => Why::Died(how(status.as_ref())),
         };
         if live.group.remove().is_ok() {

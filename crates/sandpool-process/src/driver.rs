@@ -1,0 +1,320 @@
+//! The Driver seam over the control socket: what the server knows of its launcher's sandboxes.
+
+mod boot;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::net::SocketType;
+use sandpool_core::ids::{PoolName, SandboxId};
+use sandpool_driver::{
+    Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Stream, Template, Usage,
+};
+use sandpool_wire::agent::Activation;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::control::{self, Answer, Call, FromLauncher, Record, Refusal, ToLauncher, Why};
+use boot::Dialled;
+
+/// The longest wait for the launcher's answer. It builds a sandbox in milliseconds.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Changes kept for a watcher that is slow; then it must list.
+const CHANGES: usize = 4096;
+
+/// How long a sandbox that was there before this server may take to answer.
+const REDIAL: Duration = Duration::from_secs(30);
+
+/// Makes sandboxes of processes, through the launcher.
+#[derive(Debug)]
+pub struct ProcessDriver {
+    socket: AsyncFd<OwnedFd>,
+    next_request: AtomicU32,
+    state: Mutex<State>,
+    changes: broadcast::Sender<Change>,
+    closed: watch::Sender<bool>,
+    this: Weak<Self>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: HashMap<u32, oneshot::Sender<Reply>>,
+    known: HashMap<SandboxId, Known>,
+    boot_limits: HashMap<PoolName, Duration>,
+}
+
+type Reply = (Result<Answer, Refusal>, Option<OwnedFd>);
+
+/// What the server knows of a sandbox beyond the launcher's record.
+#[derive(Debug)]
+struct Known {
+    sandbox: Sandbox,
+    /// The stream that told of its readiness, until somebody dials.
+    stream: Option<Dialled>,
+    /// Why we ask for its end, when it is more than "destroyed".
+    fate: Option<GoneReason>,
+}
+
+/// Takes the server's end of the control socket, where the launcher put it. Once.
+///
+/// # Errors
+/// When this process was not started by the launcher.
+pub fn control() -> io::Result<OwnedFd> {
+    let fd = sandpool_sys::workload::inherited(crate::CONTROL_FD)?;
+    match rustix::net::sockopt::socket_type(&fd) {
+        Ok(SocketType::SEQPACKET) => Ok(fd),
+        _ => Err(io::Error::other("this is not a server that the launcher started")),
+    }
+}
+
+impl ProcessDriver {
+    /// Takes up the conversation with the launcher, and with the sandboxes that are already there.
+    ///
+    /// # Errors
+    /// `Unavailable` when the launcher does not answer.
+    pub async fn connect(control: OwnedFd) -> Result<Arc<Self>, DriverError> {
+        let socket = AsyncFd::new(control).map_err(|error| unavailable(&error))?;
+        let driver = Arc::new_cyclic(|this| Self {
+            socket,
+            next_request: AtomicU32::new(1),
+            state: Mutex::default(),
+            changes: broadcast::channel(CHANGES).0,
+            closed: watch::channel(false).0,
+            this: Weak::clone(this),
+        });
+        tokio::spawn(Arc::clone(&driver).listen());
+        for record in driver.records().await?.into_iter().filter(|record| !record.leaving) {
+            let id = SandboxId(record.id);
+            let Ok(pool) = PoolName::parse(&record.pool) else { continue };
+            let sandbox = Sandbox {
+                id,
+                pool,
+                phase: Phase::Booting,
+                boot_id: None,
+                owner: record.owner.map(|record| Owner { record }),
+                activated: record.activated,
+            };
+            driver.state().known.insert(id, Known { sandbox, stream: None, fate: None });
+            tokio::spawn(Arc::clone(&driver).watch_boot(id, REDIAL));
+        }
+        Ok(driver)
+    }
+
+    /// Completes when the launcher is gone, and every sandbox with it.
+    pub async fn closed(&self) {
+        // An error means that the sender is gone: it lives in `self`.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn listen(self: Arc<Self>) {
+        loop {
+            let Ok(mut ready) = self.socket.readable().await else { break };
+            match control::receive::<FromLauncher>(self.socket.get_ref()) {
+                Ok(Some((FromLauncher::Reply { request, result }, fd))) => {
+                    let waiting = self.state().waiting.remove(&request);
+                    if let Some(waiting) = waiting {
+                        // The caller may have gone; a stream then closes here.
+                        let _ = waiting.send((result, fd));
+                    }
+                }
+                Ok(Some((FromLauncher::Gone { id, why }, _))) => self.gone(SandboxId(id), why),
+                Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) => {
+                    tracing::error!("the launcher cannot be understood: {error}");
+                    break;
+                }
+            }
+        }
+        self.state().waiting.clear();
+        self.closed.send_replace(true);
+    }
+
+    fn gone(&self, id: SandboxId, why: Why) {
+        let fate = self.state().known.remove(&id).and_then(|known| known.fate);
+        let reason = fate.unwrap_or(match why {
+            Why::Destroyed => GoneReason::Destroyed,
+            Why::OutOfMemory => GoneReason::OutOfMemory,
+            Why::Died(how) => GoneReason::Died(how),
+            Why::BootFailed(why) => GoneReason::BootFailed(why),
+        });
+        // Nobody may be watching.
+        let _ = self.changes.send(Change::Gone { id, reason });
+    }
+
+    async fn ask(&self, call: Call) -> Result<(Answer, Option<OwnedFd>), DriverError> {
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let bytes = control::encode(&ToLauncher { request, call }).map_err(|error| unavailable(&error))?;
+        let (sender, receiver) = oneshot::channel();
+        self.state().waiting.insert(request, sender);
+        let conversation = async {
+            self.send(&bytes).await?;
+            receiver.await.map_err(|_| unavailable(&"the launcher is gone"))
+        };
+        let outcome = tokio::time::timeout(DEADLINE, conversation).await;
+        self.state().waiting.remove(&request);
+        let (result, fd) = outcome.map_err(|_| unavailable(&"the launcher did not answer in time"))??;
+        Ok((result.map_err(refused)?, fd))
+    }
+
+    async fn send(&self, bytes: &[u8]) -> Result<(), DriverError> {
+        loop {
+            let mut ready = self.socket.writable().await.map_err(|error| unavailable(&error))?;
+            match control::send(self.socket.get_ref(), bytes, None) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                result => return result.map_err(|error| unavailable(&error)),
+            }
+        }
+    }
+
+    async fn records(&self) -> Result<Vec<Record>, DriverError> {
+        let mut all: Vec<Record> = Vec::new();
+        loop {
+            match self.ask(Call::List { after: all.last().map(|record| record.id) }).await?.0 {
+                Answer::Page { sandboxes, more } => {
+                    let more = more && !sandboxes.is_empty();
+                    all.extend(sandboxes);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                _ => return Err(unavailable(&"the launcher answered something else")),
+            }
+        }
+    }
+
+    /// A new stream from the launcher.
+    async fn dial_new(&self, id: SandboxId) -> Result<UnixStream, DriverError> {
+        match self.ask(Call::Dial { id: id.0 }).await? {
+            (Answer::Dialled, Some(fd)) => {
+                UnixStream::from_std(StdUnixStream::from(fd)).map_err(|error| unavailable(&error))
+            }
+            _ => Err(unavailable(&"the launcher sent no stream")),
+        }
+    }
+
+    fn changed(&self, sandbox: &Sandbox) {
+        // Nobody may be watching.
+        let _ = self.changes.send(Change::Upsert(sandbox.clone()));
+    }
+}
+
+#[async_trait]
+impl Driver for ProcessDriver {
+    fn describe(&self) -> Description {
+        crate::host::describe()
+    }
+
+    async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
+        let rootfs = template.rootfs.to_str().ok_or_else(|| {
+            DriverError::Invalid(format!("the image's path {} is not UTF-8", template.rootfs.display()))
+        })?;
+        let call = Call::EnsurePool {
+            pool: template.pool.to_string(),
+            runtime: template.runtime,
+            rootfs: rootfs.to_owned(),
+            limits: template.limits.into(),
+        };
+        self.ask(call).await?;
+        self.state().boot_limits.insert(template.pool.clone(), template.boot_limit);
+        Ok(())
+    }
+
+    async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
+        self.create_watched(id, pool).await
+    }
+
+    async fn assign(&self, id: SandboxId, owner: &Owner) -> Result<(), DriverError> {
+        if owner.record.len() > MAX_RECORD {
+            return Err(DriverError::Invalid(format!("the owner's record is over {MAX_RECORD} bytes")));
+        }
+        match self.state().known.get(&id).map(|known| known.sandbox.phase) {
+            None | Some(Phase::Leaving) => return Err(DriverError::Gone(id.to_string())),
+            Some(Phase::Booting) => return Err(unavailable(&"the sandbox is not ready yet")),
+            Some(Phase::Ready) => {}
+        }
+        self.ask(Call::Assign { id: id.0, record: owner.record.clone() }).await?;
+        self.update(id, |sandbox| sandbox.owner = Some(owner.clone()))
+    }
+
+    async fn activate(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError> {
+        self.configure(id, activation).await?;
+        self.ask(Call::Activated { id: id.0 }).await?;
+        self.update(id, |sandbox| sandbox.activated = true)
+    }
+
+    async fn destroy(&self, id: SandboxId) -> Result<(), DriverError> {
+        if let Some(known) = self.state().known.get_mut(&id) {
+            known.sandbox.phase = Phase::Leaving;
+        }
+        self.ask(Call::Destroy { id: id.0 }).await.map(drop)
+    }
+
+    async fn list(&self) -> Result<Vec<Sandbox>, DriverError> {
+        let records = self.records().await?;
+        let state = self.state();
+        let sandboxes = records.into_iter().filter_map(|record| {
+            let known = state.known.get(&SandboxId(record.id)).map(|known| &known.sandbox);
+            let phase = known.map_or(Phase::Booting, |known| known.phase);
+            Some(Sandbox {
+                id: SandboxId(record.id),
+                pool: PoolName::parse(&record.pool).ok()?,
+                phase: if record.leaving { Phase::Leaving } else { phase },
+                boot_id: known.and_then(|known| known.boot_id),
+                owner: record.owner.map(|record| Owner { record }),
+                activated: record.activated,
+            })
+        });
+        Ok(sandboxes.collect())
+    }
+
+    fn watch(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    async fn dial(&self, id: SandboxId) -> Result<Stream, DriverError> {
+        let kept = match self.state().known.get_mut(&id) {
+            None => return Err(DriverError::Gone(id.to_string())),
+            Some(known) => known.stream.take(),
+        };
+        match kept {
+            Some(dialled) => Ok(Box::new(dialled.replay())),
+            None => Ok(Box::new(self.dial_new(id).await?)),
+        }
+    }
+
+    async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {
+        match self.ask(Call::Usage { id: id.0 }).await?.0 {
+            Answer::Usage { memory, memory_peak, pids, cpu_us, oom_kills } => {
+                Ok(Usage { memory, memory_peak, pids, cpu_us, oom_kills })
+            }
+            _ => Err(unavailable(&"the launcher answered something else")),
+        }
+    }
+}
+
+fn unavailable(reason: &impl std::fmt::Display) -> DriverError {
+    DriverError::Unavailable { reason: reason.to_string(), retry_after: Duration::from_secs(1) }
+}
+
+fn refused(refusal: Refusal) -> DriverError {
+    match refusal {
+        Refusal::Conflict(why) => DriverError::Conflict(why),
+        Refusal::Exhausted(why) => DriverError::Exhausted(why),
+        Refusal::Invalid(why) => DriverError::Invalid(why),
+        Refusal::Unavailable(why) => unavailable(&why),
+        Refusal::Gone => DriverError::Gone("the sandbox is not there".to_owned()),
+    }
+}

@@ -1,0 +1,228 @@
+//! From a created sandbox to a ready one, and from an assigned one to a configured one: the driver's own words with
+//! the agent.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use sandpool_core::ids::{PoolName, SandboxId};
+use sandpool_driver::{Driver, DriverError, GoneReason, Phase, Sandbox};
+use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
+use sandpool_wire::frame;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::UnixStream;
+
+use super::{Known, ProcessDriver, unavailable};
+use crate::control::Call;
+
+/// The longest wait for the agent's answer to its configuration.
+const ACTIVATION: Duration = Duration::from_secs(10);
+
+/// The driver's number for its one request on a stream: none that the stream's next user would choose first.
+const REQUEST: u32 = u32::MAX;
+
+/// The most that a greeting may be, in bytes.
+const MAX_GREETING: usize = 64 * 1024;
+
+/// A stream to an agent that has told of its readiness.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    stream: UnixStream,
+    /// What the agent said first, for whoever gets the stream next.
+    greeting: Vec<u8>,
+    boot_id: [u8; 16],
+}
+
+impl Dialled {
+    /// Reads until the agent says that it is ready; tells the boot id as soon as it is known.
+    async fn greet(mut stream: UnixStream, mut hello: impl FnMut([u8; 16])) -> io::Result<Self> {
+        let mut greeting = Vec::new();
+        let mut boot = None;
+        loop {
+            let message: FromAgent = next(&mut stream, &mut greeting).await?;
+            match message {
+                FromAgent::Hello { protocol: PROTOCOL, boot_id, .. } => {
+                    hello(boot_id);
+                    boot = Some(boot_id);
+                }
+                FromAgent::Hello { protocol, .. } => {
+                    return Err(io::Error::other(format!("the agent speaks version {protocol}, not {PROTOCOL}")));
+                }
+                FromAgent::Broken { reason } => return Err(io::Error::other(reason)),
+                FromAgent::Ready => {
+                    let boot_id = boot.ok_or_else(|| io::Error::other("the agent did not say hello"))?;
+                    return Ok(Self { stream, greeting, boot_id });
+                }
+                _ => return Err(io::Error::other("the agent spoke before it was asked")),
+            }
+        }
+    }
+
+    async fn configure(&mut self, activation: &Activation) -> io::Result<Result<(), agent::Refusal>> {
+        let call = ToAgent::Call { request: REQUEST, call: agent::Call::Activate(activation.clone()) };
+        self.stream.write_all(&frame::encode(&call).map_err(io::Error::other)?).await?;
+        match next(&mut self.stream, &mut Vec::new()).await? {
+            FromAgent::Reply { request: REQUEST, result } => Ok(result.map(drop)),
+            _ => Err(io::Error::other("the agent answered something else")),
+        }
+    }
+
+    /// The stream, as if nothing had been read from it.
+    pub(super) fn replay(self) -> Replayed {
+        Replayed { greeting: io::Cursor::new(self.greeting), stream: self.stream }
+    }
+}
+
+/// Reads one frame, and keeps its bytes in `seen`.
+async fn next(stream: &mut UnixStream, seen: &mut Vec<u8>) -> io::Result<FromAgent> {
+    let mut header = [0; frame::HEADER];
+    stream.read_exact(&mut header).await?;
+    let length = frame::body_length(header).map_err(io::Error::other)?;
+    if seen.len() + length > MAX_GREETING {
+        return Err(io::Error::other("the agent's greeting is too long"));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    seen.extend_from_slice(&header);
+    seen.extend_from_slice(&body);
+    frame::decode(&body).map_err(io::Error::other)
+}
+
+/// A stream whose first bytes have been read already.
+pub(super) struct Replayed {
+    greeting: io::Cursor<Vec<u8>>,
+    stream: UnixStream,
+}
+
+impl AsyncRead for Replayed {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        // A cursor is always ready; at its end it adds nothing.
+        let greeting = Pin::new(&mut self.greeting).poll_read(context, out);
+        if out.filled().len() > before || out.remaining() == 0 {
+            return greeting;
+        }
+        Pin::new(&mut self.stream).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Replayed {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl ProcessDriver {
+    pub(super) async fn create_watched(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
+        let limit = self.state().boot_limits.get(pool).copied();
+        let limit = limit.ok_or_else(|| DriverError::Invalid(format!("there is no pool {pool}")))?;
+        let sandbox =
+            Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
+        // Known before the launcher knows it, so that its end cannot come first.
+        let is_new = !self.state().known.contains_key(&id);
+        if is_new {
+            self.state().known.insert(id, Known { sandbox: sandbox.clone(), stream: None, fate: None });
+        }
+        let created = self.ask(Call::Create { id: id.0, pool: pool.to_string() }).await;
+        if !is_new {
+            return created.map(drop);
+        }
+        if let Err(error) = created {
+            self.state().known.remove(&id);
+            return Err(error);
+        }
+        self.changed(&sandbox);
+        if let Some(driver) = self.this.upgrade() {
+            tokio::spawn(driver.watch_boot(id, limit));
+        }
+        Ok(())
+    }
+
+    /// Waits until the sandbox is ready, or ends it.
+    pub(super) async fn watch_boot(self: std::sync::Arc<Self>, id: SandboxId, limit: Duration) {
+        let greet = async {
+            let stream = self.dial_new(id).await.map_err(io::Error::other)?;
+            let hello = |boot_id| {
+                if let Some(known) = self.state().known.get_mut(&id) {
+                    known.sandbox.boot_id = Some(boot_id);
+                }
+            };
+            Dialled::greet(stream, hello).await
+        };
+        let why = match tokio::time::timeout(limit, greet).await {
+            Ok(Ok(dialled)) => {
+                let mut state = self.state();
+                let Some(known) = state.known.get_mut(&id) else { return };
+                if known.sandbox.phase == Phase::Booting {
+                    known.sandbox.phase = Phase::Ready;
+                    known.sandbox.boot_id = Some(dialled.boot_id);
+                    known.stream = Some(dialled);
+                    self.changed(&known.sandbox);
+                }
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it was not ready after {} s", limit.as_secs_f64()),
+        };
+        // When its first process ended, the launcher's reason is the better one, and is on its way.
+        if let Some(known) = self.state().known.get_mut(&id)
+            && !why.contains("early eof")
+        {
+            known.fate.get_or_insert(GoneReason::BootFailed(why));
+        }
+        if let Err(error) = self.destroy(id).await {
+            tracing::error!("a sandbox that did not start could not be destroyed: {error}");
+        }
+    }
+
+    pub(super) fn update(&self, id: SandboxId, change: impl FnOnce(&mut Sandbox)) -> Result<(), DriverError> {
+        let mut state = self.state();
+        let known = state.known.get_mut(&id).ok_or_else(|| DriverError::Gone(id.to_string()))?;
+        change(&mut known.sandbox);
+        self.changed(&known.sandbox);
+        Ok(())
+    }
+
+    pub(super) async fn configure(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError> {
+        let kept = {
+            let mut state = self.state();
+            let known = state.known.get_mut(&id).ok_or_else(|| DriverError::Gone(id.to_string()))?;
+            match &known.sandbox {
+                sandbox if sandbox.activated => {
+                    return Err(DriverError::Conflict("it has had its configuration".to_owned()));
+                }
+                sandbox if sandbox.owner.is_none() => {
+                    return Err(DriverError::Invalid("it belongs to nobody yet".to_owned()));
+                }
+                _ => known.stream.take(),
+            }
+        };
+        let conversation = async {
+            let mut dialled = match kept {
+                Some(dialled) => dialled,
+                None => {
+                    let stream = self.dial_new(id).await?;
+                    Dialled::greet(stream, |_| ()).await.map_err(|error| unavailable(&error))?
+                }
+            };
+            let answer = dialled.configure(activation).await.map_err(|error| unavailable(&error))?;
+            answer.map_err(|refusal| DriverError::Conflict(refusal.to_string()))?;
+            Ok(dialled)
+        };
+        let outcome = tokio::time::timeout(ACTIVATION, conversation).await;
+        let dialled = outcome.map_err(|_| unavailable(&"the agent did not take its configuration in time"))??;
+        if let Some(known) = self.state().known.get_mut(&id) {
+            known.stream = Some(dialled);
+        }
+        Ok(())
+    }
+}
