@@ -1,0 +1,483 @@
+"""Runs Python code for the agent: IPython's shell, with the agent's channel in place of a kernel's sockets.
+
+The agent sends one run at a time. What a run displays, its value, its exception and its end go back as messages that
+carry the run's number; what it prints goes to the ordinary descriptors, which the agent reads.
+"""
+
+import ast
+import asyncio
+import base64
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import types
+import warnings
+
+FROM_AGENT, TO_AGENT = 4, 5
+MAX_JSON = 2 * 1024 * 1024
+MAX_FORMS = 3 * 1024 * 1024
+MAX_TEXT = 256 * 1024
+MAX_MESSAGE = 64 * 1024
+MAX_FORM_COUNT = 24
+BINARY = ("image/", "audio/", "video/", "application/pdf", "application/octet-stream")
+
+
+def clean(text, limit):
+    """`text` as it can be encoded, and cut: the agent takes no half characters."""
+    if not isinstance(text, str):
+        text = str(text)
+    if len(text) > limit:
+        text = text[:limit] + "…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Channel:
+    """What is said to the agent. Whole messages only, also when an interrupt arrives in the middle of one."""
+
+    def __init__(self):
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.nonce = None
+        self.is_running = False
+        self.is_sending = False
+        self.is_interrupted = False
+        self.was_interrupted = False
+
+    def on_interrupt(self, _signal, _frame):
+        if os.getpid() != self.pid:
+            raise KeyboardInterrupt
+        if self.is_sending:
+            self.is_interrupted = True
+        elif self.is_running:
+            # Raised once in a run: a second one would cut short what cleans up after the first.
+            self.is_running = False
+            self.was_interrupted = True
+            raise KeyboardInterrupt
+
+    def send(self, message, blob=b""):
+        # A copy of this process, made by os.fork, has nothing to say here.
+        if os.getpid() != self.pid:
+            return
+        encoded = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        if len(encoded) > MAX_JSON:
+            self.shorten(message)
+            encoded = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        data = len(encoded).to_bytes(4, "little") + len(blob).to_bytes(4, "little") + encoded + blob
+        with self.lock:
+            self.is_sending = True
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(TO_AGENT, view) :]
+            finally:
+                self.is_sending = False
+        if self.is_interrupted and threading.current_thread() is threading.main_thread():
+            self.is_interrupted = False
+            if self.is_running:
+                self.is_running = False
+                self.was_interrupted = True
+                raise KeyboardInterrupt
+
+    @staticmethod
+    def shorten(message):
+        rich = message.get("rich", message)
+        for name, value in rich.items():
+            if isinstance(value, str) and name not in ("t", "n"):
+                rich[name] = None if name == "scalar" else value[: MAX_MESSAGE // 2] + "…"
+
+    def rich(self, kind, bundle, value=None, has_value=False):
+        """Sends a value in all its forms."""
+        nonce = self.nonce
+        if nonce is None:
+            return
+        text = bundle.get("text/plain")
+        if text is None and has_value:
+            text = object.__repr__(value)
+        forms, blobs, dropped, left = [], [], [], MAX_FORMS
+        for media, data in list(bundle.items())[:MAX_FORM_COUNT]:
+            if media == "text/plain":
+                continue
+            try:
+                data = form_bytes(media, data)
+            except (ValueError, TypeError):
+                continue
+            media = clean(media, 100)
+            if len(data) <= left:
+                left -= len(data)
+                forms.append([media, len(data)])
+                blobs.append(data)
+            else:
+                dropped.append([media, len(data)])
+        rich = {
+            "text": clean(text or "", MAX_TEXT),
+            "scalar": scalar(value) if has_value else None,
+            "forms": forms,
+            "dropped": dropped,
+        }
+        # What was printed comes before what is shown after it.
+        flush()
+        self.send({"t": kind, "n": nonce, "rich": rich}, b"".join(blobs))
+
+
+def form_bytes(media, data):
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    if isinstance(data, str):
+        if media.startswith(BINARY) and media != "image/svg+xml":
+            return base64.b64decode(data)
+        return data.encode("utf-8", "backslashreplace")
+    return json.dumps(data, default=repr).encode("utf-8", "backslashreplace")
+
+
+def scalar(value):
+    """The JSON of a plain value; None for every other."""
+    if type(value).__module__ == "numpy" and callable(getattr(value, "item", None)) and not getattr(value, "ndim", 1):
+        try:
+            value = value.item()
+        except Exception:
+            return None
+    if value is None or type(value) in (bool, int, float, str):
+        try:
+            if type(value) is str:
+                if len(value) > MAX_TEXT:
+                    return None
+                value.encode("utf-8")
+            return json.dumps(value, allow_nan=False)
+        except ValueError:
+            return None
+    return None
+
+
+def flush():
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+def make_shell(channel):
+    from IPython.core.displayhook import DisplayHook
+    from IPython.core.displaypub import DisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets import Type
+    from traitlets.config import Config
+
+    class Publisher(DisplayPublisher):
+        def publish(self, data, metadata=None, *args, **kwargs):
+            channel.rich("display", data)
+
+        def clear_output(self, wait=False):
+            pass
+
+    class Hook(DisplayHook):
+        """Keeps the value of the last expression until the run has ended."""
+
+        kept = None
+
+        def __call__(self, result=None):
+            self.check_for_underscore()
+            if self.quiet():
+                return
+            if result is None:
+                if self.shell.says_none:
+                    self.keep({"text/plain": "None"}, None)
+                return
+            # Values before the last one are shown as they come (`ast_node_interactivity = "all"`).
+            self.send("display")
+            bundle, _ = self.compute_format_data(result)
+            self.update_user_ns(result)
+            self.fill_exec_result(result)
+            self.keep(bundle, result)
+
+        def keep(self, bundle, value):
+            self.kept = (bundle, value)
+
+        def send(self, kind):
+            kept, self.kept = self.kept, None
+            if kept is not None:
+                bundle, value = kept
+                channel.rich(kind, bundle, value, has_value=True)
+
+    class LastIsCall(ast.NodeVisitor):
+        """Sees whether a run ends with a call: one that gives None then has no value, as a statement has none."""
+
+        def visit(self, tree):
+            last = tree.body[-1] if getattr(tree, "body", None) else None
+            expression = last.value if isinstance(last, ast.Expr) else None
+            while isinstance(expression, ast.Await):
+                expression = expression.value
+            shell.says_none = expression is not None and not isinstance(expression, ast.Call)
+            return tree
+
+    class Shell(InteractiveShell):
+        says_none = False
+        traceback_text = ""
+        displayhook_class = Type(Hook)
+        display_pub_class = Type(Publisher)
+
+        def system(self, cmd):
+            command = self.var_expand(cmd, depth=1)
+            flush()
+            # An interrupt ends the command and the run, not only the command.
+            code = subprocess.call(command, shell=True, executable=os.environ.get("SHELL") or "/bin/bash")
+            self.user_ns["_exit_code"] = code
+
+        def _showtraceback(self, etype, evalue, stb):
+            text = self.InteractiveTB.stb2text(stb)
+            self.traceback_text = text
+            print(text, file=sys.stderr)
+
+        def showtraceback(self, *args, **kwargs):
+            error = sys.exc_info()[1]
+            # `exit()` and `sys.exit(0)` end a run; they are no failure.
+            if isinstance(error, SystemExit) and error.code in (None, 0):
+                return
+            if isinstance(error, asyncio.CancelledError) and channel.was_interrupted:
+                return
+            if isinstance(error, KeyboardInterrupt):
+                # Where the signal came upon the code says little, and is often inside this runner.
+                self._showtraceback(type(error), error, ["KeyboardInterrupt"])
+                return
+            super().showtraceback(*args, **kwargs)
+
+        def ask_exit(self):
+            raise SystemExit
+
+        def enable_gui(self, gui=None):
+            pass
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.cache_size = 100
+    shell = Shell.instance(config=config)
+    shell.loop_runner = loop_runner
+    shell.ast_transformers.append(LastIsCall())
+    return shell
+
+
+def loop_runner(coroutine):
+    """Runs top-level await. What was begun in earlier runs goes on meanwhile; an interrupt cancels only this."""
+    loop = event_loop()
+    task = loop.create_task(coroutine)
+    try:
+        return loop.run_until_complete(task)
+    except KeyboardInterrupt:
+        task.cancel()
+        try:
+            loop.run_until_complete(asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 1))
+        except (asyncio.CancelledError, asyncio.TimeoutError):
+            pass
+        raise
+
+
+LOOP = []
+
+
+def event_loop():
+    if not LOOP or LOOP[0].is_closed():
+        LOOP[:] = [asyncio.new_event_loop()]
+    asyncio.set_event_loop(LOOP[0])
+    return LOOP[0]
+
+
+class FiguresInline:
+    """Chooses matplotlib's backend when pyplot is imported and nobody has chosen one.
+
+    Not in the environment: other programs would inherit a backend that only works here.
+    """
+
+    def __init__(self, shell):
+        self.shell = shell
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "matplotlib.pyplot":
+            return None
+        import importlib.machinery
+
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.choose(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+    def choose(self, pyplot):
+        backend = "module://matplotlib_inline.backend_inline"
+        try:
+            # Looked up past the method that would settle on a backend.
+            if not isinstance(dict.__getitem__(pyplot.matplotlib.rcParams, "backend"), str):
+                from IPython.core.pylabtools import activate_matplotlib
+                from matplotlib_inline.backend_inline import configure_inline_support
+
+                activate_matplotlib(backend)
+                configure_inline_support(self.shell, backend)
+        except (ImportError, AttributeError, KeyError) as error:
+            print(f"figures are not shown by themselves: {error}", file=sys.stderr)
+
+
+class Runner:
+    def __init__(self, channel, shell):
+        self.channel = channel
+        self.shell = shell
+
+    def serve(self):
+        while True:
+            header = read_exactly(4)
+            if header is None:
+                return
+            body = read_exactly(int.from_bytes(header, "little"))
+            if body is None:
+                return
+            message = json.loads(body)
+            if message["op"] == "activate":
+                self.activate(message)
+            elif message["op"] == "run":
+                self.run(message)
+
+    def activate(self, message):
+        os.environ.update(dict(message["env"]))
+        seed = message["seed"]
+        if seed:
+            random.seed(bytes.fromhex(seed))
+            numpy = sys.modules.get("numpy")
+            if numpy is not None:
+                numpy.random.seed(int(seed[:8], 16))
+
+    def run(self, message):
+        channel, shell = self.channel, self.shell
+        code, fresh = message["code"], message["fresh"]
+        os.environ["SANDPOOL_EXECUTION"] = message["exec"]
+        channel.nonce = message["nonce"]
+        del message
+        signal.signal(signal.SIGINT, channel.on_interrupt)
+        shell.traceback_text = ""
+        shell.displayhook.kept = None
+        shell.says_none = False
+        channel.is_interrupted = channel.was_interrupted = False
+        restore = self.enter_fresh() if fresh else None
+        event_loop()
+        try:
+            raised = self.evaluate(code, not fresh)
+        except BaseException as error:
+            raised = error
+        channel.is_running = False
+        self.finish(raised, restore)
+
+    def evaluate(self, code, is_stored):
+        self.channel.is_running = True
+        result = self.shell.run_cell(code, store_history=is_stored)
+        raised = result.error_before_exec or result.error_in_exec
+        if raised is None:
+            self.shell.displayhook.send("value")
+        return raised
+
+    def finish(self, raised, restore):
+        channel, shell = self.channel, self.shell
+        if os.getpid() != channel.pid:
+            # A copy made by os.fork, that ran to the end of the code.
+            flush()
+            os._exit(0 if raised is None else 1)
+        if isinstance(raised, SystemExit) and raised.code in (None, 0):
+            raised = None
+        flush()
+        if raised is not None:
+            name = clean(type(raised).__name__, 200)
+            try:
+                text = str(raised)
+            except Exception:
+                text = ""
+            trace = shell.traceback_text
+            if not trace:
+                trace = f"{name}: {text}" if text else name
+                print(trace, file=sys.stderr, flush=True)
+            channel.send(
+                {
+                    "t": "error",
+                    "n": channel.nonce,
+                    "name": name,
+                    "message": clean(text, MAX_MESSAGE),
+                    "traceback": clean(trace, MAX_TEXT),
+                }
+            )
+        if restore is not None:
+            restore()
+        nonce, channel.nonce = channel.nonce, None
+        channel.send({"t": "end", "n": nonce, "ok": raised is None})
+
+    def enter_fresh(self):
+        """Swaps the namespace for an empty one. Answers what swaps it back."""
+        shell, history = self.shell, self.shell.history_manager
+        kept = shell.user_module, shell.user_ns, sys.modules.get("__main__"), dict(shell.user_ns_hidden)
+        outputs, history.output_hist = history.output_hist, {}
+        hook = shell.displayhook
+        recent = hook._, hook.__, hook.___
+        shell.user_module, shell.user_ns = shell.prepare_user_module(types.ModuleType("__main__"))
+        sys.modules["__main__"] = shell.user_module
+        shell.init_user_ns()
+        shell.user_ns["In"] = shell.user_ns["_ih"] = [""]
+        hook._ = hook.__ = hook.___ = ""
+
+        def restore():
+            shell.user_module, shell.user_ns = kept[0], kept[1]
+            sys.modules["__main__"] = kept[2]
+            shell.user_ns_hidden.clear()
+            shell.user_ns_hidden.update(kept[3])
+            history.output_hist = outputs
+            hook._, hook.__, hook.___ = recent
+
+        return restore
+
+
+def read_exactly(length):
+    data = bytearray()
+    while len(data) < length:
+        piece = os.read(FROM_AGENT, min(length - len(data), 1 << 20))
+        if not piece:
+            return None
+        data += piece
+    return bytes(data)
+
+
+def main():
+    for fd in (FROM_AGENT, TO_AGENT):
+        os.set_inheritable(fd, False)
+    channel = Channel()
+    signal.signal(signal.SIGINT, channel.on_interrupt)
+    sys.argv[:] = [""]
+    sys.path.insert(0, "")
+    shell = make_shell(channel)
+    # What the shell loads on its first run and its first error is loaded now.
+    shell.run_cell("1", store_history=False, silent=True)
+    error, sys.stderr = sys.stderr, open(os.devnull, "w")
+    try:
+        shell.run_cell("await_nothing = 1; 1 / 0", store_history=False, silent=True)
+        shell.run_cell("del await_nothing", store_history=False, silent=True)
+    finally:
+        sys.stderr.close()
+        sys.stderr = error
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    shell.last_execution_succeeded = True
+    shell.last_execution_result = None
+    warnings.filterwarnings("ignore", message="To exit: use")
+    sys.meta_path.insert(0, FiguresInline(shell))
+    channel.send({"t": "ready", "version": ".".join(map(str, sys.version_info[:3]))})
+    Runner(channel, shell).serve()
+    # The agent is gone, and with it everything that could be done for it.
+    os._exit(0)
+
+
+main()

@@ -107,8 +107,27 @@ fn hold_up_to(highest: RawFd) -> io::Result<Vec<OwnedFd>> {
     Ok(held)
 }
 
+/// When memory is short, a workload goes before the agent. Only the owner of a process may say so, and only a dumpable
+/// process belongs to its user: this one is, between fork and here, what the agent is.
+fn first_to_go() -> io::Result<()> {
+    // SAFETY: the calls take integers. Setting the file system ids to the effective ones needs no privilege.
+    unsafe {
+        libc::setfsgid(libc::getegid());
+        libc::setfsuid(libc::geteuid());
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0))?;
+    }
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty())?;
+    rustix::io::write(&file, b"1000")?;
+    drop(file);
+    // SAFETY: as above.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
+    Ok(())
+}
+
 /// Turns the calling process into the workload: no capability in any set, one uid, one gid, no groups.
 fn become_workload(identity: Identity) -> io::Result<()> {
+    first_to_go()?;
     for capability in 0..64 {
         // SAFETY: `prctl` with these options takes integers only. A number past the last capability is EINVAL.
         if unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) } == 1 {
