@@ -1,0 +1,587 @@
+// Runs JavaScript for the agent, as the REPL mode of the engine itself does: variables are kept, `const` and `let` can
+// be declared again, and `await` stands at the top level.
+//
+// The code is evaluated through the inspector of this very process, which is the one way to that mode; no port is
+// opened. What a run prints goes to the ordinary descriptors; its value, exception and end go to the agent's channel.
+(function (require, process) {
+  "use strict";
+  const fs = require("fs");
+  const inspector = require("inspector");
+  const moduleApi = require("module");
+  const net = require("net");
+  const util = require("util");
+  const vm = require("vm");
+
+  const FROM_AGENT = 4;
+  const TO_AGENT = 5;
+  const MAX_TEXT = 256 * 1024;
+  const MAX_MESSAGE = 64 * 1024;
+  const MAX_JSON = 2 * 1024 * 1024;
+
+  // What user code may replace, and this runner needs.
+  const { parse, stringify } = JSON;
+  const stdout = process.stdout;
+  const stderr = process.stderr;
+  const SafePromise = Promise;
+  const realExit = process.reallyExit.bind(process);
+
+  class Interrupted extends Error {}
+  class Exit extends Error {
+    constructor(code) {
+      super(`process.exit(${code})`);
+      this.name = "Exit";
+      this.code = code;
+    }
+  }
+
+  // ---- the channel ------------------------------------------------------------------------------------------------
+
+  function cut(text, limit) {
+    text = String(text);
+    if (text.length > limit) text = text.slice(0, limit) + "…";
+    return text.toWellFormed ? text.toWellFormed() : Buffer.from(text, "utf8").toString("utf8");
+  }
+
+  function send(message) {
+    let json = Buffer.from(stringify(message), "utf8");
+    if (json.length > MAX_JSON) {
+      const rich = message.rich || message;
+      for (const name of ["text", "message", "traceback"]) {
+        if (rich[name]) rich[name] = rich[name].slice(0, MAX_MESSAGE) + "…";
+      }
+      if (rich.scalar) rich.scalar = null;
+      json = Buffer.from(stringify(message), "utf8");
+    }
+    const header = Buffer.alloc(8);
+    header.writeUInt32LE(json.length, 0);
+    let rest = Buffer.concat([header, json]);
+    while (rest.length > 0) rest = rest.subarray(fs.writeSync(TO_AGENT, rest));
+  }
+
+  function scalarOf(value) {
+    switch (typeof value) {
+      case "boolean":
+        return stringify(value);
+      case "number":
+        return Number.isFinite(value) ? stringify(value) : null;
+      case "bigint":
+        return value.toString();
+      case "string":
+        return value.length <= MAX_TEXT && (!value.isWellFormed || value.isWellFormed()) ? stringify(value) : null;
+      default:
+        return value === null ? "null" : null;
+    }
+  }
+
+  function describe(value) {
+    try {
+      return util.inspect(value);
+    } catch (error) {
+      return `[a value that cannot be shown: ${typeof value}]`;
+    }
+  }
+
+  // ---- evaluation -------------------------------------------------------------------------------------------------
+
+  const session = new inspector.Session();
+  session.connect();
+
+  function post(method, parameters) {
+    return new SafePromise((resolve, reject) => {
+      session.post(method, parameters, (error, answer) => (error ? reject(error) : resolve(answer)));
+    });
+  }
+
+  // The inspector answers with references to values. This has it call a function here with the value itself. The
+  // function is known to the inspector by number alone, so user code cannot see it.
+  const caught = { value: undefined };
+  const receive = (value) => {
+    caught.value = value;
+  };
+  const receivers = new Map();
+
+  async function receiverIn(target, contextId) {
+    const name = `__${require("crypto").randomBytes(16).toString("hex")}`;
+    Object.defineProperty(target, name, { value: receive, configurable: true });
+    try {
+      const { result } = await post("Runtime.evaluate", { expression: name, contextId, objectGroup: "runner" });
+      return result.objectId;
+    } finally {
+      delete target[name];
+    }
+  }
+
+  async function valueOf(remote, receiver) {
+    if (remote.type === "undefined") return undefined;
+    const argument = remote.objectId
+      ? { objectId: remote.objectId }
+      : remote.unserializableValue
+        ? { unserializableValue: remote.unserializableValue }
+        : { value: remote.value };
+    await post("Runtime.callFunctionOn", {
+      objectId: receiver,
+      functionDeclaration: "function (value) { this(value); }",
+      arguments: [argument],
+    });
+    const { value } = caught;
+    caught.value = undefined;
+    return value;
+  }
+
+  // Evaluates in one turn as far as it goes without waiting; an interrupt ends an endless loop there.
+  let start = null;
+  const trampoline = vm.runInThisContext("(go) => { go(); }", { filename: "sandpool" });
+  const interruptible = new vm.Script("__sandpool_start()", { filename: "sandpool" });
+
+  function evaluate(expression, contextId) {
+    return new SafePromise((resolve, reject) => {
+      start = () =>
+        session.post(
+          "Runtime.evaluate",
+          {
+            expression,
+            contextId,
+            replMode: true,
+            awaitPromise: true,
+            objectGroup: "run",
+            silent: true,
+            userGesture: false,
+          },
+          (error, answer) => {
+            if (!error) resolve(answer);
+            else reject(/terminated/.test(error.message) ? new Interrupted("interrupted") : error);
+          },
+        );
+      Object.defineProperty(globalThis, "__sandpool_start", {
+        value: () => {
+          delete globalThis.__sandpool_start;
+          trampoline(start);
+        },
+        configurable: true,
+      });
+      try {
+        interruptible.runInThisContext({ breakOnSigint: true, displayErrors: false });
+      } catch (error) {
+        delete globalThis.__sandpool_start;
+        reject(error.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED" ? new Interrupted("interrupted") : error);
+      }
+    });
+  }
+
+  function compiles(code) {
+    try {
+      new vm.Script(code, { filename: "sandpool" });
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  // `{ a: 1 }` is meant as an object, as long as it can be one.
+  function asObject(code) {
+    return /^\s*\{/.test(code) && !/;\s*$/.test(code) && compiles(`(${code}\n)`) ? `(${code}\n)` : code;
+  }
+
+  // ---- rewriting --------------------------------------------------------------------------------------------------
+  //
+  // The engine lets `let` be declared again by `let`, but by nothing else; and evaluated code has no way to import. So
+  // what stands at the top level is put in other words: `const` as `let`, `import` as a call. Nothing within brackets,
+  // strings, templates, comments or regular expressions is touched, and code that is not understood stays as it is.
+
+  const WORD = /[\p{ID_Start}$_][\p{ID_Continue}$\u200c\u200d]*/uy;
+  const REGEX = /\/(?:[^\\/[\n]|\\.|\[(?:[^\\\]\n]|\\.)*\])+\/[a-z]*/y;
+  const NUMBER = /\.?\d[\w.]*/y;
+  const STATIC_IMPORT =
+    /import\s+(?:([\w$]+)\s*(?:,\s*)?)?(?:\*\s*as\s+([\w$]+)\s*|\{([^}]*)\}\s*)?from\s*(['"])([^'"\n]+)\4/y;
+  const BARE_IMPORT = /import\s*(['"])([^'"\n]+)\1/y;
+  const BEFORE_REGEX = new Set(
+    "return typeof instanceof in of new delete void throw case do else await yield".split(" "),
+  );
+
+  function match(pattern, code, at) {
+    pattern.lastIndex = at;
+    return pattern.exec(code);
+  }
+
+  function endOfString(code, at) {
+    const quote = code[at];
+    for (at += 1; at < code.length; at += 1) {
+      if (code[at] === "\\") at += 1;
+      else if (code[at] === quote) return at + 1;
+      else if (code[at] === "\n") return -1;
+    }
+    return -1;
+  }
+
+  // The words at which something may be changed: `{ word, at, isTop }`. Null when the code is not understood.
+  function words(code) {
+    const found = [];
+    const open = [];
+    let last = "";
+    let at = 0;
+    const inTemplate = (from) => {
+      for (at = from; at < code.length; at += 1) {
+        if (code[at] === "\\") at += 1;
+        else if (code[at] === "`") {
+          at += 1;
+          last = ")";
+          return true;
+        } else if (code[at] === "$" && code[at + 1] === "{") {
+          at += 2;
+          open.push("`");
+          last = "{";
+          return true;
+        }
+      }
+      return false;
+    };
+    while (at < code.length) {
+      const c = code[at];
+      let got;
+      if (/\s/.test(c)) at += 1;
+      else if (code.startsWith("//", at) || (at === 0 && code.startsWith("#!"))) {
+        const end = code.indexOf("\n", at);
+        at = end < 0 ? code.length : end;
+      } else if (code.startsWith("/*", at)) {
+        const end = code.indexOf("*/", at + 2);
+        if (end < 0) return null;
+        at = end + 2;
+      } else if (c === '"' || c === "'") {
+        at = endOfString(code, at);
+        if (at < 0) return null;
+        last = ")";
+      } else if (c === "`") {
+        if (!inTemplate(at + 1)) return null;
+      } else if (c === "/" && !/^[\w$)\]}]/u.test(last) && (got = match(REGEX, code, at))) {
+        at += got[0].length;
+        last = ")";
+      } else if ((got = match(NUMBER, code, at))) {
+        at += got[0].length;
+        last = ")";
+      } else if ((got = match(WORD, code, at))) {
+        if (last !== "." && last !== "#") found.push({ word: got[0], at, isTop: open.length === 0 });
+        at += got[0].length;
+        last = BEFORE_REGEX.has(got[0]) && last !== "." ? "(" : "a";
+      } else {
+        if ("([{".includes(c)) open.push(c);
+        if (")]}".includes(c)) {
+          const opened = open.pop();
+          if (opened === undefined) return null;
+          if (opened === "`") {
+            if (c !== "}" || !inTemplate(at + 1)) return null;
+            continue;
+          }
+        }
+        last = c === "." && code.startsWith("...", at) ? "(" : c;
+        at += last === "(" && c === "." ? 3 : 1;
+      }
+    }
+    return open.length === 0 ? found : null;
+  }
+
+  function bindings(found) {
+    const [, fallback, whole, named] = found;
+    const from = `await __import(${stringify(found[5])})`;
+    if (whole) return fallback ? `let ${whole} = ${from}, { default: ${fallback} } = ${whole}` : `let ${whole} = ${from}`;
+    const parts = (named || "")
+      .split(",")
+      .map((part) => part.trim())
+      .filter((part) => part !== "")
+      .map((part) => part.replace(/\s+as\s+/, ": ").replace(/\s+/g, " "));
+    if (fallback) parts.unshift(`default: ${fallback}`);
+    return `let { ${parts.join(", ")} } = ${from}`;
+  }
+
+  function rewritten(code) {
+    const found = words(code);
+    if (found === null) return code;
+    let out = "";
+    let copied = 0;
+    const replace = (at, length, text) => {
+      out += code.slice(copied, at) + text;
+      copied = at + length;
+    };
+    for (const { word, at, isTop } of found) {
+      if (at < copied) continue;
+      if (word === "const" && isTop) replace(at, 5, "let  ");
+      else if (word === "import") {
+        const rest = code.slice(at + 6);
+        let got;
+        if (/^\s*\(/.test(rest)) replace(at, 6, "__import");
+        else if (isTop && (got = match(STATIC_IMPORT, code, at))) replace(at, got[0].length, `${bindings(got)};`);
+        else if (isTop && (got = match(BARE_IMPORT, code, at))) {
+          replace(at, got[0].length, `await __import(${stringify(got[2])});`);
+        }
+      }
+    }
+    return out + code.slice(copied);
+  }
+
+  // `code` with the kind of one declaration changed to what the name already is; null when there is none to change.
+  function redeclared(code, name) {
+    for (const { word, at, isTop } of words(code) || []) {
+      if (!isTop || !["let", "var"].includes(word)) continue;
+      const end = at + word.length;
+      const next = code.slice(end).match(/^\s+(?:([\p{ID_Start}$_][\p{ID_Continue}$]*)|[{[])/u);
+      if (next && (next[1] === name || (next[1] === undefined && code.slice(end).includes(name)))) {
+        return code.slice(0, at) + (word === "let" ? "var" : "let") + code.slice(end);
+      }
+    }
+    return null;
+  }
+
+  // ---- namespaces -------------------------------------------------------------------------------------------------
+
+  const userRequire = moduleApi.createRequire(`${process.cwd()}/`);
+  let initialDescriptors = [];
+
+  // Furnishes the namespace of sessions, after Node has put in what scripts of its command line have.
+  function furnish() {
+    Object.defineProperty(globalThis, "require", { value: userRequire, writable: true, configurable: true });
+    Object.defineProperty(globalThis, "module", {
+      value: { exports: {}, paths: userRequire.resolve.paths("x") || [] },
+      writable: true,
+      configurable: true,
+    });
+    Object.defineProperty(globalThis, "exports", {
+      value: globalThis.module.exports,
+      writable: true,
+      configurable: true,
+    });
+    for (const name of moduleApi.builtinModules) {
+      // As in the REPL: the modules of Node itself are there by name, and a variable of that name takes their place.
+      if (name.includes("/") || name.startsWith("_") || name in globalThis) continue;
+      const replace = (value) =>
+        Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: true });
+      Object.defineProperty(globalThis, name, {
+        get: () => {
+          const loaded = userRequire(name);
+          replace(loaded);
+          return loaded;
+        },
+        set: replace,
+        configurable: true,
+        enumerable: false,
+      });
+    }
+    // Evaluated code has no importer of its own: this script has, and its place is the working directory.
+    const importer = new vm.Script("(specifier, options) => import(specifier, options)", {
+      filename: `${process.cwd()}/sandpool`,
+      importModuleDynamically: vm.constants && vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+    }).runInThisContext();
+    Object.defineProperty(globalThis, "__import", { value: importer, writable: true, configurable: true });
+    const builtins = new Set(vm.runInNewContext("Object.getOwnPropertyNames(globalThis)"));
+    initialDescriptors = Object.getOwnPropertyNames(globalThis)
+      .filter((name) => !builtins.has(name))
+      .map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)]);
+  }
+
+  async function freshNamespace() {
+    const name = require("crypto").randomBytes(16).toString("hex");
+    const context = vm.createContext({}, { name });
+    const inside = vm.runInContext("globalThis", context);
+    for (const [key, descriptor] of initialDescriptors) {
+      if (key === "globalThis" || key === "global") continue;
+      try {
+        Object.defineProperty(inside, key, descriptor);
+      } catch {
+        // One that the new namespace has of its own stays.
+      }
+    }
+    inside.global = inside;
+    let id;
+    const note = ({ params }) => {
+      if (params.context.name === name) id = params.context.id;
+    };
+    session.on("Runtime.executionContextCreated", note);
+    await post("Runtime.enable");
+    session.removeListener("Runtime.executionContextCreated", note);
+    await post("Runtime.disable");
+    return { contextId: id, receiver: await receiverIn(inside, id) };
+  }
+
+  // ---- runs -------------------------------------------------------------------------------------------------------
+
+  let running = null;
+
+  class Run {
+    constructor() {
+      this.failed = new SafePromise((_, reject) => {
+        this.fail = reject;
+      });
+      this.failed.catch(() => {});
+    }
+  }
+
+  // Ends a run as it would end a program; the interpreter and its variables stay.
+  process.exit = (code) => {
+    const given = code === undefined ? process.exitCode : code;
+    process.exitCode = undefined;
+    throw new Exit(Number(given) || 0);
+  };
+  process.on("SIGINT", () => {
+    if (running) running.fail(new Interrupted("interrupted"));
+  });
+  process.on("uncaughtException", (error) => {
+    if (running) running.fail(error);
+    else if (!(error instanceof Exit)) report(error);
+  });
+  process.on("unhandledRejection", (error) => {
+    if (running) running.fail(error);
+    else if (!(error instanceof Exit)) report(error);
+  });
+
+  function isError(value) {
+    return util.types.isNativeError(value) || value instanceof Error;
+  }
+
+  // Stacks end where the user's code does.
+  const RUNNER = /\bsandpool:\d|node:inspector|node:vm|node:internal\/|^\s+at new Promise \(<anonymous>\)$/;
+  Error.prepareStackTrace = (error, frames) => {
+    const lines = frames.map((frame) => `    at ${frame}`);
+    const first = lines.findIndex((line) => /\bsandpool:\d|node:inspector/.test(line));
+    const kept = first < 0 ? lines : lines.slice(0, first);
+    let head;
+    try {
+      head = Error.prototype.toString.call(error);
+    } catch {
+      head = "Error";
+    }
+    return [head, ...kept].join("\n");
+  };
+
+  function traceOf(error) {
+    if (!isError(error)) return `Uncaught ${describe(error)}`;
+    const lines = describe(error).split("\n");
+    return `Uncaught ${lines.filter((line) => !/^\s+at /.test(line) || !RUNNER.test(line)).join("\n")}`;
+  }
+
+  function report(error) {
+    const text = cut(traceOf(error), MAX_TEXT);
+    stderr.write(`${text}\n`);
+    return text;
+  }
+
+  function errorMessage(nonce, error) {
+    if (error instanceof Interrupted) {
+      stderr.write("Interrupted\n");
+      return { t: "error", n: nonce, name: "Interrupted", message: "", traceback: "Interrupted" };
+    }
+    const traceback = error instanceof Exit ? error.message : report(error);
+    let name = "Error";
+    let message = "";
+    try {
+      name = isError(error) ? String(error.name) : typeof error;
+      message = isError(error) ? String(error.message) : describe(error);
+    } catch {
+      // An exception whose name or message is an exception itself has none.
+    }
+    return { t: "error", n: nonce, name: cut(name, 200), message: cut(message, MAX_MESSAGE), traceback };
+  }
+
+  function settle() {
+    return new SafePromise((resolve) => setImmediate(() => setImmediate(resolve)));
+  }
+
+  async function attempt(code, fresh) {
+    const space = fresh ? await freshNamespace() : { contextId: undefined, receiver: receivers.get("main") };
+    let text = rewritten(asObject(code));
+    let answer;
+    let error;
+    // A declaration that clashes is found before anything runs. Each round changes one.
+    for (let rounds = 0; rounds < 32; rounds += 1) {
+      answer = await evaluate(text, space.contextId);
+      const details = answer.exceptionDetails;
+      if (!details) break;
+      error = await valueOf(details.exception || { type: "string", value: details.text }, space.receiver);
+      const clash = isError(error) && /^Identifier '(.+)' has already been declared$/.exec(error.message);
+      const changed = clash && error.name === "SyntaxError" ? redeclared(text, clash[1]) : null;
+      if (changed === null) throw error;
+      text = changed;
+    }
+    if (answer.exceptionDetails) throw error;
+    let value = await valueOf(answer.result, space.receiver);
+    // `main()` at the end means: run it.
+    if (util.types.isPromise(value)) value = await value;
+    return { value };
+  }
+
+  async function run({ nonce, exec, code, fresh }) {
+    process.env.SANDPOOL_EXECUTION = exec;
+    const own = new Run();
+    running = own;
+    let ok = true;
+    try {
+      const { value } = await SafePromise.race([attempt(code, fresh), own.failed]);
+      await SafePromise.race([settle(), own.failed]);
+      if (value !== undefined) {
+        if (!fresh) keepLast(value);
+        const rich = { text: cut(describe(value), MAX_TEXT), scalar: scalarOf(value) };
+        send({ t: "value", n: nonce, rich });
+      }
+    } catch (error) {
+      ok = error instanceof Exit && error.code === 0;
+      if (!ok) send(errorMessage(nonce, error));
+    }
+    running = null;
+    session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
+    send({ t: "end", n: nonce, ok });
+  }
+
+  function keepLast(value) {
+    try {
+      Object.defineProperty(globalThis, "_", { value, writable: true, configurable: true, enumerable: false });
+    } catch {
+      // User code has fixed a value of its own to the name.
+    }
+  }
+
+  function activate({ env }) {
+    // The engine seeded its generators from the kernel when this process began; it offers no way to seed them again.
+    for (const [name, value] of env) process.env[name] = value;
+  }
+
+  // ---- what the agent says ----------------------------------------------------------------------------------------
+
+  let inbox = Buffer.alloc(0);
+  let tail = SafePromise.resolve();
+  const channel = new net.Socket({ fd: FROM_AGENT, readable: true, writable: false });
+  channel.on("data", (piece) => {
+    inbox = inbox.length === 0 ? piece : Buffer.concat([inbox, piece]);
+    while (inbox.length >= 4) {
+      const length = inbox.readUInt32LE(0);
+      if (inbox.length < 4 + length) break;
+      const message = parse(inbox.toString("utf8", 4, 4 + length));
+      inbox = inbox.subarray(4 + length);
+      tail = tail.then(() => (message.op === "run" ? run(message) : activate(message)));
+    }
+  });
+  channel.on("end", () => realExit(0));
+  channel.on("error", () => realExit(0));
+
+  // `import()` looks where `require` looks, also where the image keeps its packages.
+  if (moduleApi.registerHooks) {
+    moduleApi.registerHooks({
+      resolve(specifier, context, next) {
+        try {
+          return next(specifier, context);
+        } catch (error) {
+          if (error.code !== "ERR_MODULE_NOT_FOUND" || /^[./]|:/.test(specifier)) throw error;
+          const { pathToFileURL } = require("url");
+          return next(pathToFileURL(userRequire.resolve(specifier)).href, context);
+        }
+      },
+    });
+  }
+
+  (async () => {
+    receivers.set("main", await receiverIn(globalThis, undefined));
+    await evaluate("1", undefined);
+    await settle();
+    furnish();
+    // The first import may warn that its means are new: before there is a session, not in the output of its code.
+    await globalThis.__import("fs");
+    session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
+    send({ t: "ready", version: process.versions.node });
+  })();
+});
