@@ -81,6 +81,7 @@ impl ProcessDriver {
     /// # Errors
     /// `Unavailable` when the launcher does not answer.
     pub async fn connect(control: OwnedFd) -> Result<Arc<Self>, DriverError> {
+        #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
         let socket = AsyncFd::new(control).map_err(|error| unavailable(&error))?;
         let driver = Arc::new_cyclic(|this| Self {
             socket,

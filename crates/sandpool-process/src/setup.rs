@@ -350,8 +350,7 @@ fn limits(limits: &Limits) -> io::Result<()> {
         let new = Rlimit { current: Some(hard.min(soft)), maximum: Some(hard) };
         rustix::process::setrlimit(resource, new).map_err(|error| failed(&format!("{resource:?}"), &error))?;
     }
-    // RS1: the kernel, if it must choose, takes a sandbox and not the server.
-    fs::write("/proc/self/oom_score_adj", "500").map_err(|error| failed("oom_score_adj", &error))
+    Ok(())
 }
 
 /// ID3, ID4: uid 998 with the four capabilities that the agent needs to start, stop and serve its workloads, none of

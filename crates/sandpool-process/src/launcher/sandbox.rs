@@ -238,6 +238,8 @@ impl Launcher {
         for file in ["uid_map", "gid_map"] {
             std::fs::write(format!("/proc/{pid_text}/{file}"), format!("0 {first} {IDS}\n"))?;
         }
+        // RS1: the kernel, if it must choose, takes a sandbox and not the server.
+        std::fs::write(format!("/proc/{pid_text}/oom_score_adj"), "500")?;
         group.add(pid)
     }
 

@@ -1,0 +1,271 @@
+//! Real sandboxes: this program starts itself as a launcher, which starts it again as the server.
+//!
+//! Needs root and `mmdebstrap`; says so when it skips. The root file system is made once, below `target`.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandpool_core::ids::{PoolName, SandboxId};
+use sandpool_core::limits::Limits;
+use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Template};
+use sandpool_process::ProcessDriver;
+use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
+use sandpool_wire::agent::{Activation, Call, Event, Execute, FromAgent, Runtime, Stdin, ToAgent, Work};
+use sandpool_wire::frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let word = args.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    let done = match word {
+        "launcher" => return launcher(&args),
+        "server" => server(&args),
+        // What cargo's other tools ask of every test program.
+        "--list" => Ok(()),
+        _ => start(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sandboxes: {error}");
+            // The launcher must not start this server again.
+            ExitCode::from(78)
+        }
+    }
+}
+
+fn start() -> Outcome<()> {
+    if !rustix::process::getuid().is_root() {
+        println!("test sandboxes ... SKIPPED: needs root");
+        return Ok(());
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let images = std::fs::canonicalize(target)?.join("images");
+    std::fs::create_dir_all(&images)?;
+    let rootfs = images.join("shell");
+    if !rootfs.exists() {
+        let partial = images.join("partial");
+        let made = Command::new("mmdebstrap").args(["--quiet", "--variant=minbase", "trixie"]).arg(&partial).status();
+        match made {
+            Ok(status) if status.success() => std::fs::rename(&partial, &rootfs)?,
+            Ok(status) => return Err(format!("mmdebstrap: {status}").into()),
+            Err(error) => {
+                println!("test sandboxes ... SKIPPED: mmdebstrap cannot be run ({error}); apt-get install mmdebstrap");
+                return Ok(());
+            }
+        }
+    }
+    let agent = agent(target)?;
+    let home = target.join(format!("home-{}", std::process::id()));
+    std::fs::create_dir_all(&home)?;
+    let launcher = Command::new(std::env::current_exe()?).arg("launcher").args([&home, &images, &agent]).status()?;
+    let left = std::fs::read_dir("/sys/fs/cgroup/memory")
+        .map(|entries| entries.flatten().any(|entry| entry.path().ends_with("sandpool-left")))
+        .unwrap_or(false);
+    std::fs::remove_dir_all(&home)?;
+    if launcher.success() && !left { Ok(()) } else { Err(format!("the launcher ended with {launcher}").into()) }
+}
+
+/// Builds the static agent, as the binary's build does.
+fn agent(target: &Path) -> Outcome<PathBuf> {
+    let target = target.join("agent");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", "sandpool-agent", "--profile", "agent", "--target", TARGET])
+        .arg("--manifest-path")
+        .arg(manifest)
+        .arg("--target-dir")
+        .arg(&target)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .status()?;
+    if status.success() { Ok(target.join(TARGET).join("agent/sandpool-agent")) } else { Err("no agent".into()) }
+}
+
+fn launcher(args: &[OsString]) -> ExitCode {
+    let [home, images, agent] = [2, 3, 4].map(|index| PathBuf::from(args.get(index).cloned().unwrap_or_default()));
+    let Ok(agent) = std::fs::read(agent) else { return ExitCode::FAILURE };
+    tracing_subscriber::fmt().init();
+    run(LauncherConfig {
+        agent: Box::leak(agent.into_boxed_slice()),
+        home: home.clone(),
+        images: images.clone(),
+        max_sandboxes: 300,
+        server: ServerProcess {
+            uid: 65_534,
+            gid: 65_534,
+            args: vec!["server".into(), images.into()],
+            env: Vec::new(),
+            inherit: Vec::new(),
+        },
+        grace: Duration::from_secs(5),
+    })
+}
+
+fn server(args: &[OsString]) -> Outcome<()> {
+    let images = PathBuf::from(args.get(2).cloned().unwrap_or_default());
+    // The launcher must not start a server again whose test has failed.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::exit(78);
+    }));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(tests(&images))
+}
+
+async fn tests(images: &Path) -> Outcome<()> {
+    let driver = ProcessDriver::connect(sandpool_process::take_control()?).await?;
+    let pool = PoolName::parse("shell")?;
+    let template = Template {
+        pool: pool.clone(),
+        runtime: Runtime::Shell,
+        rootfs: images.join("shell"),
+        limits: Limits { memory: 128 << 20, ..Limits::default() },
+        boot_limit: Duration::from_secs(20),
+    };
+    driver.ensure_pool(&template).await?;
+    one_life(&driver, &pool).await?;
+    println!("test one_life ... ok");
+    out_of_memory(&driver, &pool).await?;
+    println!("test out_of_memory ... ok");
+    many(&driver, &pool).await?;
+    println!("test many ... ok");
+    wrong_pools(&driver, &template).await?;
+    println!("test wrong_pools ... ok");
+    Ok(())
+}
+
+fn id(number: u8) -> SandboxId {
+    SandboxId([number; 16])
+}
+
+async fn ready(
+    driver: &ProcessDriver,
+    watch: &mut tokio::sync::broadcast::Receiver<Change>,
+    which: SandboxId,
+) -> Outcome<()> {
+    loop {
+        if driver.list().await?.iter().any(|sandbox| sandbox.id == which && sandbox.phase == Phase::Ready) {
+            return Ok(());
+        }
+        match tokio::time::timeout(Duration::from_secs(30), watch.recv()).await?? {
+            Change::Gone { id, reason } if id == which => return Err(format!("it is gone: {reason:?}").into()),
+            _ => {}
+        }
+    }
+}
+
+async fn gone(watch: &mut tokio::sync::broadcast::Receiver<Change>, which: SandboxId) -> Outcome<GoneReason> {
+    loop {
+        match tokio::time::timeout(Duration::from_secs(30), watch.recv()).await?? {
+            Change::Gone { id, reason } if id == which => return Ok(reason),
+            _ => {}
+        }
+    }
+}
+
+/// Runs a command; answers its standard output once it has ended.
+async fn shell(driver: &ProcessDriver, which: SandboxId, command: &str) -> Outcome<String> {
+    let mut stream = driver.dial(which).await?;
+    let execute = Execute {
+        exec: [7; 16],
+        work: Work::Shell { command: command.to_owned(), stdin: Stdin::Empty },
+        timeout_ms: 30_000,
+        output_limit: 1 << 20,
+    };
+    let call = ToAgent::Call { request: 1, call: Call::Execute(execute) };
+    stream.write_all(&frame::encode(&call)?).await?;
+    let mut out = Vec::new();
+    loop {
+        let mut header = [0; frame::HEADER];
+        stream.read_exact(&mut header).await?;
+        let mut body = vec![0; frame::body_length(header)?];
+        stream.read_exact(&mut body).await?;
+        match frame::decode::<FromAgent>(&body)? {
+            FromAgent::Event { event: Event::Stdout(data) | Event::Stderr(data), .. } => out.extend(data),
+            FromAgent::Event { event: Event::Finished { .. }, .. } => return Ok(String::from_utf8(out)?),
+            FromAgent::Reply { result: Err(refusal), .. } => return Err(refusal.into()),
+            _ => {}
+        }
+    }
+}
+
+async fn one_life(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
+    let mut watch = driver.watch();
+    driver.create(id(1), pool).await?;
+    driver.create(id(1), pool).await?;
+    ready(driver, &mut watch, id(1)).await?;
+    let owner = Owner { record: b"me".to_vec() };
+    let (first, second) = (driver.assign(id(1), &owner).await, driver.assign(id(1), &owner).await);
+    first?;
+    second?;
+    let other = driver.assign(id(1), &Owner { record: b"you".to_vec() }).await;
+    assert!(matches!(other, Err(DriverError::Conflict(_))), "{other:?}");
+    driver.activate(id(1), &Activation { env: vec![("SAID".into(), "hello".into())], seed: [1; 32] }).await?;
+    let again = driver.activate(id(1), &Activation::default()).await;
+    assert!(matches!(again, Err(DriverError::Conflict(_))), "{again:?}");
+    let seen = shell(
+        driver,
+        id(1),
+        "echo $SAID; id -u; id -G; hostname; pwd; cat /proc/self/uid_map; ls /proc | grep -c '^[0-9]'",
+    )
+    .await?;
+    println!("{seen}");
+    assert!(seen.starts_with("hello\n1000\n1000\nsandbox\n/mnt/data\n"), "{seen}");
+    let usage = driver.usage(id(1)).await?;
+    assert!(usage.memory > 0 && usage.pids >= 1, "{usage:?}");
+    driver.destroy(id(1)).await?;
+    driver.destroy(id(1)).await?;
+    assert_eq!(gone(&mut watch, id(1)).await?, GoneReason::Destroyed);
+    assert!(matches!(driver.dial(id(1)).await.err(), Some(DriverError::Gone(_))));
+    assert!(driver.list().await?.is_empty());
+    Ok(())
+}
+
+async fn out_of_memory(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
+    let mut watch = driver.watch();
+    driver.create(id(2), pool).await?;
+    ready(driver, &mut watch, id(2)).await?;
+    driver.assign(id(2), &Owner { record: b"me".to_vec() }).await?;
+    driver.activate(id(2), &Activation::default()).await?;
+    // The command is killed, and the sandbox lives on.
+    let seen = shell(driver, id(2), "perl -e '$x = q(x) x 400_000_000; print length $x'; echo after").await?;
+    assert!(seen.contains("after"), "{seen}");
+    let usage = driver.usage(id(2)).await?;
+    assert!(usage.oom_kills > 0, "{seen} {usage:?}");
+    Ok(driver.destroy(id(2)).await?)
+}
+
+async fn many(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
+    let mut watch = driver.watch();
+    for number in 10..50 {
+        driver.create(id(number), pool).await?;
+    }
+    for number in 10..50 {
+        ready(driver, &mut watch, id(number)).await?;
+    }
+    assert_eq!(driver.list().await?.len(), 40);
+    for number in 10..50 {
+        driver.destroy(id(number)).await?;
+    }
+    assert!(driver.list().await?.is_empty());
+    Ok(())
+}
+
+async fn wrong_pools(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
+    for rootfs in ["/", "/usr", "relative"] {
+        let wrong = Template { rootfs: rootfs.into(), ..template.clone() };
+        let answer = driver.ensure_pool(&wrong).await;
+        assert!(matches!(answer, Err(DriverError::Invalid(_))), "{rootfs}: {answer:?}");
+    }
+    let unknown = driver.create(id(99), &PoolName::parse("unknown")?).await;
+    assert!(matches!(unknown, Err(DriverError::Invalid(_))), "{unknown:?}");
+    Ok(())
+}
