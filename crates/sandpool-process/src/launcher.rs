@@ -197,7 +197,7 @@ impl Launcher {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            for event in buffer.drain(..).collect::<Vec<_>>() {
+            for event in std::mem::replace(&mut buffer, Vec::with_capacity(64)) {
                 self.handle(event.data.u64(), event.flags);
             }
             self.time();

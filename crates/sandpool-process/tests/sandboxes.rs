@@ -95,7 +95,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt().init();
     run(LauncherConfig {
         agent: Box::leak(agent.into_boxed_slice()),
-        home: home.clone(),
+        home,
         images: images.clone(),
         max_sandboxes: 300,
         server: ServerProcess {
