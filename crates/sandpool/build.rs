@@ -66,7 +66,18 @@ fn build(crates: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let target_dir = out.join("agent-target");
     let mut cargo = Command::new(var("CARGO")?);
     cargo
-        .args(["build", "--quiet", "--package", "sandpool-agent", "--profile", "agent", "--target", TARGET])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "sandpool-agent",
+            "--bin",
+            "sandpool-agent",
+            "--profile",
+            "agent",
+            "--target",
+            TARGET,
+        ])
         .arg("--manifest-path")
         .arg(crates.join("../Cargo.toml"))
         .arg("--target-dir")
