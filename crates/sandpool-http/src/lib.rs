@@ -1,1 +1,2 @@
 //! The dialects over the service layer: Azure data plane, native API, auth.
+pub mod auth;
