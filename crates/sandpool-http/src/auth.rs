@@ -6,11 +6,16 @@
 //!
 //! Nothing is open, not even on loopback: whoever has no token is told what is missing and how to get one.
 
+mod endpoints;
 mod failure;
 mod keys;
 mod trusted;
 mod verify;
 
+#[cfg(test)]
+mod tests;
+
+pub use endpoints::routes;
 pub use failure::{AuthError, AuthFailure};
 
 use std::collections::BTreeMap;
@@ -48,6 +53,8 @@ pub struct AuthConfig {
     pub api_keys: Vec<ApiKey>,
     /// The secret that managed-identity clients send as `X-IDENTITY-HEADER`.
     pub identity_header: String,
+    /// Whether the virtual machine's form of managed identity, which has no secret, is answered.
+    pub open_metadata: bool,
     /// How long a token is good for unless asked otherwise.
     pub token_ttl: Duration,
 }

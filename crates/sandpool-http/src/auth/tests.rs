@@ -1,0 +1,154 @@
+use axum::body::Body;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
+use super::*;
+
+fn config(name: &str) -> AuthConfig {
+    AuthConfig {
+        keys_dir: std::env::temp_dir().join(format!("sandpool-auth-{name}-{}", std::process::id())),
+        issuer: "https://sandpool.local".to_owned(),
+        trusted: Vec::new(),
+        api_keys: vec![ApiKey {
+            name: "ci".to_owned(),
+            // Of "a key".
+            sha256_hex: hex::encode(<sha2::Sha256 as sha2::Digest>::digest(b"a-key")),
+            role: Role::Executor,
+            pools: Some(vec!["python".to_owned()]),
+        }],
+        identity_header: "secret".to_owned(),
+        open_metadata: false,
+        token_ttl: Duration::from_secs(600),
+    }
+}
+
+fn mint(role: Role) -> Mint {
+    Mint { subject: "me".to_owned(), role, pools: None, session: None, ttl: None }
+}
+
+fn with(token: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+    headers
+}
+
+fn pool(name: &str) -> PoolName {
+    PoolName::parse(name).unwrap()
+}
+
+#[tokio::test]
+async fn our_own_tokens() {
+    let config = config("own");
+    let auth = Auth::open(config.clone()).unwrap();
+    let minted = auth.mint(&mint(Role::Executor)).unwrap();
+    let principal = auth.verify(&with(&minted.token)).await.unwrap();
+    assert_eq!((principal.subject.as_str(), principal.role), ("me", Role::Executor));
+    principal.may(Role::Executor, &pool("python"), None).unwrap();
+    let more = principal.may(Role::Admin, &pool("python"), None).unwrap_err();
+    assert_eq!(more.status(), StatusCode::FORBIDDEN);
+    // Another process rotates the keys; old tokens stay good, and new ones are.
+    let other = Auth::open(config.clone()).unwrap();
+    other.rotate().unwrap();
+    let new = other.mint(&mint(Role::Reader)).unwrap();
+    assert_eq!(auth.verify(&with(&new.token)).await.unwrap().role, Role::Reader);
+    auth.verify(&with(&minted.token)).await.unwrap();
+    std::fs::remove_dir_all(config.keys_dir).unwrap();
+}
+
+#[tokio::test]
+async fn bad_tokens_say_what_is_wrong() {
+    let config = config("bad");
+    let auth = Auth::open(config.clone()).unwrap();
+    let token = auth.mint(&mint(Role::Admin)).unwrap().token;
+    let (head, tail) = token.rsplit_once('.').unwrap();
+    let changed = format!("{head}.{}{}", if tail.starts_with('A') { "B" } else { "A" }, &tail[1..]);
+    assert_eq!(auth.verify(&HeaderMap::new()).await, Err(AuthFailure::Missing));
+    assert_eq!(auth.verify(&with("nonsense")).await, Err(AuthFailure::Malformed));
+    assert_eq!(auth.verify(&with(&changed)).await, Err(AuthFailure::Signature));
+    let signed = |change: fn(&mut Claims)| {
+        let mut claims = Claims {
+            iss: "https://sandpool.local".to_owned(),
+            sub: "me".to_owned(),
+            aud: vec![AUDIENCES[0].to_owned()],
+            iat: now(),
+            nbf: now(),
+            exp: now() + 600,
+            roles: vec!["executor".to_owned()],
+            pools: None,
+            session: None,
+        };
+        change(&mut claims);
+        let keys = auth.keys();
+        let header = Header { kid: Some(keys.newest().id.clone()), ..Header::new(Algorithm::ES256) };
+        with(&jsonwebtoken::encode(&header, &claims, &keys.newest().encoding).unwrap())
+    };
+    auth.verify(&signed(|claims| claims.aud = vec![format!("{}/", AUDIENCES[1])])).await.unwrap();
+    assert_eq!(auth.verify(&signed(|claims| claims.exp = now() - 600)).await, Err(AuthFailure::Expired));
+    assert_eq!(auth.verify(&signed(|claims| claims.nbf = now() + 600)).await, Err(AuthFailure::NotYet));
+    let audience = auth.verify(&signed(|claims| claims.aud = vec!["else".to_owned()])).await.unwrap_err();
+    assert!(matches!(&audience, AuthFailure::Audience { found, .. } if found.contains("else")), "{audience}");
+    let issuer = auth.verify(&signed(|claims| claims.iss = "https://elsewhere".to_owned())).await.unwrap_err();
+    assert_eq!(issuer, AuthFailure::Issuer("https://elsewhere".to_owned()));
+    let role = auth.verify(&signed(|claims| claims.roles = vec!["nobody".to_owned()])).await.unwrap_err();
+    assert_eq!(role.status(), StatusCode::FORBIDDEN);
+    std::fs::remove_dir_all(config.keys_dir).unwrap();
+}
+
+#[tokio::test]
+async fn keys_and_bounds() {
+    let config = config("bounds");
+    let auth = Auth::open(config.clone()).unwrap();
+    let key = auth.verify(&with("a-key")).await.unwrap();
+    key.may(Role::Executor, &pool("python"), None).unwrap();
+    assert_eq!(key.may(Role::Executor, &pool("shell"), None), Err(AuthFailure::Pool("shell".to_owned())));
+    let bound = Mint { session: Some("mine-1".to_owned()), ..mint(Role::Executor) };
+    let bound = auth.verify(&with(&auth.mint(&bound).unwrap().token)).await.unwrap();
+    let id = |text| Identifier::parse(text).unwrap();
+    bound.may(Role::Executor, &pool("python"), Some(&id("mine-1"))).unwrap();
+    assert_eq!(bound.may(Role::Executor, &pool("python"), Some(&id("mine-2"))), Err(AuthFailure::Session));
+    assert_eq!(bound.may(Role::Reader, &pool("python"), None), Err(AuthFailure::Session));
+    let too_long = Mint { ttl: Some(LONGEST_TTL + Duration::from_secs(1)), ..mint(Role::Reader) };
+    assert!(matches!(auth.mint(&too_long), Err(AuthError::Ttl(_))));
+    std::fs::remove_dir_all(config.keys_dir).unwrap();
+}
+
+#[tokio::test]
+async fn identity_endpoints() {
+    let config = config("endpoints");
+    let auth = Arc::new(Auth::open(config.clone()).unwrap());
+    let router = routes(Arc::clone(&auth));
+    let ask = async |request: Request<Body>| -> (StatusCode, Value) {
+        let response = router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    };
+    let managed = "/msi/token?api-version=2019-08-01&resource=https%3A%2F%2Fdynamicsessions.io";
+    let get = |uri: &str| Request::get(uri).header("Metadata", "true");
+    let (status, body) = ask(get(managed).header("X-IDENTITY-HEADER", "secret").body(Body::empty()).unwrap()).await;
+    assert_eq!((status, &body["resource"]), (StatusCode::OK, &Value::from(AUDIENCES[0])));
+    auth.verify(&with(body["access_token"].as_str().unwrap())).await.unwrap();
+    let (status, body) = ask(get(managed).header("X-IDENTITY-HEADER", "wrong").body(Body::empty()).unwrap()).await;
+    assert_eq!((status, body["statusCode"].as_u64()), (StatusCode::UNAUTHORIZED, Some(401)));
+    let metadata = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Facasessions.io";
+    assert_eq!(ask(get(metadata).body(Body::empty()).unwrap()).await.0, StatusCode::FORBIDDEN);
+    let grant = |secret: &str| {
+        let form = format!(
+            "grant_type=client_credentials&client_id=ci&client_secret={secret}&scope=https%3A%2F%2Fdynamicsessions.io%2F.default"
+        );
+        Request::post("/adfs/oauth2/v2.0/token")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(Body::from(form))
+            .unwrap()
+    };
+    let (status, body) = ask(grant("a-key")).await;
+    assert_eq!(status, StatusCode::OK);
+    let principal = auth.verify(&with(body["access_token"].as_str().unwrap())).await.unwrap();
+    assert_eq!(principal.pools, Some(vec![pool("python")]));
+    assert_eq!(ask(grant("another")).await.0, StatusCode::UNAUTHORIZED);
+    let (_, document) = ask(Request::get("/adfs/.well-known/openid-configuration").body(Body::empty()).unwrap()).await;
+    assert_eq!(document["token_endpoint"], "https://localhost/adfs/oauth2/v2.0/token");
+    std::fs::remove_dir_all(config.keys_dir).unwrap();
+}
