@@ -1,1 +1,247 @@
-//! Images: recipes, builds and the content store.
+//! Images: root file systems, built once from recipes, kept under the digest of what they are made from.
+//!
+//! ```text
+//! <store>/<digest>/{rootfs, manifest.json}     an image
+//! <store>/names/<name>                         the digest that a name means
+//! <store>/cache/{debs, pip, npm}               downloads, so that a build that was cut short goes on
+//! <store>/partial-<name>                       being built; renamed when it is whole
+//! ```
+
+mod builder;
+mod recipe;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+pub use recipe::{Recipe, recipe, recipes};
+
+/// A directory of images.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+/// An image that is there.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Its name, such as `python`.
+    pub name: String,
+    /// Its root file system.
+    pub rootfs: PathBuf,
+    /// What it is.
+    pub manifest: Manifest,
+}
+
+/// What an image is: as found in it after it was built, not as its recipe wished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// SHA-256 of what it is made from, in hexadecimal.
+    pub digest: String,
+    /// What answers code: `python`, `node` or `shell`.
+    pub runtime: String,
+    /// The runtime's version, as it says itself.
+    pub version: String,
+    /// The runtime's packages.
+    pub packages: Vec<Package>,
+    /// When it was built, in seconds since 1970.
+    pub created: u64,
+    /// The size of its files, in bytes.
+    pub bytes: u64,
+}
+
+/// A package of an image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// Hears how a build goes.
+pub trait Progress {
+    /// A new stage has begun. `total` is how many things it counts, when that is known.
+    fn stage(&self, title: &str, total: Option<u64>);
+    /// One more thing of the stage has been done.
+    fn step(&self);
+}
+
+/// Why an image is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no such recipe.
+    #[error("there is no recipe for an image {0}; there are: {1}")]
+    Unknown(String, String),
+    /// A program that builds images is missing.
+    #[error("building images needs {0}: apt-get install {1}")]
+    Missing(&'static str, &'static str),
+    /// Only root can build.
+    #[error("building images needs root")]
+    NotRoot,
+    /// The disk is too full.
+    #[error("{place} has {free} MiB free; the image {name} needs {needed} MiB")]
+    Disk {
+        /// Where.
+        place: String,
+        /// The image's name.
+        name: String,
+        /// What is there, in MiB.
+        free: u64,
+        /// What is needed, in MiB.
+        needed: u64,
+    },
+    /// A step of the build failed.
+    #[error("image {name}: {stage} failed ({how}); its last words:\n{tail}\nall of them: {log}")]
+    Step {
+        /// The image's name.
+        name: String,
+        /// The step.
+        stage: String,
+        /// The exit status.
+        how: String,
+        /// The last lines it wrote.
+        tail: String,
+        /// The file with all of them.
+        log: String,
+    },
+    /// The store cannot be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+impl ImageError {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+impl Store {
+    /// Opens a store; makes its directory when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(directory: &Path) -> Result<Self, ImageError> {
+        fs::create_dir_all(directory.join("names")).map_err(ImageError::io(directory))?;
+        let directory = fs::canonicalize(directory).map_err(ImageError::io(directory))?;
+        Ok(Self { directory })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The image of this name, if there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn get(&self, name: &str) -> Result<Option<Image>, ImageError> {
+        let link = self.directory.join("names").join(checked(name)?);
+        match fs::read_to_string(&link) {
+            Ok(digest) => self.by_digest(name, digest.trim()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ImageError::io(&link)(error)),
+        }
+    }
+
+    /// Every image, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let names = self.directory.join("names");
+        let mut images = BTreeMap::new();
+        for entry in fs::read_dir(&names).map_err(ImageError::io(&names))? {
+            let name = entry.map_err(ImageError::io(&names))?.file_name();
+            let Some(name) = name.to_str().filter(|name| checked(name).is_ok()) else { continue };
+            if let Some(image) = self.get(name)? {
+                images.insert(name.to_owned(), image);
+            }
+        }
+        Ok(images.into_values().collect())
+    }
+
+    /// Builds the image of a recipe; answers at once when it is there.
+    ///
+    /// # Errors
+    /// What is missing, or which step failed and why. Nothing half-made is left but downloads.
+    pub fn build(&self, recipe: &Recipe, progress: &dyn Progress) -> Result<Image, ImageError> {
+        if let Some(image) = self.current(recipe)? {
+            return Ok(image);
+        }
+        let lock = self.directory.join("lock");
+        let file = fs::File::create(&lock).map_err(ImageError::io(&lock))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            progress.stage("waiting for another build", None);
+            let wait = rustix::fs::flock(&file, FlockOperation::LockExclusive);
+            wait.map_err(|error| ImageError::io(&lock)(error.into()))?;
+        }
+        // The other build may have been this one.
+        if let Some(image) = self.current(recipe)? {
+            return Ok(image);
+        }
+        builder::build(&self.directory, recipe, progress)?;
+        self.current(recipe)?.ok_or_else(|| {
+            ImageError::io(&self.directory)(io::Error::other(format!(
+                "the image {} is not where it was put",
+                recipe.name
+            )))
+        })
+    }
+
+    /// Removes an image. Whether there was one. Sandboxes that run on it must have ended before.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<bool, ImageError> {
+        let Some(image) = self.get(name)? else { return Ok(false) };
+        let link = self.directory.join("names").join(name);
+        fs::remove_file(&link).map_err(ImageError::io(&link))?;
+        let in_use = self.list()?.iter().any(|other| other.manifest.digest == image.manifest.digest);
+        if !in_use {
+            let directory = self.directory.join(&image.manifest.digest);
+            fs::remove_dir_all(&directory).map_err(ImageError::io(&directory))?;
+        }
+        Ok(true)
+    }
+
+    /// The image of a recipe as it is now.
+    fn current(&self, recipe: &Recipe) -> Result<Option<Image>, ImageError> {
+        Ok(self.get(recipe.name)?.filter(|image| image.manifest.digest == recipe.digest()))
+    }
+
+    fn by_digest(&self, name: &str, digest: &str) -> Result<Option<Image>, ImageError> {
+        let directory = self.directory.join(checked(digest)?);
+        let file = directory.join("manifest.json");
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ImageError::io(&file)(error)),
+        };
+        let manifest = serde_json::from_str(&text).map_err(|error| ImageError::io(&file)(error.into()))?;
+        Ok(Some(Image { name: name.to_owned(), rootfs: directory.join("rootfs"), manifest }))
+    }
+}
+
+/// A name that is one plain component of a path.
+fn checked(name: &str) -> Result<&str, ImageError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(name);
+    }
+    let names: Vec<_> = recipes().iter().map(|recipe| recipe.name).collect();
+    Err(ImageError::Unknown(name.to_owned(), names.join(", ")))
+}
