@@ -7,7 +7,7 @@ set -- /usr/share/python-wheels/pip-*.whl
 echo "sandpool:total $(grep -c '^[A-Za-z0-9].*==' requirements.txt)"
 rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
 # Complete downloads stay in the cache, so a build that was cut short goes on from there.
-python3 "$1/pip" install --prefix /usr/local --no-deps --require-hashes \
+python3 "$1/pip" install --no-deps --require-hashes \
     --only-binary :all: --no-compile --no-input --progress-bar off --no-warn-script-location \
     --root-user-action ignore --cache-dir "$CACHE/pip" -r requirements.txt
 python3 -m pip check
