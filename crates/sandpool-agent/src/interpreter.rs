@@ -455,11 +455,12 @@ impl Interpreter {
         let Some(began) = &mut run.began else {
             return if run.ending == Ending::No { None } else { self.finish(Outcome::Cancelled, now) };
         };
-        let pid = if let State::Alive(alive) = &self.state { alive.pid } else { return None };
+        let State::Alive(alive) = &mut self.state else { return None };
+        let pid = alive.pid;
         if run.ending == Ending::No && began.deadline.is_some_and(|deadline| deadline <= now) {
             run.ending = Ending::TimedOut;
             began.kill_at = Some(now + GRACE);
-            procs::signal(&[pid], Signal::INT);
+            alive.interrupt();
             procs::kill(&began.belonging);
         }
         if began.kill_at.is_some_and(|at| at <= now) {
@@ -468,7 +469,12 @@ impl Interpreter {
         }
         if let Some(signal) = run.ending.due(now) {
             let started = procs::select(&procs::all(), &began.belonging, std::process::id().cast_signed());
-            procs::signal(&[pid], signal);
+            // The interpreter may only be waiting for what it started. Then that goes first, and the state is kept.
+            if signal == Signal::INT {
+                alive.interrupt();
+            } else if signal != Signal::TERM || started.is_empty() {
+                procs::signal(&[pid], signal);
+            }
             procs::signal(&started, signal);
         }
         None
@@ -541,6 +547,15 @@ impl Alive {
             tail: Vec::new(),
             fault: None,
         })
+    }
+
+    /// Asks it to end its run and to keep its state.
+    fn interrupt(&mut self) {
+        if let Some(to) = &mut self.to {
+            to.push(&runner::encode(&ToRunner::Interrupt));
+            let _ = to.flush();
+        }
+        procs::signal(&[self.pid], Signal::INT);
     }
 
     /// Ends it, for this reason. What follows is done when it has ended.

@@ -8,9 +8,9 @@
   const fs = require("fs");
   const inspector = require("inspector");
   const moduleApi = require("module");
-  const net = require("net");
   const util = require("util");
   const vm = require("vm");
+  const { Worker } = require("worker_threads");
 
   const FROM_AGENT = 4;
   const TO_AGENT = 5;
@@ -19,7 +19,7 @@
   const MAX_JSON = 2 * 1024 * 1024;
 
   // What user code may replace, and this runner needs.
-  const { parse, stringify } = JSON;
+  const { stringify } = JSON;
   const stdout = process.stdout;
   const stderr = process.stderr;
   const SafePromise = Promise;
@@ -128,43 +128,10 @@
     return value;
   }
 
-  // Evaluates in one turn as far as it goes without waiting; an interrupt ends an endless loop there.
-  let start = null;
-  const trampoline = vm.runInThisContext("(go) => { go(); }", { filename: "sandpool" });
-  const interruptible = new vm.Script("__sandpool_start()", { filename: "sandpool" });
-
   function evaluate(expression, contextId) {
-    return new SafePromise((resolve, reject) => {
-      start = () =>
-        session.post(
-          "Runtime.evaluate",
-          {
-            expression,
-            contextId,
-            replMode: true,
-            awaitPromise: true,
-            objectGroup: "run",
-            silent: true,
-            userGesture: false,
-          },
-          (error, answer) => {
-            if (!error) resolve(answer);
-            else reject(/terminated/.test(error.message) ? new Interrupted("interrupted") : error);
-          },
-        );
-      Object.defineProperty(globalThis, "__sandpool_start", {
-        value: () => {
-          delete globalThis.__sandpool_start;
-          trampoline(start);
-        },
-        configurable: true,
-      });
-      try {
-        interruptible.runInThisContext({ breakOnSigint: true, displayErrors: false });
-      } catch (error) {
-        delete globalThis.__sandpool_start;
-        reject(error.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED" ? new Interrupted("interrupted") : error);
-      }
+    const parameters = { expression, contextId, replMode: true, awaitPromise: true, objectGroup: "run", silent: true };
+    return post("Runtime.evaluate", parameters).catch((error) => {
+      throw /terminated/.test(error.message) ? new Interrupted("interrupted") : error;
     });
   }
 
@@ -403,6 +370,12 @@
   // ---- runs -------------------------------------------------------------------------------------------------------
 
   let running = null;
+  let serial = 0;
+
+  // What the listener sees: the number of the present run or 0, and the last run whose interrupt has been taken up.
+  const RUNNING = 0;
+  const TAKEN = 1;
+  const shared = new Int32Array(new SharedArrayBuffer(8));
 
   class Run {
     constructor() {
@@ -419,9 +392,8 @@
     process.exitCode = undefined;
     throw new Exit(Number(given) || 0);
   };
-  process.on("SIGINT", () => {
-    if (running) running.fail(new Interrupted("interrupted"));
-  });
+  // An interrupt comes by way of the listener. The signal that comes with it is for programs that were started.
+  process.on("SIGINT", () => {});
   process.on("uncaughtException", (error) => {
     if (running) running.fail(error);
     else if (!(error instanceof Exit)) report(error);
@@ -510,6 +482,8 @@
     process.env.SANDPOOL_EXECUTION = exec;
     const own = new Run();
     running = own;
+    serial += 1;
+    Atomics.store(shared, RUNNING, serial);
     let ok = true;
     try {
       const { value } = await SafePromise.race([attempt(code, fresh), own.failed]);
@@ -524,6 +498,7 @@
       if (!ok) send(errorMessage(nonce, error));
     }
     running = null;
+    Atomics.store(shared, RUNNING, 0);
     session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
     send({ t: "end", n: nonce, ok });
   }
@@ -543,21 +518,62 @@
 
   // ---- what the agent says ----------------------------------------------------------------------------------------
 
-  let inbox = Buffer.alloc(0);
+  // A thread of its own listens, so that an interrupt is heard while code runs in a loop. It breaks into code only when
+  // this thread does not take up the interrupt by itself, and goes on until it does.
+  const listener = new Worker(
+    `(${function (FROM_AGENT, RUNNING, TAKEN) {
+      const { parentPort, workerData } = require("worker_threads");
+      const shared = new Int32Array(workerData);
+      const session = new (require("inspector").Session)();
+      session.connectToMainThread();
+      function interrupt(serial) {
+        if (serial === 0 || Atomics.load(shared, RUNNING) !== serial) return;
+        parentPort.postMessage({ op: "interrupt", serial });
+        setTimeout(() => {
+          if (Atomics.load(shared, RUNNING) !== serial || Atomics.load(shared, TAKEN) === serial) return;
+          session.post("Runtime.terminateExecution");
+          setTimeout(interrupt, 50, serial);
+        }, 50);
+      }
+      let inbox = Buffer.alloc(0);
+      const channel = new (require("net").Socket)({ fd: FROM_AGENT, readable: true, writable: false });
+      channel.on("data", (piece) => {
+        inbox = inbox.length === 0 ? piece : Buffer.concat([inbox, piece]);
+        while (inbox.length >= 4) {
+          const length = inbox.readUInt32LE(0);
+          if (inbox.length < 4 + length) break;
+          const message = JSON.parse(inbox.toString("utf8", 4, 4 + length));
+          inbox = inbox.subarray(4 + length);
+          if (message.op === "interrupt") interrupt(Atomics.load(shared, RUNNING));
+          else parentPort.postMessage(message);
+        }
+      });
+      const end = () => parentPort.postMessage({ op: "end" });
+      channel.on("end", end);
+      channel.on("error", end);
+    }})(${FROM_AGENT}, ${RUNNING}, ${TAKEN})`,
+    { eval: true, workerData: shared.buffer, execArgv: [], env: {}, trackUnmanagedFds: false },
+  );
   let tail = SafePromise.resolve();
-  const channel = new net.Socket({ fd: FROM_AGENT, readable: true, writable: false });
-  channel.on("data", (piece) => {
-    inbox = inbox.length === 0 ? piece : Buffer.concat([inbox, piece]);
-    while (inbox.length >= 4) {
-      const length = inbox.readUInt32LE(0);
-      if (inbox.length < 4 + length) break;
-      const message = parse(inbox.toString("utf8", 4, 4 + length));
-      inbox = inbox.subarray(4 + length);
-      tail = tail.then(() => (message.op === "run" ? run(message) : activate(message)));
+  listener.on("message", (message) => {
+    switch (message.op) {
+      case "interrupt":
+        if (running && message.serial === serial) {
+          Atomics.store(shared, TAKEN, serial);
+          running.fail(new Interrupted("interrupted"));
+        }
+        break;
+      case "run":
+        tail = tail.then(() => run(message));
+        break;
+      case "activate":
+        tail = tail.then(() => activate(message));
+        break;
+      case "end":
+        realExit(0);
     }
   });
-  channel.on("end", () => realExit(0));
-  channel.on("error", () => realExit(0));
+  listener.on("error", () => realExit(1));
 
   // `import()` looks where `require` looks, also where the image keeps its packages.
   if (moduleApi.registerHooks) {
@@ -582,6 +598,7 @@
     // The first import may warn that its means are new: before there is a session, not in the output of its code.
     await globalThis.__import("fs");
     session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
+    await new SafePromise((online) => listener.once("online", online));
     send({ t: "ready", version: process.versions.node });
   })();
 });

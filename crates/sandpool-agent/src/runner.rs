@@ -40,6 +40,8 @@ pub enum ToRunner<'a> {
         /// In an empty namespace that is thrown away afterwards.
         fresh: bool,
     },
+    /// End the present run. It comes besides SIGINT, which an interpreter may not hear while its code runs.
+    Interrupt,
 }
 
 /// Encodes a message to a runner.

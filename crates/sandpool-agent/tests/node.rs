@@ -99,9 +99,9 @@ fn an_interrupt_keeps_the_state() {
     let Some(agent) = agent("js-interrupt") else { return };
     let mut client = agent.session();
     client.code("let kept = 1");
-    let child = "require('child_process').execSync('sleep 1008')";
-    for wait in ["while (true) {}", "await new Promise(() => {})", child] {
-        let exec = client.start(code(&format!("kept += 1; console.log('on'); {wait}")), LONG);
+    let child = "require('child_process').execSync('echo on; sleep 1008', { stdio: 'inherit' })";
+    for wait in ["console.log('on'); while (true) {}", "console.log('on'); await new Promise(() => {})", child] {
+        let exec = client.start(code(&format!("kept += 1; {wait}")), LONG);
         client.until_stdout(exec, "on\n");
         assert_eq!(client.call(Call::Stop { exec, how: Stop::Interrupt }), Ok(Answer::Done));
         let run = client.finish(exec);
