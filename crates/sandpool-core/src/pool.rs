@@ -213,6 +213,11 @@ impl Pool {
         self.sessions.iter()
     }
 
+    /// Every sandbox that is ready or belongs to a session. Those being made may not be known to their driver yet.
+    pub fn known(&self) -> impl Iterator<Item = SandboxId> {
+        self.ready.iter().copied().chain(self.owners.keys().copied())
+    }
+
     /// Sandboxes that are ready, that are being made, and that belong to a session.
     #[must_use]
     pub fn counts(&self) -> (u32, u32, u32) {

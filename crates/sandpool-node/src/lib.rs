@@ -5,7 +5,12 @@
 //! byte streams.
 
 pub mod api;
+mod files;
+mod link;
 mod node;
+mod pools;
+mod record;
+mod session;
 
 pub use api::*;
 pub use node::{ExecutionHandle, Node, NodeConfig};

@@ -1,176 +1,370 @@
 //! [`Node`]: one machine's pools and sessions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
-use sandpool_driver::{Driver, Usage};
+use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
+use sandpool_wire::agent::ToAgent;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
+use crate::pools::{BOOT_LIMIT, PoolState};
+use crate::record::Record;
+use crate::session::Session;
 
 /// One machine's pools and sessions. Cheap to clone; all clones are the same node.
-#[derive(Clone)]
-pub struct Node {}
+#[derive(Clone, Debug)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    driver: crate::pools::Shared,
+    pools: BTreeMap<PoolName, Arc<PoolState>>,
+    stop: CancellationToken,
+}
 
 /// What a node is built from.
+#[derive(Debug)]
 pub struct NodeConfig {
     /// The pools.
     pub pools: Vec<PoolSpec>,
 }
 
 /// A handle on one execution. Dropping it changes nothing.
-#[derive(Clone)]
-pub struct ExecutionHandle {}
+#[derive(Clone, Debug)]
+pub struct ExecutionHandle {
+    session: Arc<Session>,
+    record: Arc<Record>,
+}
 
 impl Node {
     /// Takes over what the driver already has, and begins to fill the reservoirs.
-    pub async fn start(_config: NodeConfig, _driver: Arc<dyn Driver>) -> Result<Self, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `PoolBroken` when a pool cannot be made of its image and limits, `Unavailable` when the driver does not answer.
+    pub async fn start(config: NodeConfig, driver: Arc<dyn Driver>) -> Result<Self, NodeError> {
+        let start = Instant::now();
+        let mut changes = driver.watch();
+        let mut pools = BTreeMap::new();
+        for spec in config.pools {
+            let template = Template {
+                pool: spec.name.clone(),
+                runtime: spec.runtime,
+                rootfs: spec.rootfs.clone(),
+                limits: spec.limits,
+                boot_limit: BOOT_LIMIT,
+            };
+            let name = spec.name.clone();
+            driver
+                .ensure_pool(&template)
+                .await
+                .map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
+            pools.insert(name, Arc::new(PoolState::new(spec, Arc::clone(&driver), start)));
+        }
+        let node = Self {
+            inner: Arc::new(Inner {
+                driver: crate::pools::Shared(Arc::clone(&driver)),
+                pools,
+                stop: CancellationToken::new(),
+            }),
+        };
+        for sandbox in driver.list().await.map_err(|error| NodeError::Unavailable(error.to_string()))? {
+            match node.inner.pools.get(&sandbox.pool) {
+                Some(pool) => pool.adopt(&sandbox),
+                None => {
+                    // Of a pool that is not declared any more.
+                    if let Err(error) = driver.destroy(sandbox.id).await {
+                        tracing::error!("a sandbox of an old pool could not be destroyed: {error}");
+                    }
+                }
+            }
+        }
+        for pool in node.inner.pools.values() {
+            tokio::spawn(Arc::clone(pool).fill(node.inner.stop.clone()));
+            tokio::spawn(Arc::clone(pool).reap(node.inner.stop.clone()));
+        }
+        let watching = node.clone();
+        tokio::spawn(async move {
+            loop {
+                let change = tokio::select! {
+                    () = watching.inner.stop.cancelled() => return,
+                    change = changes.recv() => change,
+                };
+                match change {
+                    Ok(change) => watching.changed(&change),
+                    Err(RecvError::Lagged(_)) => watching.list_again().await,
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        });
+        // What became ready between the list and the watch's first word was in both; what is in neither is not there.
+        node.list_again().await;
+        Ok(node)
+    }
+
+    fn changed(&self, change: &Change) {
+        match change {
+            Change::Upsert(sandbox) if sandbox.phase == Phase::Ready && sandbox.owner.is_none() => {
+                if let Some(pool) = self.inner.pools.get(&sandbox.pool) {
+                    pool.ready(sandbox.id);
+                }
+            }
+            Change::Upsert(_) => {}
+            Change::Gone { id, reason } => {
+                for pool in self.inner.pools.values() {
+                    pool.gone(*id, reason);
+                }
+            }
+        }
+    }
+
+    /// Changes have been missed, so all that is there counts as changed.
+    async fn list_again(&self) {
+        match self.inner.driver.0.list().await {
+            Ok(sandboxes) => {
+                let there: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.id).collect();
+                for pool in self.inner.pools.values() {
+                    pool.lose_missing(&there);
+                }
+                for sandbox in sandboxes {
+                    self.changed(&Change::Upsert(sandbox));
+                }
+            }
+            Err(error) => tracing::error!("the sandboxes cannot be listed: {error}"),
+        }
     }
 
     /// Stops in order: no new work, running executions get `grace` to end, then every sandbox is destroyed.
-    pub async fn shutdown(&self, _grace: Duration) {
-        todo!()
+    pub async fn shutdown(&self, grace: Duration) {
+        self.inner.stop.cancel();
+        let deadline = Instant::now() + grace;
+        for pool in self.inner.pools.values() {
+            for info in pool.infos() {
+                let Ok(session) = pool.present(&info.identifier) else { continue };
+                for record in session.executions() {
+                    if tokio::time::timeout_at(deadline, record.ended()).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        let Ok(sandboxes) = self.inner.driver.0.list().await else { return };
+        let ends = sandboxes.into_iter().map(|sandbox| self.inner.driver.0.destroy(sandbox.id));
+        futures::future::join_all(ends).await;
     }
 
     /// Every pool has as many ready sandboxes as it was asked to keep (or sessions that use them).
+    #[must_use]
     pub fn is_ready(&self) -> bool {
-        todo!()
+        !self.inner.stop.is_cancelled() && self.inner.pools.values().all(|pool| pool.is_full())
     }
 
     /// The pools, by name.
+    #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
-        todo!()
+        self.inner.pools.values().map(|pool| pool.status()).collect()
     }
 
     /// One pool.
-    pub fn pool(&self, _pool: &PoolName) -> Result<PoolStatus, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`.
+    pub fn pool(&self, pool: &PoolName) -> Result<PoolStatus, NodeError> {
+        self.state(pool).map(|pool| pool.status())
+    }
+
+    fn state(&self, pool: &PoolName) -> Result<&Arc<PoolState>, NodeError> {
+        self.inner.pools.get(pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))
     }
 
     /// The session of that name: found, or made from a ready sandbox (waiting for one to boot if none is ready and
     /// the pool may have more, for at most its boot limit). Counts as use.
-    pub async fn open(&self, _: &PoolName, _: &Identifier, _: Open, _: &Caller) -> Result<Opened, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `Exhausted` when the pool is full, `SessionLost` once for a session whose sandbox is gone, `NoSession` when it
+    /// may not be made, `PoolBroken` and `Unavailable` when no sandbox can be had.
+    pub async fn open(
+        &self,
+        pool: &PoolName,
+        identifier: &Identifier,
+        open: Open,
+        caller: &Caller,
+    ) -> Result<Opened, NodeError> {
+        let began = Instant::now();
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Unavailable("the server is stopping".to_owned()));
+        }
+        let pool = self.state(pool)?;
+        let (_, new) = pool.open(identifier, open, caller).await?;
+        Ok(Opened { session: pool.info(identifier)?, new, took: began.elapsed() })
     }
 
     /// A session, without counting as use.
-    pub fn session(&self, _: &PoolName, _: &Identifier) -> Result<SessionInfo, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`.
+    pub fn session(&self, pool: &PoolName, identifier: &Identifier) -> Result<SessionInfo, NodeError> {
+        self.state(pool)?.info(identifier)
     }
 
     /// The sessions of a pool, oldest first.
-    pub fn sessions(&self, _: &PoolName) -> Result<Vec<SessionInfo>, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`.
+    pub fn sessions(&self, pool: &PoolName) -> Result<Vec<SessionInfo>, NodeError> {
+        Ok(self.state(pool)?.infos())
     }
 
     /// What a session's sandbox uses.
-    pub async fn usage(&self, _: &PoolName, _: &Identifier) -> Result<Usage, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `Unavailable`.
+    pub async fn usage(&self, pool: &PoolName, identifier: &Identifier) -> Result<Usage, NodeError> {
+        let info = self.state(pool)?.info(identifier)?;
+        self.inner.driver.0.usage(info.sandbox).await.map_err(|error| match error {
+            DriverError::Gone(_) => NodeError::NoSession(identifier.clone()),
+            error => NodeError::Unavailable(error.to_string()),
+        })
     }
 
     /// Ends a session. Answers once its slot is free; its sandbox is gone soon after.
-    pub async fn delete_session(&self, _: &PoolName, _: &Identifier) -> Result<(), NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`.
+    pub async fn delete_session(&self, pool: &PoolName, identifier: &Identifier) -> Result<(), NodeError> {
+        if self.state(pool)?.end(identifier) { Ok(()) } else { Err(NodeError::NoSession(identifier.clone())) }
     }
 
     /// Accepts an execution in an existing session (see [`Node::open`]): code waits its turn in the session's queue,
     /// commands run beside it.
-    pub async fn execute(&self, _: &PoolName, _: &Identifier, _: ExecuteRequest) -> Result<ExecutionHandle, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `QueueFull`, `Unsupported` for code without an interpreter, and those of [`Node::open`].
+    pub async fn execute(
+        &self,
+        pool: &PoolName,
+        identifier: &Identifier,
+        request: ExecuteRequest,
+    ) -> Result<ExecutionHandle, NodeError> {
+        let pool = self.state(pool)?;
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Unavailable("the server is stopping".to_owned()));
+        }
+        if matches!(request.work, Work::Code { .. }) && pool.spec.runtime == Runtime::Shell {
+            return Err(NodeError::Unsupported(format!("the pool {} runs commands, not code", pool.spec.name)));
+        }
+        let id = match request.id {
+            Some(id) => id,
+            None => {
+                let mut bytes = [0; 16];
+                getrandom::fill(&mut bytes).map_err(|error| NodeError::Unavailable(error.to_string()))?;
+                ExecutionId::from_random(bytes)
+            }
+        };
+        let session = pool.existing(identifier).await?;
+        let record = session.execute(pool, id, request)?;
+        Ok(ExecutionHandle { session, record })
     }
 
     /// An execution that was accepted earlier. The last 64 finished ones of a session are kept.
-    pub fn execution(&self, _: &PoolName, _: &Identifier, _: &ExecutionId) -> Result<ExecutionHandle, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `NoExecution`.
+    pub fn execution(
+        &self,
+        pool: &PoolName,
+        identifier: &Identifier,
+        id: &ExecutionId,
+    ) -> Result<ExecutionHandle, NodeError> {
+        let session = self.state(pool)?.present(identifier)?;
+        let record = session.find(*id).ok_or_else(|| NodeError::NoExecution(id.to_string()))?;
+        Ok(ExecutionHandle { session, record })
     }
 
     /// The executions of a session that are still known, oldest first.
-    pub fn executions(&self, _: &PoolName, _: &Identifier) -> Result<Vec<ExecutionHandle>, NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`.
+    pub fn executions(&self, pool: &PoolName, identifier: &Identifier) -> Result<Vec<ExecutionHandle>, NodeError> {
+        let session = self.state(pool)?.present(identifier)?;
+        let records = session.executions();
+        Ok(records.into_iter().map(|record| ExecutionHandle { session: Arc::clone(&session), record }).collect())
     }
 
-    /// One file's or directory's record. Paths are absolute and normal in all file calls.
-    pub async fn stat_file(&self, _: &PoolName, _: &Identifier, _path: &str) -> Result<Entry, NodeError> {
-        todo!()
-    }
-
-    /// Up to `limit` entries of a directory, after the path `after`, and whether there are more.
-    pub async fn list_files(
+    /// A session's state and itself, for the file calls.
+    pub(crate) async fn session_for_files(
         &self,
-        _: &PoolName,
-        _: &Identifier,
-        _path: &str,
-        _recursive: bool,
-        _after: Option<String>,
-        _limit: u32,
-    ) -> Result<(Vec<Entry>, bool), NodeError> {
-        todo!()
-    }
-
-    /// A file's size and its bytes. The stream ends early, with an error, if the file shrinks under it.
-    pub async fn read_file(
-        &self,
-        _: &PoolName,
-        _: &Identifier,
-        _path: &str,
-    ) -> Result<(u64, BoxStream<'static, Result<Bytes, NodeError>>), NodeError> {
-        todo!()
-    }
-
-    /// Writes a file whole or not at all: it appears under its name when `data` has ended without an error.
-    pub async fn write_file(
-        &self,
-        _: &PoolName,
-        _: &Identifier,
-        _path: &str,
-        _data: BoxStream<'_, Result<Bytes, NodeError>>,
-    ) -> Result<Entry, NodeError> {
-        todo!()
-    }
-
-    /// Removes a file, or a directory with all in it.
-    pub async fn remove_file(&self, _: &PoolName, _: &Identifier, _path: &str) -> Result<(), NodeError> {
-        todo!()
+        pool: &PoolName,
+        identifier: &Identifier,
+    ) -> Result<(Arc<PoolState>, Arc<Session>), NodeError> {
+        let pool = Arc::clone(self.state(pool)?);
+        let session = pool.existing(identifier).await?;
+        Ok((pool, session))
     }
 }
 
 impl ExecutionHandle {
     /// Its id.
+    #[must_use]
     pub fn id(&self) -> ExecutionId {
-        todo!()
+        self.record.id
     }
 
     /// As it is now.
+    #[must_use]
     pub fn snapshot(&self) -> Execution {
-        todo!()
+        self.record.snapshot()
     }
 
     /// Waits until it has ended, or for `limit`.
-    pub async fn wait(&self, _limit: Duration) -> Execution {
-        todo!()
+    pub async fn wait(&self, limit: Duration) -> Execution {
+        // It has ended or it has not: the snapshot says which.
+        let _ = tokio::time::timeout(limit, self.record.ended()).await;
+        self.record.snapshot()
     }
 
-    /// Its events after `after_seq`, those kept and those to come, until it has ended. When output events have been
-    /// dropped because a reader is very slow, the next kept ones follow with a gap in `seq`.
-    pub fn events(&self, _after_seq: u64) -> BoxStream<'static, Sequenced> {
-        todo!()
+    /// Its events after `after_seq`, those kept and those to come, until it has ended. Where output was dropped over
+    /// the limit there is a gap in `seq`.
+    #[must_use]
+    pub fn events(&self, after_seq: u64) -> BoxStream<'static, Sequenced> {
+        Arc::clone(&self.record).events(after_seq)
     }
 
     /// Stops it. Nothing happens if it has ended.
-    pub async fn stop(&self, _how: Stop) -> Result<(), NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `Unavailable` when the sandbox does not answer.
+    pub async fn stop(&self, how: Stop) -> Result<(), NodeError> {
+        self.session.stop(&self.record, how).await
     }
 
     /// Sends input to it (empty: end of input). Only for work with `Stdin::Stream` and terminals.
-    pub async fn input(&self, _data: Vec<u8>) -> Result<(), NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `Unavailable` when the sandbox does not answer.
+    pub async fn input(&self, data: Vec<u8>) -> Result<(), NodeError> {
+        let exec = self.record.id.0;
+        if data.is_empty() {
+            return self.session.link.send(&ToAgent::Input { exec, data }).await;
+        }
+        for piece in data.chunks(sandpool_wire::agent::MAX_CHUNK) {
+            self.session.link.send(&ToAgent::Input { exec, data: piece.to_vec() }).await?;
+        }
+        Ok(())
     }
 
     /// Tells its terminal a new size.
-    pub async fn resize(&self, _rows: u16, _columns: u16) -> Result<(), NodeError> {
-        todo!()
+    ///
+    /// # Errors
+    /// `Unavailable` when the sandbox does not answer.
+    pub async fn resize(&self, rows: u16, columns: u16) -> Result<(), NodeError> {
+        self.session.link.send(&ToAgent::Resize { exec: self.record.id.0, rows, columns }).await
     }
 }

@@ -9,12 +9,15 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_core::limits::Limits;
+use sandpool_core::ids::{Identifier, PoolName, SandboxId};
+use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Template};
+use sandpool_node::{Caller, ExecuteRequest, ExecutionState, Node, NodeConfig, NodeError, Open, PoolSpec};
 use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
-use sandpool_wire::agent::{Activation, Call, Event, Execute, FromAgent, Runtime, Stdin, ToAgent, Work};
+use sandpool_wire::agent::{
+    Activation, Call, Event, Execute, FromAgent, Outcome as Verdict, Runtime, Stdin, ToAgent, Work,
+};
 use sandpool_wire::frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -139,6 +142,8 @@ async fn tests(images: &Path) -> Outcome<()> {
     println!("test many ... ok");
     wrong_pools(&driver, &template).await?;
     println!("test wrong_pools ... ok");
+    node(&driver, &template).await?;
+    println!("test node ... ok");
     Ok(())
 }
 
@@ -267,5 +272,70 @@ async fn wrong_pools(driver: &Arc<ProcessDriver>, template: &Template) -> Outcom
     }
     let unknown = driver.create(id(99), &PoolName::parse("unknown")?).await;
     assert!(matches!(unknown, Err(DriverError::Invalid(_))), "{unknown:?}");
+    Ok(())
+}
+
+/// The service layer over real sandboxes.
+async fn node(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
+    let pool = &template.pool;
+    let spec = PoolSpec {
+        name: pool.clone(),
+        runtime: Runtime::Shell,
+        rootfs: template.rootfs.clone(),
+        scale: Scale { max_sessions: 2, ready: 1, boots: 2 },
+        life: Life { cooldown: Duration::from_secs(300), max_alive: None },
+        limits: template.limits,
+        queue: 4,
+        output_limit: 1 << 20,
+        max_timeout: Duration::from_secs(60),
+        env: vec![("SAID".into(), "hello".into())],
+    };
+    let node = Node::start(NodeConfig { pools: vec![spec] }, Arc::clone(driver) as Arc<dyn Driver>).await?;
+    let (mine, caller) = (Identifier::parse("mine-1")?, Caller { subject: "me".to_owned() });
+    assert!(matches!(node.open(pool, &mine, Open::Existing, &caller).await, Err(NodeError::NoSession(_))));
+    assert!(node.open(pool, &mine, Open::OrCreate, &caller).await?.new);
+    assert!(!node.open(pool, &mine, Open::OrCreate, &caller).await?.new);
+    let command = |text: &str, timeout: u64| ExecuteRequest {
+        id: None,
+        work: Work::Shell { command: text.to_owned(), stdin: Stdin::Empty },
+        timeout: Some(Duration::from_secs(timeout)),
+        output_limit: None,
+    };
+    let run = async |text: &str, timeout: u64| -> Outcome<sandpool_node::Execution> {
+        let handle = node.execute(pool, &mine, command(text, timeout)).await?;
+        Ok(handle.wait(Duration::from_secs(60)).await)
+    };
+    let seen = run("echo $SAID | tee file.txt; echo oops >&2; exit 3", 10).await?;
+    assert_eq!(seen.state, ExecutionState::Ended(Verdict::Exited(3)));
+    assert_eq!((seen.stdout.as_slice(), seen.stderr.as_slice()), (&b"hello\n"[..], &b"oops\n"[..]));
+    let seen = run("sleep 100", 1).await?;
+    assert_eq!(seen.state, ExecutionState::Ended(Verdict::TimedOut));
+    // Files: both ways, larger than one message.
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|number| number.to_le_bytes()[0]).collect();
+    let data = futures::stream::iter(bytes.chunks(700_000).map(|piece| Ok(piece.to_vec().into())).collect::<Vec<_>>());
+    let entry = node.write_file(pool, &mine, "/mnt/data/sub/big.bin", Box::pin(data)).await?;
+    assert_eq!(entry.size, 3_000_000);
+    let (size, mut pieces) = node.read_file(pool, &mine, "/mnt/data/sub/big.bin").await?;
+    let mut back = Vec::new();
+    while let Some(piece) = futures::StreamExt::next(&mut pieces).await {
+        back.extend_from_slice(&piece?);
+    }
+    assert!(size == 3_000_000 && back == bytes);
+    let (entries, more) = node.list_files(pool, &mine, "/mnt/data", true, None, 100).await?;
+    let paths: Vec<_> = entries.iter().map(|entry| entry.path.as_str()).collect();
+    assert_eq!((paths, more), (vec!["file.txt", "sub", "sub/big.bin"], false));
+    let outside = node.read_file(pool, &mine, "/mnt/data/../../etc/passwd").await.err();
+    assert!(matches!(outside, Some(NodeError::Invalid(_))), "{outside:?}");
+    // A second session, and no third.
+    let other = Identifier::parse("other")?;
+    node.open(pool, &other, Open::OrCreate, &caller).await?;
+    let third = node.open(pool, &Identifier::parse("third")?, Open::OrCreate, &caller).await;
+    assert!(matches!(third, Err(NodeError::Exhausted { active: 2, limit: 2, .. })), "{third:?}");
+    node.delete_session(pool, &mine).await?;
+    assert!(node.open(pool, &mine, Open::OrCreate, &caller).await?.new);
+    let listing = run("ls | wc -l", 10).await?;
+    assert_eq!(listing.stdout, b"0\n", "nothing of the session before is left");
+    node.shutdown(Duration::from_secs(1)).await;
+    assert!(driver.list().await?.is_empty());
     Ok(())
 }
