@@ -29,7 +29,7 @@ assert pandas.read_parquet("frame.parquet").equals(frame)
 from statsmodels.api import OLS
 OLS(frame.y, frame.x).fit()
 from IPython.core.interactiveshell import InteractiveShell
-assert InteractiveShell.instance().run_cell("1 + 1", silent=True).result == 2
+assert InteractiveShell.instance().run_cell("1 + 1", store_history=False).result == 2
 PYTHON
 for program in bash curl git jq pip pdftotext; do
     command -v "$program" >/dev/null || { echo "missing: $program"; exit 1; }
