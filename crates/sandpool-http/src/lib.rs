@@ -1,2 +1,22 @@
-//! The dialects over the service layer: Azure data plane, native API, auth.
+//! The dialects over the service layer: Azure's data plane, the native API, and the tokens for both.
+//!
+//! ```text
+//! serve    connections, plain and TLS        tls       the certificate they show
+//! app      what every handler has            problem   what a refusal looks like: one table of statuses and codes
+//! native   /pools, with streaming            azure     every generation of dynamic sessions' data plane
+//! auth     who asks                          openapi   all of it, described
+//! ```
+//!
+//! A handler parses, calls [`sandpool_node::Node`], and answers. Nothing here knows a sandbox.
+
+mod app;
 pub mod auth;
+mod azure;
+mod native;
+mod openapi;
+mod problem;
+mod serve;
+pub mod tls;
+
+pub use app::{App, Metadata, PoolFace, router};
+pub use serve::{Listener, serve};

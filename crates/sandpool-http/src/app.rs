@@ -1,0 +1,90 @@
+//! What every handler has, and the one router over all dialects.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::http::HeaderMap;
+use axum::routing::get;
+use axum::{Json, Router};
+use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_node::{Caller, Node};
+use serde_json::json;
+
+use crate::auth::{Auth, Principal, Role};
+use crate::problem::Problem;
+use crate::{azure, native, openapi};
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// The service layer.
+    pub node: Node,
+    /// Who may call.
+    pub auth: Arc<Auth>,
+    /// How the pools look to clients. Every pool of `node` is in it.
+    pub pools: Arc<BTreeMap<PoolName, PoolFace>>,
+    /// This program's version.
+    pub version: &'static str,
+}
+
+/// What clients are told about a pool, besides what the service layer knows.
+#[derive(Clone, Debug)]
+pub struct PoolFace {
+    /// Azure's name for what answers code: `PythonLTS`, `NodeLTS`, `Shell`.
+    pub container_type: String,
+    /// What is in its image.
+    pub metadata: Metadata,
+    /// Characters of each output stream that an answer of the modern data plane holds unless the request asks for
+    /// another number (`outputStreamsMaxLength`).
+    pub default_output_limit: u64,
+}
+
+/// What is in an image.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    /// The runtime's name: `Python`, `Node.js`, `Bash`.
+    pub runtime: String,
+    /// Its version, as it says itself.
+    pub version: String,
+    /// Names and versions of the runtime's packages.
+    pub packages: Vec<(String, String)>,
+    /// When the image was built.
+    pub created: SystemTime,
+}
+
+/// All dialects.
+pub fn router(app: App) -> Router {
+    let alive = || async { Json(json!({ "status": "alive" })) };
+    Router::new()
+        .route("/healthz", get(alive))
+        .merge(native::routes(app.clone()))
+        .merge(openapi::routes())
+        .merge(crate::auth::routes(Arc::clone(&app.auth)))
+        .fallback_service(azure::service(app))
+}
+
+impl App {
+    /// Who asks, if they may do this, in this pool, with this session.
+    ///
+    /// # Errors
+    /// 401 or 403, and what is missing.
+    pub(crate) async fn admit(
+        &self,
+        headers: &HeaderMap,
+        role: Role,
+        pool: &PoolName,
+        session: Option<&Identifier>,
+    ) -> Result<Principal, Problem> {
+        let principal = self.auth.verify(headers).await?;
+        principal.may(role, pool, session)?;
+        Ok(principal)
+    }
+}
+
+impl Principal {
+    /// As the service layer wants to know them.
+    pub(crate) fn caller(&self) -> Caller {
+        Caller { subject: self.subject.clone() }
+    }
+}
