@@ -48,23 +48,41 @@ pub(crate) struct Pressure {
 }
 
 impl Groups {
+    /// Which version of control groups sandboxes here are bounded by; `None` when neither has what they need.
+    pub(crate) fn version() -> Option<u8> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        Self::locate(&mounts, &own, "any").ok().map(|groups| match groups {
+            Self::V1 { .. } => 1,
+            Self::V2(_) => 2,
+        })
+    }
+
     /// Makes the directories of the launcher with this instance name, and removes what an earlier one left in them.
     pub(crate) fn open(instance: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let groups = Self::locate(&mounts, &own, instance).map_err(io::Error::other)?;
-        if let Self::V2(directory) = &groups {
+        let prepared = groups.prepare();
+        if prepared.is_err() {
+            groups.close();
+        }
+        prepared.map(|()| groups)
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        if let Self::V2(directory) = self {
             let parent = directory.parent().unwrap_or(Path::new("/"));
             let wanted: Vec<_> = CONTROLLERS.iter().map(|name| format!("+{name}")).collect();
             write(&parent.join("cgroup.subtree_control"), &wanted.join(" "))?;
             make(directory)?;
             write(&directory.join("cgroup.subtree_control"), &wanted.join(" "))?;
         }
-        for directory in groups.directories() {
+        for directory in self.directories() {
             make(directory)?;
         }
-        groups.sweep();
-        Ok(groups)
+        self.sweep();
+        Ok(())
     }
 
     /// Reads where the controllers are from the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.

@@ -1,22 +1,153 @@
 //! What this host can do, and what a wall made on it consists of.
+//!
+//! ```text
+//! probe     tries what pools need, for real: a child in namespaces of its own builds what a sandbox is built from
+//! settings  reads what the host could do better, of which no sandbox depends
+//! ```
+//!
+//! What is missing for a wall refuses every pool (there is no weaker wall under the same name); what makes the host
+//! behind the wall weaker is a warning.
+
+mod settings;
+mod trial;
 
 use sandpool_driver::Description;
+use serde::Serialize;
 
+use crate::cgroup::Groups;
 use crate::seccomp::Filters;
+use crate::setup;
 
-/// The process level, as sessions report it.
+/// What one line of a report says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// As it should be.
+    Pass,
+    /// The host is weaker than it could be; sandboxes have their walls all the same.
+    Warn,
+    /// No sandbox can be made here.
+    Refuse,
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Line {
+    /// What was looked at: stable, for programs.
+    pub id: &'static str,
+    /// Whether that is good.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What would make it good.
+    pub fix: Option<String>,
+}
+
+/// What was found on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The refusing lines' subjects first, each subject once.
+    pub lines: Vec<Line>,
+}
+
+impl Report {
+    /// Whether sandboxes can be made here.
+    #[must_use]
+    pub fn is_fit(&self) -> bool {
+        self.refusals().next().is_none()
+    }
+
+    /// What keeps sandboxes from being made.
+    pub fn refusals(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter(|line| line.verdict == Verdict::Refuse)
+    }
+}
+
+impl Line {
+    /// A line that passes, or else refuses with this way out.
+    fn needed(id: &'static str, found: Result<String, String>, fix: &str) -> Self {
+        match found {
+            Ok(found) => Self { id, verdict: Verdict::Pass, found, fix: None },
+            Err(found) => Self { id, verdict: Verdict::Refuse, found, fix: Some(fix.to_owned()) },
+        }
+    }
+
+    /// A line that passes, or else warns with this way out.
+    fn wanted(id: &'static str, is_good: bool, found: impl Into<String>, fix: &str) -> Self {
+        let (verdict, fix) = if is_good { (Verdict::Pass, None) } else { (Verdict::Warn, Some(fix.to_owned())) };
+        Self { id, verdict, found: found.into(), fix }
+    }
+}
+
+/// Looks at this host. Tries for real what only trying shows, in children that are gone when this returns, which is
+/// within half a minute whatever the kernel does. Needs root to try anything, and a process of one thread.
+#[must_use]
+pub fn probe() -> Report {
+    let mut lines = trial::needs();
+    lines.extend(settings::all(&settings::Host::real()));
+    Report { lines }
+}
+
+/// The process level, as sessions report it: the walls that sandboxes made here have.
 #[must_use]
 pub fn describe() -> Description {
+    let landlock = sandpool_sys::sandbox::landlock_version().unwrap_or(0);
+    let mut weaker = Vec::new();
+    if landlock < 6 {
+        weaker
+            .push(format!("Landlock has version {landlock} here: it does not scope signals and abstract sockets (6)"));
+    }
+    let groups = match Groups::version() {
+        Some(1) => {
+            weaker.push("control groups have version 1 here: disk bandwidth is not limited".to_owned());
+            "1"
+        }
+        Some(_) => "2",
+        None => "none that this process can see",
+    };
     Description {
         level: "process".to_owned(),
         wall: vec![
             "namespaces: user, pid, mount, network, ipc, uts, cgroup".to_owned(),
-            "ids: a range of 65,536 for each sandbox".to_owned(),
-            "files: a read-only overlay of the image".to_owned(),
-            format!("seccomp: {} system calls allowed", Filters::allowed()),
-            "landlock: required".to_owned(),
+            "ids: a range of 65,536 for each sandbox; no capability, no new privileges".to_owned(),
+            format!("files: a read-only overlay of the image; /proc with {} entries masked", setup::MASKED.len()),
+            format!("seccomp: {} system calls allowed, foreign instruction sets killed", Filters::allowed()),
+            format!("landlock: version {} in force", landlock.min(setup::LANDLOCK)),
+            format!("limits: memory without swap, processes, processor time (control groups {groups})"),
             "network: loopback only".to_owned(),
         ],
-        weaker: Vec::new(),
+        weaker,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_refusal_makes_a_host_unfit() {
+        let line = |verdict| Line { id: "x", verdict, found: "y".to_owned(), fix: None };
+        let mut report = Report { lines: vec![line(Verdict::Pass), line(Verdict::Warn)] };
+        assert!(report.is_fit());
+        report.lines.push(line(Verdict::Refuse));
+        assert!(!report.is_fit());
+        assert_eq!(report.refusals().count(), 1);
+    }
+
+    #[test]
+    fn the_wall_is_described_with_what_is_in_force() {
+        let description = describe();
+        assert_eq!(description.level, "process");
+        assert!(description.wall.iter().any(|line| line.starts_with("seccomp: ")), "{description:?}");
+    }
+
+    #[test]
+    fn a_process_with_threads_tries_nothing_and_says_so() {
+        let report = probe();
+        assert!(!report.is_fit());
+        let ids: std::collections::BTreeSet<_> = report.lines.iter().map(|line| line.id).collect();
+        assert_eq!(ids.len(), report.lines.len(), "each subject once");
     }
 }

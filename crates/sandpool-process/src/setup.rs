@@ -43,7 +43,7 @@ const SITE: &str = "/tmp";
 const SHM: u64 = 64 << 20;
 
 /// What is masked in /proc (FS6): it tells of the host, or acts on it.
-const MASKED: [&str; 38] = [
+pub(crate) const MASKED: [&str; 38] = [
     "kcore",
     "keys",
     "key-users",
@@ -87,6 +87,9 @@ const MASKED: [&str; 38] = [
 /// What can only be read in /proc (FS6).
 const READ_ONLY: [&str; 6] = ["sys", "bus", "fs", "irq", "driver", "tty"];
 
+/// The newest version of Landlock whose rights are used, where the kernel has them.
+pub(crate) const LANDLOCK: i32 = 6;
+
 /// What a sandbox is built from.
 pub(crate) struct Blueprint<'a> {
     pub(crate) rootfs: &'a Path,
@@ -122,19 +125,14 @@ fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("{what}: {error}"))
 }
 
-fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
+/// All that is built before the agent is started and filtered.
+pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::reset_signals();
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
     // directory that only root may enter can be entered.
     let image = open_image(blueprint).map_err(step("the image"))?;
-    sandbox::new_cgroup_namespace().map_err(step("the cgroup namespace"))?;
-    become_id(0).map_err(step("the user namespace"))?;
-    // NS4, NS6.
-    rustix::process::setsid()?;
-    rustix::system::sethostname(b"sandbox")?;
-    rustix::system::setdomainname(b"")?;
-    sandbox::loopback_up().map_err(step("the loopback interface"))?;
+    enter_namespaces()?;
     mounts(blueprint, &image).map_err(step("the file system"))?;
     drop(image);
     limits(&blueprint.limits).map_err(step("resource limits"))?;
@@ -145,6 +143,18 @@ fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
     restrict_files().map_err(step("Landlock"))
+}
+
+/// Takes the place of root in namespaces that the process was cloned into.
+pub(crate) fn enter_namespaces() -> io::Result<()> {
+    let step = |what: &'static str| move |error: io::Error| failed(what, &error);
+    sandbox::new_cgroup_namespace().map_err(step("the cgroup namespace"))?;
+    become_id(0).map_err(step("the user namespace"))?;
+    // NS4, NS6.
+    rustix::process::setsid()?;
+    rustix::system::sethostname(b"sandbox")?;
+    rustix::system::setdomainname(b"")?;
+    sandbox::loopback_up().map_err(step("the loopback interface"))
 }
 
 /// Opens the image's root without following a link in the image store, and sees that it is still the one that
@@ -213,12 +223,41 @@ fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
     attach(&tree, place)
 }
 
-fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
+/// A bounded file system to build in, where nothing that is mounted reaches the host's own tree (FS1).
+pub(crate) fn make_site() -> io::Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    // FS1: what the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
-    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
     attach(&tmpfs(1 << 20, 0, "755", PLAIN)?, SITE)?;
-    std::env::set_current_dir(SITE)?;
+    std::env::set_current_dir(SITE)
+}
+
+/// FS2: two layers that are only read. Overlay resolves them by descriptor, so that no path of the host can turn up in
+/// mountinfo or be exchanged on the way.
+fn overlay(top: BorrowedFd<'_>, image: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let layer = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let layers = format!("{}:{}", layer(top), layer(image));
+    new_mount("overlay", &[("lowerdir", &layers), ("ro", "")], PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+/// FS6: a /proc of this pid namespace.
+fn proc() -> io::Result<OwnedFd> {
+    new_mount("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)
+}
+
+/// Whether [`build`]'s overlay can be made here, of `layer` and the site.
+pub(crate) fn try_overlay(layer: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let (top, layer) = (rustix::fs::open(".", flags, Mode::empty())?, rustix::fs::open(layer, flags, Mode::empty())?);
+    overlay(top.as_fd(), layer.as_fd()).map(drop)
+}
+
+/// Whether [`build`]'s /proc can be made here.
+pub(crate) fn try_proc() -> io::Result<()> {
+    proc().map(drop)
+}
+
+fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
+    // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
+    make_site()?;
     for directory in [
         "root",
         "top",
@@ -244,13 +283,8 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     fs::write("empty", "")?;
     make_directory("nothing")?;
 
-    // FS2: two layers that are only read. Overlay resolves them by descriptor, so that no path of the host can turn up in
-    // mountinfo or be exchanged on the way.
     let top = rustix::fs::open("top", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let layer = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-    let layers = format!("{}:{}", layer(top.as_fd()), layer(image.as_fd()));
-    let root = new_mount("overlay", &[("lowerdir", &layers), ("ro", "")], PLAIN | read_only)?;
-    attach(&root, "root")?;
+    attach(&overlay(top.as_fd(), image.as_fd())?, "root")?;
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
@@ -279,8 +313,7 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     attach(&tmpfs(blueprint.limits.data, WORKLOAD, "755", PLAIN)?, "root/mnt/data")?;
     attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
     attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
-    // FS6.
-    attach(&new_mount("proc", &[], PLAIN | no_exec)?, "root/proc")?;
+    attach(&proc()?, "root/proc")?;
     mask_proc()?;
     // `/dev` itself holds no file anybody may write to; its submounts keep their own rules.
     remount_read_only("root/dev", PLAIN | no_exec)?;

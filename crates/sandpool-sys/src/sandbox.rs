@@ -74,6 +74,19 @@ struct CloneArguments {
     tls: u64,
 }
 
+/// The version of Landlock that the kernel has.
+///
+/// # Errors
+/// `EOPNOTSUPP` when it is not enabled, `ENOSYS` when it is not there.
+pub fn landlock_version() -> io::Result<i32> {
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag the call reads no memory, and makes no descriptor.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, LANDLOCK_CREATE_RULESET_VERSION) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(answer).map_err(io::Error::other) }
+}
+
 /// Makes the calling process's place in the cgroup trees look like their root.
 ///
 /// # Errors
