@@ -8,6 +8,8 @@
 //! ensure_pool -> create -> (watch: Ready) -> assign -> activate -> dial ... -> destroy
 //! ```
 
+pub mod memory;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,8 +40,8 @@ pub trait Driver: Send + Sync + 'static {
     /// tells when it is ready.
     ///
     /// # Errors
-    /// `Invalid` for an unknown pool, `Conflict` when the id exists in another pool, `Exhausted` when the host has no
-    /// room.
+    /// `Invalid` for an unknown pool, `Conflict` when the id exists in another pool, `Gone` when it was there and is
+    /// not any more, `Exhausted` when the host has no room.
     async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError>;
 
     /// Binds a ready sandbox to its one owner, atomically, and durably before it answers: this is the truth of "this
