@@ -1,30 +1,51 @@
 //! From a recipe to an image: Debian by `mmdebstrap`, then the recipe's scripts in the new root, then a look at what
 //! came out.
 //!
-//! Scripts run in a mount and process namespace of their own, so that whatever happens nothing of theirs stays
-//! mounted or running. The host's certificates are shown to them there, since a registry may be reached through a
-//! proxy that has its own; they are no part of the image.
+//! All of it runs in mount and process namespaces of its own, which end with the builder: also when that is killed,
+//! nothing stays mounted or running. The host's certificates are shown to scripts there, since a registry may be
+//! reached through a proxy that has its own; they are no part of the image.
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
 use crate::recipe::Recipe;
 use crate::{ImageError, Manifest, Package, Progress};
 
 /// Lines of a failed step that its error repeats.
-const TAIL: usize = 15;
+const TAIL: usize = 12;
+
+/// Bytes of one line that are looked at; what is longer is progress drawn over itself.
+const LINE: usize = 8 << 10;
+
+/// How often a build says that it is alive.
+const PULSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Starts a program that dies with us, and with it all that it started.
+const ALONE: [&str; 10] = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation=private",
+];
 
 /// Where the host keeps the certificates it trusts.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// What of the host's environment tells registries' clients where to go.
-const REGISTRY_VARIABLES: [&str; 13] = [
+const REGISTRY_VARIABLES: [&str; 14] = [
     "http_proxy",
     "https_proxy",
     "no_proxy",
@@ -35,10 +56,21 @@ const REGISTRY_VARIABLES: [&str; 13] = [
     "PIP_EXTRA_INDEX_URL",
     "PIP_DEFAULT_TIMEOUT",
     "PIP_TRUSTED_HOST",
+    "PIP_RETRIES",
     "npm_config_registry",
     "NPM_CONFIG_REGISTRY",
     "UV_INDEX_URL",
 ];
+
+/// Puts packages that were downloaded before where apt finds them. One that was cut is seen by its size.
+const FILL: &str = r#"mkdir -p "$1/var/cache/apt/archives/partial"
+cp -n "$SANDPOOL_DEBS"/*.deb "$1/var/cache/apt/archives/" 2>/dev/null || true"#;
+
+/// Keeps packages for other builds. A name appears when the whole file is there.
+const KEEP: &str = r#"for file in "$1"/var/cache/apt/archives/*.deb; do
+    kept="$SANDPOOL_DEBS/${file##*/}"
+    [ -e "$kept" ] || { cp "$file" "$kept.new" && mv "$kept.new" "$kept"; } || true
+done"#;
 
 /// Prepares the root, then becomes the script. Arguments: root, recipe directory, cache, ids, script.
 const ENTER: &str = r#"
@@ -97,6 +129,9 @@ ln -s /tmp /var/tmp
 find / -xdev -perm /6000 -exec chmod a-s {} +
 "#;
 
+/// What the directory of an unfinished build is called, before its image's name. Whoever builds next removes it.
+pub(crate) const PARTIAL: &str = "partial-";
+
 struct Build<'a> {
     recipe: &'a Recipe,
     progress: &'a dyn Progress,
@@ -111,10 +146,10 @@ pub(crate) fn build(store: &Path, recipe: &Recipe, progress: &dyn Progress) -> R
     if !rustix::process::geteuid().is_root() {
         return Err(ImageError::NotRoot);
     }
-    for (program, package) in [("mmdebstrap", "mmdebstrap"), ("unshare", "util-linux"), ("chroot", "coreutils")] {
-        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        found.map_err(|_| ImageError::Missing(program, package))?;
+    if let Some((program, package)) = missing_program() {
+        return Err(ImageError::Missing(program, package));
     }
+    sweep(store)?;
     let space = rustix::fs::statvfs(store).map_err(|error| ImageError::io(store)(error.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize) >> 20;
     if free < recipe.text.disk_mib {
@@ -125,9 +160,7 @@ pub(crate) fn build(store: &Path, recipe: &Recipe, progress: &dyn Progress) -> R
             needed: recipe.text.disk_mib,
         });
     }
-    let partial = store.join(format!("partial-{}", recipe.name));
-    // What an earlier build that was killed left behind.
-    remove(&partial)?;
+    let partial = store.join(format!("{PARTIAL}{}", recipe.name));
     let build = Build {
         recipe,
         progress,
@@ -138,10 +171,32 @@ pub(crate) fn build(store: &Path, recipe: &Recipe, progress: &dyn Progress) -> R
     };
     let done = build.run().and_then(|manifest| build.place(store, &partial, &manifest));
     if done.is_err() {
-        build.keep_downloads();
+        keep_downloads(&build.root, &build.cache);
     }
     remove(&partial)?;
     done
+}
+
+/// Removes what earlier builds that were killed left behind, but for what they had downloaded.
+fn sweep(store: &Path) -> Result<(), ImageError> {
+    for entry in fs::read_dir(store).map_err(ImageError::io(store))? {
+        let entry = entry.map_err(ImageError::io(store))?;
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            keep_downloads(&entry.path().join("rootfs"), &store.join("cache"));
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A program that builds need and this machine lacks, and the package that has it.
+pub(crate) fn missing_program() -> Option<(&'static str, &'static str)> {
+    let needed =
+        [("mmdebstrap", "mmdebstrap"), ("unshare", "util-linux"), ("setpriv", "util-linux"), ("chroot", "coreutils")];
+    let is_there = |program: &str| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    };
+    needed.into_iter().find(|(program, _)| !is_there(program))
 }
 
 fn remove(directory: &Path) -> Result<(), ImageError> {
@@ -181,8 +236,7 @@ impl Build<'_> {
 
     fn debian(&self) -> Result<(), ImageError> {
         let debs = self.cache.join("debs");
-        let debs = debs.display();
-        let mut command = Command::new("mmdebstrap");
+        let mut command = alone("mmdebstrap");
         command
             .args(["--mode=root", "--variant=minbase"])
             .arg(format!("--architectures={}", self.recipe.text.architecture))
@@ -191,10 +245,12 @@ impl Build<'_> {
             .args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"])
             .arg("--dpkgopt=path-exclude=/usr/share/man/*")
             .args(["--skip=download/empty", "--skip=essential/unlink"])
-            .arg(format!("--setup-hook=mkdir -p \"$1/var/cache/apt/archives/partial\"; cp -n {debs}/*.deb \"$1/var/cache/apt/archives/\" 2>/dev/null || true"))
-            .arg(format!("--customize-hook=cp -n \"$1\"/var/cache/apt/archives/*.deb {debs}/ 2>/dev/null || true"))
+            .arg(format!("--setup-hook={FILL}"))
+            .arg(format!("--customize-hook={KEEP}"))
             .arg(&self.recipe.text.suite)
-            .arg(&self.root);
+            .arg(&self.root)
+            // The hooks read it: a path has no place in the text of a script.
+            .env("SANDPOOL_DEBS", &debs);
         if let Some(mirror) = std::env::var_os("SANDPOOL_DEBIAN_MIRROR") {
             command.arg(mirror);
         }
@@ -207,9 +263,9 @@ impl Build<'_> {
     }
 
     fn script(&self, title: &str, script: &str, counts: &str, ids: &str) -> Result<String, ImageError> {
-        let mut command = Command::new("unshare");
+        let mut command = alone("/bin/sh");
         command
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--propagation=private", "/bin/sh", "-c", ENTER, "sh"])
+            .args(["-c", ENTER, "sh"])
             .args([&self.root, &self.recipe_directory, &self.cache])
             .args([ids, script])
             .env_clear()
@@ -233,41 +289,68 @@ impl Build<'_> {
         let io = || ImageError::io(&self.log);
         let mut log = fs::OpenOptions::new().append(true).open(&self.log).map_err(io())?;
         writeln!(log, "== {title}").map_err(io())?;
-        let (reader, writer) = io::pipe().map_err(io())?;
+        let (mut reader, writer) = io::pipe().map_err(io())?;
         command.stdin(Stdio::null()).stdout(writer.try_clone().map_err(io())?).stderr(writer);
         let mut child = command.spawn().map_err(io())?;
         // The command holds the pipe's other end open as long as it exists.
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut tail = VecDeque::new();
-        let mut lines = BufReader::new(reader);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).map_err(io())? > 0 {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            line.clear();
-            writeln!(log, "{text}").map_err(io())?;
-            if let Some(total) = text.strip_prefix("sandpool:total ") {
-                self.progress.stage(title, total.trim().parse().ok());
-            } else if !counts.is_empty() && text.trim_start().starts_with(counts) {
-                self.progress.step();
+        let mut tail = Tail::default();
+        let mut pending = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = self.read(&mut reader, &mut buffer).map_err(io())?;
+            log.write_all(&buffer[..count]).map_err(io())?;
+            pending.extend_from_slice(&buffer[..count]);
+            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                self.hear(title, counts, &line, &mut tail);
             }
-            if !text.is_empty() {
-                tail.push_back(text);
+            if pending.len() > LINE || count == 0 {
+                self.hear(title, counts, &pending, &mut tail);
+                pending.clear();
             }
-            if tail.len() > TAIL {
-                tail.pop_front();
+            if count == 0 {
+                break;
             }
         }
         let status = child.wait().map_err(io())?;
         if status.success() {
-            return Ok(tail.pop_back().unwrap_or_default());
+            return Ok(tail.lines.pop_back().unwrap_or_default());
         }
         Err(ImageError::Step {
             name: self.recipe.name.to_owned(),
             stage: title.to_owned(),
             how: status.to_string(),
-            tail: tail.into_iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
-            log: self.log.display().to_string(),
+            cause: tail.cause,
+            tail: tail.lines.into(),
+            log: self.log.clone(),
         })
+    }
+
+    /// Reads what there is, and tells the one who waits that this goes on while there is nothing.
+    fn read(&self, reader: &mut PipeReader, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let ready = {
+                let mut fds = [PollFd::new(reader, PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&PULSE))
+            };
+            self.progress.pulse();
+            match ready {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return reader.read(buffer),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn hear(&self, title: &str, counts: &str, line: &[u8], tail: &mut Tail) {
+        let text = String::from_utf8_lossy(line).trim_end().to_owned();
+        if let Some(total) = text.strip_prefix("sandpool:total ") {
+            self.progress.stage(title, total.trim().parse().ok());
+        } else if !counts.is_empty() && text.trim_start().starts_with(counts) {
+            self.progress.step();
+        }
+        tail.push(text);
     }
 
     /// Asks the image what it holds.
@@ -315,14 +398,116 @@ impl Build<'_> {
         fs::write(&new, format!("{}\n", manifest.digest)).map_err(ImageError::io(&new))?;
         fs::rename(&new, &name).map_err(ImageError::io(&name))
     }
+}
 
-    /// After a failure: whole packages that were downloaded need not be downloaded again.
-    fn keep_downloads(&self) {
-        let archives = self.root.join("var/cache/apt/archives");
-        for entry in fs::read_dir(archives).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "deb") {
-                // A cache: what cannot be kept is fetched again.
-                let _ = fs::copy(entry.path(), self.cache.join("debs").join(entry.file_name()));
+/// After a failure: whole packages that were downloaded need not be downloaded again.
+fn keep_downloads(root: &Path, cache: &Path) {
+    let debs = cache.join("debs");
+    for entry in fs::read_dir(root.join("var/cache/apt/archives")).into_iter().flatten().flatten() {
+        if entry.path().extension().is_none_or(|extension| extension != "deb") {
+            continue;
+        }
+        let kept = debs.join(entry.file_name());
+        let new = kept.with_extension("deb.new");
+        // A cache: what cannot be kept is fetched again.
+        if !kept.exists() && fs::copy(entry.path(), &new).is_ok() {
+            let _ = fs::rename(&new, &kept);
+        }
+    }
+}
+
+/// A program in namespaces of its own, that ends when we do.
+fn alone(program: &str) -> Command {
+    let mut command = Command::new(ALONE[0]);
+    command.args(&ALONE[1..]).arg("--").arg(program);
+    command
+}
+
+/// What a step said last, and what of all it said tells why it failed.
+#[derive(Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    cause: Option<Cause>,
+}
+
+impl Tail {
+    fn push(&mut self, text: String) {
+        if text.is_empty() {
+            return;
+        }
+        if let Some(cause) = Cause::of(&text) {
+            // What follows from a full disk or a wrong hash looks like something else.
+            self.cause = Some(self.cause.map_or(cause, |known| known.min(cause)));
+        }
+        self.lines.push_back(text);
+        if self.lines.len() > TAIL {
+            self.lines.pop_front();
+        }
+    }
+}
+
+/// Why a step failed, where its words are well known. The most telling one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// The disk became full.
+    DiskFull,
+    /// A download is not what the lock file says.
+    WrongHash,
+    /// Debian's signature is by a key that this machine does not know.
+    UnknownKey,
+    /// A registry or mirror cannot be reached.
+    Unreachable,
+}
+
+impl Cause {
+    fn of(line: &str) -> Option<Self> {
+        const SAID: [(&str, Cause); 19] = [
+            ("No space left on device", Cause::DiskFull),
+            ("ENOSPC", Cause::DiskFull),
+            ("You don't have enough free space", Cause::DiskFull),
+            ("DO NOT MATCH THE HASHES", Cause::WrongHash),
+            ("EINTEGRITY", Cause::WrongHash),
+            ("Hash Sum mismatch", Cause::WrongHash),
+            ("NO_PUBKEY", Cause::UnknownKey),
+            ("is not signed", Cause::UnknownKey),
+            ("EXPKEYSIG", Cause::UnknownKey),
+            ("Could not resolve", Cause::Unreachable),
+            ("Temporary failure", Cause::Unreachable),
+            ("Name or service not known", Cause::Unreachable),
+            ("Connection refused", Cause::Unreachable),
+            ("ECONNREFUSED", Cause::Unreachable),
+            ("ENOTFOUND", Cause::Unreachable),
+            ("ETIMEDOUT", Cause::Unreachable),
+            ("EAI_AGAIN", Cause::Unreachable),
+            ("Could not connect", Cause::Unreachable),
+            ("Failed to establish a new connection", Cause::Unreachable),
+        ];
+        SAID.iter().find(|(words, _)| line.contains(words)).map(|(_, cause)| *cause)
+    }
+
+    /// In a sentence.
+    #[must_use]
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::DiskFull => "the disk became full",
+            Self::WrongHash => "a download is not what its lock says: its hash is another",
+            Self::UnknownKey => "this machine does not know the key that Debian's packages are signed with",
+            Self::Unreachable => "a server that packages come from cannot be reached",
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::DiskFull => "make room, or keep images elsewhere with --images DIR; then the same command again",
+            Self::WrongHash => {
+                "a mirror or proxy that changes files is in between: another one, then the same command again"
+            }
+            Self::UnknownKey => "apt-get update && apt-get install debian-archive-keyring; then the same command again",
+            Self::Unreachable => {
+                "the same command again when there is a network: it goes on from what it has. Mirrors and proxies are \
+                 taken from https_proxy, SANDPOOL_DEBIAN_MIRROR, PIP_INDEX_URL and npm_config_registry"
             }
         }
     }

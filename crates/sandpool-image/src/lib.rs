@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+pub use builder::Cause;
 pub use recipe::{Recipe, recipe, recipes};
 
 /// A directory of images.
@@ -70,6 +71,8 @@ pub trait Progress {
     fn stage(&self, title: &str, total: Option<u64>);
     /// One more thing of the stage has been done.
     fn step(&self);
+    /// The build is at work. Said several times a second, so that who shows progress needs no thread of its own.
+    fn pulse(&self) {}
 }
 
 /// Why an image is not there.
@@ -97,7 +100,7 @@ pub enum ImageError {
         needed: u64,
     },
     /// A step of the build failed.
-    #[error("image {name}: {stage} failed ({how}); its last words:\n{tail}\nall of them: {log}")]
+    #[error("image {name}: {stage} failed ({how}){}", told(*.cause, .tail, .log))]
     Step {
         /// The image's name.
         name: String,
@@ -105,10 +108,12 @@ pub enum ImageError {
         stage: String,
         /// The exit status.
         how: String,
+        /// Why, if that is plain from what was said.
+        cause: Option<Cause>,
         /// The last lines it wrote.
-        tail: String,
+        tail: Vec<String>,
         /// The file with all of them.
-        log: String,
+        log: PathBuf,
     },
     /// The store cannot be read or written.
     #[error("{}: {source}", .path.display())]
@@ -118,6 +123,11 @@ pub enum ImageError {
         /// What went wrong.
         source: io::Error,
     },
+}
+
+fn told(cause: Option<Cause>, tail: &[String], log: &Path) -> String {
+    let cause = cause.map(|cause| format!(": {}", cause.sentence())).unwrap_or_default();
+    format!("{cause}; its last words:\n  {}\nall of them: {}", tail.join("\n  "), log.display())
 }
 
 impl ImageError {
@@ -182,13 +192,7 @@ impl Store {
         if let Some(image) = self.current(recipe)? {
             return Ok(image);
         }
-        let lock = self.directory.join("lock");
-        let file = fs::File::create(&lock).map_err(ImageError::io(&lock))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            progress.stage("waiting for another build", None);
-            let wait = rustix::fs::flock(&file, FlockOperation::LockExclusive);
-            wait.map_err(|error| ImageError::io(&lock)(error.into()))?;
-        }
+        let _lock = self.lock(|| progress.stage("waiting for another build", None))?;
         // The other build may have been this one.
         if let Some(image) = self.current(recipe)? {
             return Ok(image);
@@ -202,24 +206,53 @@ impl Store {
         })
     }
 
+    /// A program that builds need and this machine lacks, and the package that has it.
+    #[must_use]
+    pub fn missing_program() -> Option<(&'static str, &'static str)> {
+        builder::missing_program()
+    }
+
+    /// One build or removal at a time, of all processes. Says that it waits before it does.
+    fn lock(&self, waits: impl FnOnce()) -> Result<fs::File, ImageError> {
+        let path = self.directory.join("lock");
+        let file = fs::File::create(&path).map_err(ImageError::io(&path))?;
+        // What a build starts holds the lock too: if the builder is killed, the next one waits until all that it had
+        // started is gone.
+        let inherit = rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty());
+        inherit.map_err(|error| ImageError::io(&path)(error.into()))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            waits();
+            let wait = rustix::fs::flock(&file, FlockOperation::LockExclusive);
+            wait.map_err(|error| ImageError::io(&path)(error.into()))?;
+        }
+        Ok(file)
+    }
+
     /// Removes an image. Whether there was one. Sandboxes that run on it must have ended before.
     ///
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<bool, ImageError> {
+        let _lock = self.lock(|| {})?;
         let Some(image) = self.get(name)? else { return Ok(false) };
         let link = self.directory.join("names").join(name);
         fs::remove_file(&link).map_err(ImageError::io(&link))?;
         let in_use = self.list()?.iter().any(|other| other.manifest.digest == image.manifest.digest);
         if !in_use {
             let directory = self.directory.join(&image.manifest.digest);
-            fs::remove_dir_all(&directory).map_err(ImageError::io(&directory))?;
+            // Under this name, what is left of it if this is cut short is swept by the next build.
+            let condemned = self.directory.join(format!("{}{}", builder::PARTIAL, image.manifest.digest));
+            fs::rename(&directory, &condemned).map_err(ImageError::io(&directory))?;
+            fs::remove_dir_all(&condemned).map_err(ImageError::io(&condemned))?;
         }
         Ok(true)
     }
 
-    /// The image of a recipe as it is now.
-    fn current(&self, recipe: &Recipe) -> Result<Option<Image>, ImageError> {
+    /// The image of a recipe as it is now, if it has been built.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn current(&self, recipe: &Recipe) -> Result<Option<Image>, ImageError> {
         Ok(self.get(recipe.name)?.filter(|image| image.manifest.digest == recipe.digest()))
     }
 

@@ -63,12 +63,8 @@ const ALL: [(&str, Files); 3] = [
 ];
 
 static RECIPES: LazyLock<Vec<Recipe>> = LazyLock::new(|| {
-    let parse = |(name, files): (&'static str, Files)| -> Option<Recipe> {
-        let (_, text) = files.iter().find(|(file, _)| *file == "recipe.toml")?;
-        Some(Recipe { name, text: toml::from_str(text).ok()?, files })
-    };
     // A test holds that each of them can be read.
-    ALL.into_iter().filter_map(parse).collect()
+    ALL.into_iter().filter_map(|(name, files)| Recipe::new(name, files).ok()).collect()
 });
 
 /// Every recipe.
@@ -90,6 +86,15 @@ pub fn recipe(name: &str) -> Result<&'static Recipe, ImageError> {
 }
 
 impl Recipe {
+    /// The recipe that these files are: names and contents, `recipe.toml` among them.
+    ///
+    /// # Errors
+    /// Why `recipe.toml` cannot be understood.
+    pub fn new(name: &'static str, files: Files) -> Result<Self, String> {
+        let (_, text) = files.iter().find(|(file, _)| *file == "recipe.toml").ok_or("there is no recipe.toml")?;
+        Ok(Self { name, text: toml::from_str(text).map_err(|error| error.to_string())?, files })
+    }
+
     /// SHA-256 of all that the image is made from, in hexadecimal.
     #[must_use]
     pub fn digest(&self) -> String {

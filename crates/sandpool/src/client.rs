@@ -70,9 +70,7 @@ impl Client {
             // A proxy for the world outside cannot reach this machine's loopback.
             builder = builder.no_proxy();
         }
-        let http = builder
-            .build()
-            .map_err(|error| Failure::new("cannot set up an HTTP client").caused_by(&error))?;
+        let http = builder.build().map_err(|error| Failure::new("cannot set up an HTTP client").caused_by(&error))?;
         let up = format!("sandpool up --detach{}", context.home.flag());
         Ok(Self { http, endpoint, token, up })
     }

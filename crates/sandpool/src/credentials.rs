@@ -106,6 +106,7 @@ pub(crate) fn open_auth(home: &Home, settings: &Settings) -> Result<Auth, Failur
         trusted: trusted.collect(),
         api_keys: api_keys.collect(),
         identity_header: own_identity_header(home)?,
+        open_metadata: settings.auth.open_metadata,
         token_ttl: TOKEN_TTL,
     };
     Auth::open(config).map_err(|error| Failure::new("tokens cannot be made and checked").caused_by(&error))
@@ -147,8 +148,9 @@ where
 fn unreadable(home: &Home, error: &std::io::Error) -> Failure {
     let failure = Failure::new("no token").because(format!("cannot read {}: {error}", home.keys().display()));
     match error.kind() {
-        ErrorKind::NotFound => failure
-            .advise(format!("sandpool up --detach{}, or set SANDPOOL_TOKEN for a server elsewhere", home.flag())),
+        ErrorKind::NotFound => {
+            failure.advise(format!("sandpool up --detach{}, or set SANDPOOL_TOKEN for a server elsewhere", home.flag()))
+        }
         _ => failure.advise(format!(
             "set SANDPOOL_TOKEN to a token that root made for you: sudo sandpool token{} --ttl 12h",
             home.flag()

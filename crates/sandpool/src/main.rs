@@ -1,21 +1,87 @@
 //! Sandpool's one program: server, launcher, agent inside, and the command line that talks to them.
 //!
-//! Only the arguments, the settings and the state directory are joined so far; the other modules beside this file wait for the launcher, the
-//! dialects and the tokens, and are declared here when those exist.
+//! ```text
+//! args      what people type            commands/*   one module per command
+//! settings  what the program means      server       the unprivileged half of a running server
+//! home      the state directory         client, execution, sse: the native API's client
+//! ```
 
-#![allow(
-    dead_code,
-    unused_imports,
-    unused_qualifications,
-    reason = "main is joined when the parts it starts are there"
-)]
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command, Global, LogFormat};
+use crate::client::Context;
+use crate::failure::Failure;
+use crate::home::Home;
 
 mod args;
+mod client;
+mod commands;
+mod credentials;
+mod execution;
 mod failure;
 mod home;
 mod print;
 #[cfg(test)]
 mod reference;
+mod server;
 mod settings;
+mod sse;
 
-fn main() {}
+/// The static program inside every sandbox (see `build.rs`).
+pub(crate) static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent.elf"));
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(&cli);
+    let json = cli.global.json;
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            if json {
+                print::note(&failure.json().to_string());
+            } else {
+                print::note(&failure.to_string());
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let Global { home, server, json, log_format } = cli.global;
+    let home_asked = home.is_some();
+    let context = Context { home: Home::find(home.as_deref())?, server, json };
+    let code = match cli.command {
+        Command::Up(up) => return commands::up::up(&context, &up, log_format),
+        Command::Serve(serve) => return commands::up::serve(&context, &serve, home_asked, log_format),
+        Command::Server { plan } => return Ok(server::run(&context, &plan)),
+        Command::Down(down) => commands::down::run(&context, &down),
+        Command::Doctor(doctor) => commands::doctor::run(&context, &doctor),
+        Command::Env(env) => commands::env::run(&context, &env),
+        Command::Token(token) => commands::token::run(&context, &token),
+        Command::Run(run) => commands::run::run(&context, &run),
+        Command::Shell(shell) => commands::shell::run(&context, &shell),
+        Command::Files(files) => commands::files::run(&context, &files),
+        Command::Session(session) => commands::session::run(&context, &session),
+        Command::Pool(pool) => commands::pool::run(&context, &pool),
+        Command::Image(image) => commands::image::run(&context, &image),
+        Command::Config(config) => commands::config::run(&context, &config),
+        Command::Completions { shell } => commands::completions::run(shell),
+    }?;
+    Ok(ExitCode::from(code))
+}
+
+/// Logs to standard error: the server's life events, and of clients only what is wrong.
+fn start_log(cli: &Cli) {
+    let is_server = matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Server { .. });
+    let by_default = if is_server { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(by_default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.global.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+}

@@ -6,10 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::PoolName;
-use sandpool_http::auth::Auth;
 use sandpool_http::{App, Listener, PoolFace};
 use sandpool_node::{Node, NodeConfig};
 use sandpool_process::ProcessDriver;
@@ -32,10 +31,32 @@ use crate::settings::Settings;
 pub(crate) struct Image {
     /// Its root file system.
     pub(crate) rootfs: PathBuf,
+    /// What answers code in it: `python`, `node` or `shell`.
+    pub(crate) runtime: String,
+    /// The runtime's version.
+    pub(crate) version: String,
+    /// Names and versions of the runtime's packages.
+    pub(crate) packages: Vec<(String, String)>,
+    /// When it was built.
+    pub(crate) created: SystemTime,
 }
 
 impl Image {
-    fn metadata(&self) -> sandpool_http::Metadata { sandpool_http::Metadata }
+    /// What clients are told about it.
+    fn metadata(&self) -> sandpool_http::Metadata {
+        let runtime = match self.runtime.as_str() {
+            "python" => "Python",
+            "node" => "Node.js",
+            "shell" => "Bash",
+            other => other,
+        };
+        sandpool_http::Metadata {
+            runtime: runtime.to_owned(),
+            version: self.version.clone(),
+            packages: self.packages.clone(),
+            created: self.created,
+        }
+    }
 }
 
 /// The images of a server's pools, by name.
@@ -77,7 +98,7 @@ pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             error!(%failure, "the server ends");
-            ExitCode::from(sandpool_process::launcher::SERVER_GIVES_UP)
+            ExitCode::from(u8::try_from(sandpool_process::launcher::SERVER_GIVES_UP).unwrap_or(1))
         }
     }
 }
@@ -99,7 +120,7 @@ impl Inherited {
                 .because(error)
                 .advise("`__server` is started by the launcher only; use `sandpool up`")
         };
-        let control = sandpool_process::control().map_err(|error| missing("the control socket", error))?;
+        let control = sandpool_process::take_control().map_err(|error| missing("the control socket", error))?;
         let mut next = sandpool_process::CONTROL_FD;
         let mut take = |what: &str| {
             next += 1;
@@ -141,9 +162,8 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_failure)?;
 
     let auth = Arc::new(credentials::open_auth(&context.home, &settings)?);
-    let mut listeners = vec![Listener::Plain(
-        to_tokio(inherited.plain).map_err(|error| Failure::new("cannot listen").because(error))?,
-    )];
+    let mut listeners =
+        vec![Listener::Plain(to_tokio(inherited.plain).map_err(|error| Failure::new("cannot listen").because(error))?)];
     if let Some(tls) = inherited.tls {
         let config = tls_config(context, &settings, inherited.files)?;
         let tls = to_tokio(tls).map_err(|error| Failure::new("cannot listen for TLS").because(error))?;
@@ -159,7 +179,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
 
     let stop = CancellationToken::new();
-    let app = App { node: node.clone(), auth, pools: faces, version: env!("CARGO_PKG_VERSION") };
+    let app = App { node: node.clone(), auth, pools: Arc::new(faces), version: env!("CARGO_PKG_VERSION") };
     let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));
     info!(endpoint = record.endpoint, "listening");
 
@@ -212,9 +232,8 @@ fn pools(
     let mut specs = Vec::new();
     let mut faces = BTreeMap::new();
     for pool in &settings.pools {
-        let image = images
-            .get(pool.image())
-            .ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
+        let image =
+            images.get(pool.image()).ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
         let spec = pool.to_spec(image.rootfs.clone()).map_err(|error| Failure::new(error.to_string()))?;
         let face = PoolFace {
             container_type: pool.spec.container_type.word().to_owned(),

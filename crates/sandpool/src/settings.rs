@@ -75,6 +75,9 @@ pub(crate) struct AuthSettings {
     /// Keys that are good without a token.
     #[serde(default)]
     pub(crate) api_keys: Vec<ApiKeySettings>,
+    /// Answer the virtual machine's form of managed identity, which asks for no secret: every local user then has tokens.
+    #[serde(default)]
+    pub(crate) open_metadata: bool,
 }
 
 /// A trusted OIDC issuer.

@@ -13,9 +13,7 @@ use crate::settings::Settings;
 pub(crate) fn run(context: &Context, config: &Config) -> Outcome {
     let Config::Show { config } = config;
     let (mut settings, source) = match config {
-        Some(file) => {
-            (Settings::read(file).map_err(|error| unusable(&error))?, file.display().to_string())
-        }
+        Some(file) => (Settings::read(file).map_err(|error| unusable(&error))?, file.display().to_string()),
         None if context.home.server().is_some() => {
             let plan = context.home.plan();
             (Plan::read(&plan)?.settings, format!("the running server ({})", plan.display()))

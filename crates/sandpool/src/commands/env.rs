@@ -29,11 +29,11 @@ pub(crate) fn run(context: &Context, env: &Env) -> Outcome {
     let header = credentials::identity_header(context)?;
     let variables = variables(context, env, &record, &header)?;
     if context.json {
-        let object: Map<String, Value> = variables.into_iter().map(|(name, value)| (name.into(), json!(value))).collect();
+        let object: Map<String, Value> =
+            variables.into_iter().map(|(name, value)| (name.into(), json!(value))).collect();
         print::json(&Value::Object(object))?;
     } else {
-        let text: String =
-            variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
+        let text: String = variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
         print::out(&text)?;
     }
     Ok(0)

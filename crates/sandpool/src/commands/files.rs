@@ -93,12 +93,15 @@ fn target(file: &Path, to: Option<&str>, many: bool) -> Result<String, Failure> 
             .and_then(|name| name.to_str())
             .filter(|_| file != Path::new("-"))
             .map(str::to_owned)
-            .ok_or_else(|| Failure::usage(format!("{} has no name of its own", file.display())).advise("give --to PATH"))
+            .ok_or_else(|| {
+                Failure::usage(format!("{} has no name of its own", file.display())).advise("give --to PATH")
+            })
     };
     match to {
         Some(directory) if directory.ends_with('/') => Ok(format!("{directory}{}", own_name()?)),
         Some(to) if many => {
-            Err(Failure::usage(format!("several files cannot all be {to}")).advise(format!("--to {to}/ means a directory")))
+            Err(Failure::usage(format!("several files cannot all be {to}"))
+                .advise(format!("--to {to}/ means a directory")))
         }
         Some(to) => Ok(to.to_owned()),
         None => own_name(),
@@ -159,8 +162,7 @@ async fn get(context: &Context, client: &Client, which: &Which, path: &str, outp
         (None, Some(name)) => PathBuf::from(name),
         (None, None) => return Err(Failure::usage(format!("{path:?} does not name a file"))),
     };
-    let unwritable =
-        |error: std::io::Error| Failure::new(format!("cannot write {}", target.display())).because(error);
+    let unwritable = |error: std::io::Error| Failure::new(format!("cannot write {}", target.display())).because(error);
     let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The file appears under its name when it is whole.
     let mut file = tempfile::Builder::new()

@@ -181,7 +181,10 @@ async fn execute(context: &Context, client: &Client, run: &Run, job: &Job, sessi
         return Ok(ended.code());
     }
     if ended.truncated > 0 {
-        print::note(&format!("sandpool: {} of output over the limit were dropped", print::human_bytes(ended.truncated)));
+        print::note(&format!(
+            "sandpool: {} of output over the limit were dropped",
+            print::human_bytes(ended.truncated)
+        ));
     }
     if let Some(remark) = ended.remark() {
         print::note(&format!("sandpool: {remark}"));
@@ -227,14 +230,19 @@ impl Saver {
                 .decode(base64)
                 .map_err(|error| Failure::new("the server sent an image that makes no sense").because(error))?;
             let path = self.save(extension, &bytes)?;
-            print::note(&format!("sandpool: saved {} ({kind}, {})", path.display(), print::human_bytes(bytes.len() as u64)));
+            print::note(&format!(
+                "sandpool: saved {} ({kind}, {})",
+                path.display(),
+                print::human_bytes(bytes.len() as u64)
+            ));
             saved = true;
         }
         for dropped in value["dropped"].as_array().into_iter().flatten() {
             print::note(&format!("sandpool: a value was too large and left out: {}", print::cell(dropped)));
         }
         // A value that is nothing is not worth a line, as in every interpreter; nor is `<Figure ...>` beside the figure.
-        let nothing = last && value["json"].is_null() && matches!(value["text"].as_str(), Some("None" | "undefined" | ""));
+        let nothing =
+            last && value["json"].is_null() && matches!(value["text"].as_str(), Some("None" | "undefined" | ""));
         match value["text"].as_str() {
             Some(text) if !quiet && !saved && !nothing => print::out(&format!("{}\n", crate::failure::printable(text))),
             _ => Ok(()),

@@ -350,7 +350,9 @@ fn detach(start: &Start) -> Result<ExitCode, Failure> {
                 None => "it does not answer yet".into(),
             };
             if started.elapsed() > READY_LIMIT {
-                return Err(failed(format!("the pools are not ready after {} s", READY_LIMIT.as_secs())).because(trouble));
+                return Err(
+                    failed(format!("the pools are not ready after {} s", READY_LIMIT.as_secs())).because(trouble)
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -415,7 +417,8 @@ pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, js
         });
         return format!("{line}\n");
     }
-    let program = std::env::current_exe().map_or_else(|_| "sandpool".into(), |path| path.to_string_lossy().into_owned());
+    let program =
+        std::env::current_exe().map_or_else(|_| "sandpool".into(), |path| path.to_string_lossy().into_owned());
     let (program, flag) = (quoted(&program), home.flag());
     let mut text = format!("Sandpool {} is ready at {}", record.version, record.endpoint);
     if let Some(https) = &record.https_endpoint {
@@ -436,7 +439,9 @@ pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, js
     text.push_str(&format!("State is in {}. Stop it with: {stop}\n", home.path().display()));
     if let Some(pool) = settings.pools.first() {
         let body = match pool.spec.container_type {
-            crate::settings::ContainerType::PythonLTS => r#"{"code": "import platform; platform.python_version(), 6 * 7"}"#,
+            crate::settings::ContainerType::PythonLTS => {
+                r#"{"code": "import platform; platform.python_version(), 6 * 7"}"#
+            }
             crate::settings::ContainerType::NodeLTS => r#"{"code": "[process.version, 6 * 7]"}"#,
             crate::settings::ContainerType::Shell => r#"{"command": "uname -a; echo $((6 * 7))"}"#,
         };
@@ -491,7 +496,21 @@ mod tests {
         let home = Home::find(Some(Path::new("/srv/it's"))).unwrap();
         let program = quoted(&std::env::current_exe().unwrap().to_string_lossy());
         let text = banner(&Settings::default(), &record, &home, false, true).replace(&program, "PROGRAM");
-        expect_test::expect![[r#""#]].assert_eq(&text);
+        expect_test::expect![[r#"
+            Sandpool 0.0.0 is ready at http://127.0.0.1:7300
+              pool python     PythonLTS  2 ready, 250 sessions at most
+              pool node       NodeLTS    2 ready, 250 sessions at most
+              pool shell      Shell      2 ready, 250 sessions at most
+            State is in /srv/it's. Stop it with: PROGRAM down --home '/srv/it'\''s'
+
+            Try it:
+
+              curl -s http://127.0.0.1:7300/pools/python/sessions/hello-1/executions \
+                -H "Authorization: Bearer $(PROGRAM token --home '/srv/it'\''s')" \
+                -H 'Content-Type: application/json' -d '{"code": "import platform; platform.python_version(), 6 * 7"}'
+
+              PROGRAM run --home '/srv/it'\''s' -p python -c '6 * 7'
+        "#]].assert_eq(&text);
         let line = banner(&Settings::default(), &record, &home, true, true);
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["ready"], true);
     }
