@@ -200,10 +200,22 @@ pub(crate) fn missing_program() -> Option<(&'static str, &'static str)> {
 }
 
 fn remove(directory: &Path) -> Result<(), ImageError> {
+    // Nothing is mounted there: builds mount in namespaces of their own. Should something be, this machine's own
+    // devices may be behind it, and removing goes no further.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if let Some(place) = mounted_below(&mounts, directory) {
+        return Err(ImageError::io(directory)(io::Error::other(format!("{place} is mounted there: umount it first"))));
+    }
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(directory)(error)),
         _ => Ok(()),
     }
+}
+
+/// A place in or below a directory where something is mounted, by the text of `mountinfo`.
+fn mounted_below(mounts: &str, directory: &Path) -> Option<String> {
+    let place = |line: &str| Some(line.split(' ').nth(4)?.replace("\\040", " "));
+    mounts.lines().filter_map(place).find(|place| Path::new(place).starts_with(directory))
 }
 
 impl Build<'_> {
@@ -322,7 +334,7 @@ impl Build<'_> {
             stage: title.to_owned(),
             how: status.to_string(),
             cause: tail.cause,
-            tail: tail.lines.into(),
+            tail: Vec::from(tail.lines).into(),
             log: self.log.clone(),
         })
     }
@@ -527,4 +539,44 @@ fn size(directory: &Path) -> u64 {
         }
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_step_said_tells_why_it_failed() {
+        for (said, cause) in [
+            ("npm error code EINTEGRITY", Some(Cause::WrongHash)),
+            ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", Some(Cause::WrongHash)),
+            (
+                "Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)",
+                Some(Cause::Unreachable),
+            ),
+            ("tar: write error: No space left on device\nnpm error code ECONNREFUSED", Some(Cause::DiskFull)),
+            ("W: GPG error: trixie InRelease: NO_PUBKEY 0123456789ABCDEF", Some(Cause::UnknownKey)),
+            ("AssertionError", None),
+        ] {
+            let mut tail = Tail::default();
+            said.lines().for_each(|line| tail.push(line.to_owned()));
+            assert_eq!(tail.cause, cause, "{said}");
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_tree_is_seen() {
+        let mounts = "22 1 0:20 / /proc rw - proc proc rw\n\
+            40 1 0:30 / /a\\040store/partial-x/rootfs/dev rw - devtmpfs none rw\n";
+        let below = |directory: &str| mounted_below(mounts, Path::new(directory));
+        assert_eq!(below("/a store/partial-x").as_deref(), Some("/a store/partial-x/rootfs/dev"));
+        assert_eq!(below("/a store/partial"), None);
+    }
+
+    #[test]
+    fn a_tail_is_short_and_has_no_empty_lines() {
+        let mut tail = Tail::default();
+        (0..40).for_each(|number| tail.push(if number % 2 == 0 { String::new() } else { number.to_string() }));
+        assert_eq!((tail.lines.len(), tail.lines.back().map(String::as_str)), (TAIL, Some("39")));
+    }
 }

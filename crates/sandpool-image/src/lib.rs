@@ -111,7 +111,7 @@ pub enum ImageError {
         /// Why, if that is plain from what was said.
         cause: Option<Cause>,
         /// The last lines it wrote.
-        tail: Vec<String>,
+        tail: Box<[String]>,
         /// The file with all of them.
         log: PathBuf,
     },
