@@ -190,7 +190,8 @@ fn normal(path: &Path) -> String {
     parts.join("/")
 }
 
-/// Every test that `PROMISES.md` names is there: code spans with an underscore in the tables' rows are names of tests.
+/// Every test that `PROMISES.md` names is there: code spans with two underscores in the tables' rows are names of tests, and
+/// those that begin with `walls::` are attackers, whose names are strings.
 fn check_promises(files: &[File], wrong: &mut Vec<String>) {
     let Some(promises) = files.iter().find(|file| file.path == "PROMISES.md") else {
         wrong.push("PROMISES.md is missing".into());
@@ -213,6 +214,11 @@ fn check_promises(files: &[File], wrong: &mut Vec<String>) {
     for (at, line) in promises.text.lines().enumerate().filter(|(_, line)| line.starts_with('|')) {
         for span in line.split('`').skip(1).step_by(2) {
             let name = span.rsplit("::").next().unwrap_or(span);
+            let is_attacker = span.starts_with("walls::") && name.contains('-');
+            let quoted = format!("{name}\"");
+            if is_attacker && !files.iter().any(|file| file.path.contains("/walls/") && file.text.contains(&quoted)) {
+                wrong.push(format!("PROMISES.md:{}: there is no attacker {name}", at + 1));
+            }
             let is_test = name.matches('_').count() >= 2
                 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
             if is_test && !defined.contains(name) {
@@ -317,11 +323,16 @@ mod tests {
     fn a_promise_without_its_test_is_found() {
         let file = |path: &str, text: &str| File { path: path.into(), text: text.into() };
         let files = [
-            file("PROMISES.md", "| p | `walls::no_way_out` | `no_such_test_here` |"),
+            file(
+                "PROMISES.md",
+                "| p | `walls::no_way_out` | `no_such_test_here` | `walls::ID1-there` | `walls::ID1-not-there` |",
+            ),
+            file("crates/a/tests/walls/probes.rs", "probe(\"ID1-there\")"),
             file("crates/a/src/lib.rs", "    fn no_way_out() {}"),
         ];
         let mut wrong = Vec::new();
         check_promises(&files, &mut wrong);
-        assert_eq!(wrong, ["PROMISES.md:1: there is no test no_such_test_here"]);
+        let no_test = "PROMISES.md:1: there is no test no_such_test_here";
+        assert_eq!(wrong, [no_test, "PROMISES.md:1: there is no attacker ID1-not-there"]);
     }
 }

@@ -10,6 +10,8 @@
 
 mod sandbox;
 mod server;
+mod slots;
+mod warmth;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -31,8 +33,9 @@ use sandpool_wire::agent::Runtime;
 use crate::cgroup::{Group, Groups};
 use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLauncher, Why};
 use crate::seccomp::Filters;
-use sandbox::{Live, Slots};
+use sandbox::Live;
 use server::Server;
+use slots::Slots;
 
 /// The server's exit code that means "do not start me again" (`EX_CONFIG` of sysexits.h).
 pub const SERVER_GIVES_UP: i32 = 78;
@@ -377,6 +380,9 @@ impl Launcher {
         let meta = std::fs::metadata(&found).map_err(|error| Refusal::Invalid(error.to_string()))?;
         if !meta.is_dir() || !Path::new(&found).join("usr").is_dir() {
             return Err(Refusal::Invalid(format!("{} holds no root file system", found.display())));
+        }
+        if !self.pools.values().any(|pool| pool.rootfs == rootfs) {
+            warmth::keep(&rootfs);
         }
         self.pools.insert(name, Pool { runtime, rootfs, rootfs_is: (meta.dev(), meta.ino()), limits });
         Ok(())

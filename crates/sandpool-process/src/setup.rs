@@ -43,7 +43,7 @@ const SITE: &str = "/tmp";
 const SHM: u64 = 64 << 20;
 
 /// What is masked in /proc (FS6): it tells of the host, or acts on it.
-pub(crate) const MASKED: [&str; 38] = [
+pub(crate) const MASKED: [&str; 41] = [
     "kcore",
     "keys",
     "key-users",
@@ -82,6 +82,10 @@ pub(crate) const MASKED: [&str; 38] = [
     "asound",
     "firmware",
     "execdomains",
+    "bootconfig",
+    "allocinfo",
+    // NS6.
+    "sys/kernel/random/boot_id",
 ];
 
 /// What can only be read in /proc (FS6).
@@ -341,6 +345,13 @@ fn remount_read_only(path: &str, attributes: MountAttrFlags) -> io::Result<()> {
 
 fn mask_proc() -> io::Result<()> {
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY | PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    // First, so that masks below these lie over them.
+    for name in READ_ONLY {
+        let place = format!("root/proc/{name}");
+        if fs::symlink_metadata(&place).is_ok() {
+            bind(&place, &place, read_only)?;
+        }
+    }
     let (file, directory) = (fs::metadata("empty")?, fs::metadata("nothing")?);
     for name in MASKED {
         let place = format!("root/proc/{name}");
@@ -354,18 +365,13 @@ fn mask_proc() -> io::Result<()> {
             return Err(io::Error::other(format!("/proc/{name} is not masked")));
         }
     }
-    for name in READ_ONLY {
-        let place = format!("root/proc/{name}");
-        if fs::symlink_metadata(&place).is_ok() {
-            bind(&place, &place, read_only)?;
-        }
-    }
     Ok(())
 }
 
 /// RS5. A hard limit is never raised: the launcher may not be allowed to.
 fn limits(limits: &Limits) -> io::Result<()> {
-    let largest_file = limits.data.max(limits.tmp);
+    // One page more than the largest disk, so that a full disk says so (ENOSPC) before this limit ends the writer.
+    let largest_file = limits.data.max(limits.tmp) + 4096;
     for (resource, soft, hard) in [
         (Resource::Core, 0, 0),
         (Resource::Nofile, 4096, 4096),

@@ -1,6 +1,5 @@
 //! One sandbox, from clone to the last trace of it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
@@ -14,12 +13,6 @@ use super::{Launcher, SANDBOXES};
 use crate::cgroup::{Group, Pressure};
 use crate::control::{Answer, FromLauncher, Id, Refusal, Why};
 use crate::setup::{Blueprint, become_sandbox};
-
-/// The first uid and gid of the first sandbox's range (ID1): far above what hosts give to people and services.
-const FIRST_ID: u32 = 0x2000_0000;
-
-/// Uids and gids of one sandbox (ID1).
-const IDS: u32 = 65_536;
 
 /// The longest sentence taken from a start that failed, in bytes.
 const MAX_WORDS: usize = 2048;
@@ -89,31 +82,6 @@ impl Live {
             let room = MAX_WORDS - self.said.len();
             self.said.extend_from_slice(&buffer[..count.min(room)]);
         }
-    }
-}
-
-/// The uid ranges: one a sandbox, and the longest unused first.
-pub(super) struct Slots {
-    free: VecDeque<u32>,
-    next: u32,
-    limit: u32,
-}
-
-impl Slots {
-    pub(super) fn new(limit: u32) -> Self {
-        Self { free: VecDeque::new(), next: 0, limit: limit.min((u32::MAX - FIRST_ID) / IDS - 1) }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        if self.next < self.limit {
-            self.next += 1;
-            return Some(self.next - 1);
-        }
-        self.free.pop_front()
-    }
-
-    pub(super) fn free(&mut self, slot: u32) {
-        self.free.push_back(slot);
     }
 }
 
@@ -233,10 +201,10 @@ impl Launcher {
 
     /// Gives the waiting child its ids and its place in the control groups.
     fn admit(&self, pid: Pid, slot: u32, group: &Group) -> io::Result<()> {
-        let first = FIRST_ID + slot * IDS;
+        let first = super::slots::first_id(slot);
         let pid_text = pid.as_raw_nonzero();
         for file in ["uid_map", "gid_map"] {
-            std::fs::write(format!("/proc/{pid_text}/{file}"), format!("0 {first} {IDS}\n"))?;
+            std::fs::write(format!("/proc/{pid_text}/{file}"), format!("0 {first} {}\n", super::slots::IDS))?;
         }
         // RS1: the kernel, if it must choose, takes a sandbox and not the server.
         std::fs::write(format!("/proc/{pid_text}/oom_score_adj"), "500")?;

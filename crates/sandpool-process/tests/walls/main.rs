@@ -1,0 +1,237 @@
+//! The walls of the process level, tried from inside: attackers run as code in real sandboxes, through the service layer.
+//!
+//! Needs root and the images `python` and `shell`; says so when it skips. What each attacker tries, and what it must see,
+//! is data: `probes.rs` (no harm done) and `loud.rs` (harm to oneself). What two sessions could do to each other is below.
+
+#[path = "../stage/mod.rs"]
+mod stage;
+
+mod loud;
+mod probes;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use loud::{Keeps, LOUD, Loud};
+use probes::QUIET;
+use sandpool_core::limits::Limits;
+use sandpool_node::{Node, NodeError};
+use stage::{Outcome, Session, Stage, seen, succeeded};
+
+const TOOLS: &str = include_str!("tools.py");
+
+const LIMITS: Limits = Limits { memory: 384 << 20, pids: 96, cpu_milli: 1_000, data: 64 << 20, tmp: 64 << 20 };
+
+fn main() -> ExitCode {
+    stage::play("walls", &["python", "shell"], tests, |_| Ok(()))
+}
+
+async fn tests(mut stage: Stage) -> Outcome<()> {
+    let node =
+        stage.node(vec![stage.pool("python", "python", LIMITS, 8)?, stage.pool("shell", "shell", LIMITS, 4)?]).await?;
+    let neighbour = Session::open(&node, "python", "neighbour").await?;
+    let started = neighbour.code(&format!("{TOOLS}\nsecret = 'neighbours'"), 30).await?;
+    assert!(succeeded(&started), "{}", seen(&started));
+    quiet(&mut stage, &node).await?;
+    between(&mut stage, &node, &neighbour).await?;
+    for attack in LOUD {
+        let problem = one_loud(&node, attack, &neighbour).await.err().map(|error| error.to_string());
+        stage.judge(&format!("walls::{}", attack.id), problem);
+    }
+    shell(&mut stage, &node).await?;
+    node.shutdown(Duration::from_secs(2)).await;
+    stage.end()
+}
+
+/// Compares what was said with what should have been.
+fn same(expected: &str, execution: &sandpool_node::Execution) -> Option<String> {
+    let said = String::from_utf8_lossy(&execution.stdout).into_owned();
+    let is_same = said.trim_end() == expected.trim_end() && succeeded(execution);
+    (!is_same).then(|| format!("expected:\n{expected}\nseen: {}", seen(execution)))
+}
+
+async fn quiet(stage: &mut Stage, node: &Arc<Node>) -> Outcome<()> {
+    let session = Session::open(node, "python", "quiet").await?;
+    let tools = session.code(TOOLS, 30).await?;
+    assert!(succeeded(&tools), "{}", seen(&tools));
+    for probe in QUIET {
+        let execution = session.code(probe.code, 30).await?;
+        stage.judge(&format!("walls::{}", probe.id), same(probe.safe, &execution));
+    }
+    session.close().await
+}
+
+/// What one session could see of, or do to, another.
+async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session) -> Outcome<()> {
+    let session = Session::open(node, "python", "other").await?;
+    let tools = session.code(TOOLS, 30).await?;
+    assert!(succeeded(&tools), "{}", seen(&tools));
+    // What the neighbour does first, and what the attacker must see of it.
+    let scenes = [
+        (
+            "ID1-ranges-differ",
+            "tell(text('/proc/self/uid_map').split()[1])",
+            "tell(text('/proc/self/uid_map').split()[1] == NEIGHBOUR)",
+            "False",
+        ),
+        (
+            "NS1-abstract-sockets-are-apart",
+            "listener = socket.socket(socket.AF_UNIX); listener.bind('\\0meet'); listener.listen(); tell(1)",
+            "tell(attempt(socket.socket(socket.AF_UNIX).connect, '\\0meet'))",
+            "ECONNREFUSED",
+        ),
+        (
+            "NS1-ports-are-apart",
+            "server = socket.socket(); server.bind(('127.0.0.1', 4321)); server.listen(); tell(1)",
+            "tell(attempt(socket.socket().connect, ('127.0.0.1', 4321)))",
+            "ECONNREFUSED",
+        ),
+        (
+            "NS1-shared-memory-is-apart",
+            "libc.shmget(4242, 4096, 0o1666); open('/dev/shm/meet', 'w').write('x'); tell(1)",
+            "tell(libc.shmget(4242, 0, 0), os.listdir('/dev/shm'), len(text('/proc/sysvipc/shm').splitlines()))",
+            "-1\n[]\n1",
+        ),
+        (
+            "FS2-locks-are-apart",
+            "locked = open('/etc/passwd'); fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB); tell(1)",
+            "tell(attempt(fcntl.flock, open('/etc/passwd'), fcntl.LOCK_EX | fcntl.LOCK_NB))",
+            "ok",
+        ),
+        (
+            "FS2-leases-and-inotify-are-apart",
+            "tell(1)",
+            "watch = libc.inotify_init1(0x800)\n\
+             tell(libc.inotify_add_watch(watch, b'/etc/passwd', 0xfff) > 0)",
+            "True",
+        ),
+        (
+            "FS4-files-are-apart",
+            "open('/mnt/data/meet', 'w').write('x'); open('/tmp/meet', 'w').write('x'); tell(1)",
+            "tell(os.path.exists('/mnt/data/meet'), os.path.exists('/tmp/meet'), os.listdir('/mnt/data'))",
+            "False\nFalse\n[]",
+        ),
+        (
+            "NS1-processes-are-apart",
+            "sleeper = subprocess.Popen(['sleep', '5555']); tell(1)",
+            "tell([p for p in os.listdir('/proc') if p.isdigit() and os.path.exists(f'/proc/{p}/cmdline') and '5555' in text(f'/proc/{p}/cmdline')])",
+            "[]",
+        ),
+    ];
+    for (id, theirs, ours, safe) in scenes {
+        let first = neighbour.code(theirs, 30).await?;
+        let said = String::from_utf8_lossy(&first.stdout).trim().to_owned();
+        let second = session.code(&format!("NEIGHBOUR = {said:?}\n{ours}"), 30).await?;
+        let problem = if succeeded(&first) { same(safe, &second) } else { Some(seen(&first)) };
+        stage.judge(&format!("walls::{id}"), problem);
+    }
+    // The watch of before must not have heard what the neighbour opens.
+    neighbour.code("for _ in range(10): open('/etc/passwd').read()", 30).await?;
+    let heard = session.code("tell(attempt(os.read, watch, 4096))", 30).await?;
+    stage.judge("walls::FS2-nobody-hears-what-a-neighbour-opens", same("EAGAIN", &heard));
+    // Generators, hashes and addresses of two sessions of one pool have nothing in common.
+    let draw = "import random, uuid\ntell(random.random(), hash('x'), uuid.uuid4(), id(libc), \
+                [line for line in text('/proc/self/maps').splitlines() if 'libc.so' in line][0].split()[0])";
+    let (one, two) = (neighbour.code(draw, 30).await?, session.code(draw, 30).await?);
+    let words = |run: &sandpool_node::Execution| -> Vec<String> {
+        String::from_utf8_lossy(&run.stdout).lines().map(str::to_owned).collect()
+    };
+    let common: Vec<_> = words(&one).into_iter().zip(words(&two)).filter(|(one, two)| one == two).collect();
+    let is_apart = common.is_empty() && words(&one).len() == 5;
+    stage.judge("walls::ZG1-nothing-drawn-twice", (!is_apart).then(|| format!("{common:?} {}", seen(&one))));
+    session.close().await?;
+    // ZG5: the same name again is another sandbox.
+    let session = Session::open(node, "python", "other").await?;
+    let again = session
+        .code("import os\nprint(os.listdir('/mnt/data'), os.listdir('/dev/shm'), 'attempt' in globals())", 30)
+        .await?;
+    stage.judge("walls::ZG5-never-used-twice", same("[] [] False", &again));
+    session.close().await
+}
+
+async fn one_loud(node: &Arc<Node>, attack: &Loud, neighbour: &Session) -> Outcome<()> {
+    let session = Session::open(node, "python", "loud").await?;
+    let tools = session.code(&format!("{TOOLS}\nkept = 7"), 30).await?;
+    if !succeeded(&tools) {
+        return Err(format!("before the attack: {}", seen(&tools)).into());
+    }
+    // The neighbour is asked while the attack goes on, and after it.
+    let during = async {
+        let answer = neighbour.code("tell(6 * 7)", 20).await?;
+        same("42", &answer).map_or(Ok(()), |problem| Err(format!("the neighbour: {problem}").into()))
+    };
+    let (attacked, during): (_, Outcome<()>) = tokio::join!(session.code(attack.code, attack.seconds), during);
+    during?;
+    let was_told = attacked.as_ref().is_ok_and(|run| run.state_lost);
+    match attacked {
+        Ok(run) => {
+            let state = format!("{:?}", run.state);
+            let said = String::from_utf8_lossy(&run.stdout);
+            if !attack.ends.iter().any(|end| state.contains(end)) || !said.contains(attack.says) {
+                return Err(
+                    format!("expected one of {:?} and {:?}; seen: {}", attack.ends, attack.says, seen(&run)).into()
+                );
+            }
+            if run.stdout.len() as u64 > 1 << 20 {
+                return Err(format!("{} bytes of output were kept", run.stdout.len()).into());
+            }
+        }
+        Err(error) if is_lost(error.as_ref()) && attack.keeps != Keeps::State => {}
+        Err(error) => return Err(error),
+    }
+    let answer = neighbour.code("tell(secret)", 20).await?;
+    if let Some(problem) = same("neighbours", &answer) {
+        return Err(format!("the neighbour afterwards: {problem}").into());
+    }
+    let after = session.code("print(kept)", 40).await;
+    let keeps = match &after {
+        Ok(run) if run.stdout == b"7\n" => Keeps::State,
+        Ok(run) if String::from_utf8_lossy(&run.stderr).contains("NameError") && (was_told || run.state_lost) => {
+            Keeps::Nothing
+        }
+        Err(error) if is_lost(error.as_ref()) => Keeps::Nothing,
+        Ok(run) => return Err(format!("the session afterwards: {} (lost: {})", seen(run), run.state_lost).into()),
+        Err(error) => return Err(format!("the session afterwards: {error}").into()),
+    };
+    if attack.keeps != Keeps::Either && attack.keeps != keeps {
+        let is_kept = keeps == Keeps::State;
+        return Err(format!("its variables were {}kept", if is_kept { "" } else { "not " }).into());
+    }
+    match session.close().await {
+        Err(error) if !is_lost(error.as_ref()) && !error.to_string().contains("there is no session") => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_lost(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    matches!(error.downcast_ref::<NodeError>(), Some(NodeError::SessionLost { .. }))
+}
+
+/// The same wall around commands.
+async fn shell(stage: &mut Stage, node: &Arc<Node>) -> Outcome<()> {
+    let session = Session::open(node, "shell", "shell").await?;
+    let scenes = [
+        ("ID2-commands-too", "id -u; id -g; id -G", "1000\n1000\n1000"),
+        (
+            "ID4-commands-too",
+            "grep -E '^(Cap...|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t' | tr '\\n' ' '",
+            "CapInh:0000000000000000 CapPrm:0000000000000000 CapEff:0000000000000000 CapBnd:0000000000000000 \
+             CapAmb:0000000000000000 NoNewPrivs:1 Seccomp:2",
+        ),
+        ("NS3-commands-get-three", "exec ls -x /proc/self/fd", "0  1  2  3"),
+        (
+            "NS2-orphans-are-reaped",
+            "(true & true) & sleep 0.2; (setsid true &) ; sleep 0.2; grep -l ') Z' /proc/[0-9]*/stat",
+            "",
+        ),
+        ("FS2-commands-write-nothing", "touch /usr/x /etc/x / 2>&1 | grep -c 'Read-only'", "3"),
+    ];
+    for (id, command, safe) in scenes {
+        let run = session.shell(command, 20).await?;
+        let said = String::from_utf8_lossy(&run.stdout).trim().to_owned();
+        stage
+            .judge(&format!("walls::{id}"), (said != safe).then(|| format!("expected {safe:?}; seen: {}", seen(&run))));
+    }
+    session.close().await
+}
