@@ -31,18 +31,36 @@ pub(crate) struct Problem {
     pub(crate) target: Option<String>,
     pub(crate) retry_after: Option<Duration>,
     challenge: Option<&'static str>,
+    /// An everyday answer, which is not worth a line in the log.
+    is_everyday: bool,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { status, code, message, target: None, retry_after: None, challenge: None }
+        Self { status, code, message, target: None, retry_after: None, challenge: None, is_everyday: false }
     }
 
     /// A value of the request that cannot be used: 400.
     pub(crate) fn invalid(target: &str, message: impl Into<String>) -> Self {
         let problem = Self::new(StatusCode::BAD_REQUEST, "SessionRequestValidationFailed", message);
         Self { target: Some(target.to_owned()), ..problem }
+    }
+
+    /// Says what it is about, unless it says so already.
+    pub(crate) fn about(mut self, target: &str) -> Self {
+        self.target.get_or_insert_with(|| target.to_owned());
+        self
+    }
+
+    /// When to come again.
+    pub(crate) fn again_in(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
+    }
+
+    /// Keeps it out of the log: it is asked for, and answered, all day.
+    pub(crate) fn everyday(self) -> Self {
+        Self { is_everyday: true, ..self }
     }
 
     /// 404 for what is no route.
@@ -83,6 +101,7 @@ impl From<NodeError> for Problem {
             NodeError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "ExecutionQueueFull"),
             NodeError::Unsupported(_) => (StatusCode::BAD_REQUEST, "SessionRequestNotSupported"),
             NodeError::Invalid(_) => (StatusCode::BAD_REQUEST, "SessionRequestValidationFailed"),
+            NodeError::Ended(_) => (StatusCode::CONFLICT, "ExecutionEnded"),
             NodeError::NoFile(_) => (StatusCode::NOT_FOUND, "FileNotFound"),
             NodeError::WrongKind(_) => (StatusCode::CONFLICT, "FileKindInvalid"),
             NodeError::Denied(_) => (StatusCode::FORBIDDEN, "FileAccessDenied"),
@@ -128,7 +147,7 @@ fn trace_id() -> String {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let trace = trace_id();
-        if self.status.is_server_error() {
+        if self.status.is_server_error() && !self.is_everyday {
             tracing::warn!(code = self.code, trace, "a request failed: {}", self.message);
         }
         let body = json!({

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
 use sandpool_core::limits::{Life, Limits, Scale};
-pub use sandpool_wire::agent::{Entry, EntryKind, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work};
+pub use sandpool_driver::Usage;
+pub use sandpool_wire::agent::{
+    Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
+};
 
 /// One pool, as declared.
 #[derive(Clone, Debug)]
@@ -43,8 +46,14 @@ pub struct PoolStatus {
     pub booting: u32,
     /// Sandboxes that belong to a session.
     pub sessions: u32,
+    /// It has as many ready sandboxes as it was asked to keep, or sessions that use them.
+    pub is_full: bool,
     /// The isolation level in force.
     pub level: String,
+    /// What the wall is made of on this host, one line each.
+    pub wall: Vec<String>,
+    /// What is weaker here than the level promises elsewhere, one sentence each.
+    pub weaker: Vec<String>,
     /// Why sandboxes do not start, when they do not.
     pub trouble: Option<String>,
 }
@@ -160,7 +169,7 @@ pub struct Sequenced {
     /// Counts up from 1 in each execution.
     pub seq: u64,
     /// What happened.
-    pub event: sandpool_wire::agent::Event,
+    pub event: Event,
 }
 
 /// Why the service layer did not do what it was asked.
@@ -215,6 +224,9 @@ pub enum NodeError {
     /// A value is not acceptable: says which and why.
     #[error("{0}")]
     Invalid(String),
+    /// An execution has ended, and takes nothing more.
+    #[error("execution {0} has ended")]
+    Ended(ExecutionId),
     /// No such file.
     #[error("there is no file {0}")]
     NoFile(String),

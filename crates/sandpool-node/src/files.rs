@@ -170,6 +170,9 @@ fn checked(path: &str) -> Result<String, NodeError> {
     if path.contains('\0') {
         return bad("it has a NUL in it");
     }
+    if rest.is_empty() {
+        return Ok(path.to_owned());
+    }
     for name in rest.split('/') {
         match name {
             "" => return bad("it has an empty component"),

@@ -323,6 +323,12 @@ impl ExecutionHandle {
         self.record.snapshot()
     }
 
+    /// As it is now, without its output and values.
+    #[must_use]
+    pub fn outline(&self) -> Execution {
+        self.record.outline()
+    }
+
     /// Waits until it has ended, or for `limit`.
     pub async fn wait(&self, limit: Duration) -> Execution {
         // It has ended or it has not: the snapshot says which.
@@ -345,11 +351,16 @@ impl ExecutionHandle {
         self.session.stop(&self.record, how).await
     }
 
-    /// Sends input to it (empty: end of input). Only for work with `Stdin::Stream` and terminals.
+    /// Sends input to it (empty: end of input), once it runs.
     ///
     /// # Errors
-    /// `Unavailable` when the sandbox does not answer.
+    /// `Invalid` for work without `Stdin::Stream` and terminals, `Ended` when it has ended, `Unavailable` when the
+    /// sandbox does not answer.
     pub async fn input(&self, data: Vec<u8>) -> Result<(), NodeError> {
+        if !self.record.takes_input() {
+            return Err(NodeError::Invalid("this execution was not started with streamed input".to_owned()));
+        }
+        self.running().await?;
         let exec = self.record.id.0;
         if data.is_empty() {
             return self.session.link.send(&ToAgent::Input { exec, data }).await;
@@ -360,11 +371,21 @@ impl ExecutionHandle {
         Ok(())
     }
 
-    /// Tells its terminal a new size.
+    /// Tells its terminal a new size, once it runs.
     ///
     /// # Errors
-    /// `Unavailable` when the sandbox does not answer.
+    /// `Invalid` when it has no terminal, `Ended` when it has ended, `Unavailable` when the sandbox does not answer.
     pub async fn resize(&self, rows: u16, columns: u16) -> Result<(), NodeError> {
+        if !self.record.is_terminal() {
+            return Err(NodeError::Invalid("this execution has no terminal".to_owned()));
+        }
+        self.running().await?;
         self.session.link.send(&ToAgent::Resize { exec: self.record.id.0, rows, columns }).await
+    }
+
+    /// Waits until it runs: what is sent to an agent before would be for nobody.
+    async fn running(&self) -> Result<(), NodeError> {
+        self.record.started().await;
+        if self.record.has_ended() { Err(NodeError::Ended(self.record.id)) } else { Ok(()) }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandpool_core::ids::{ExecutionId, Identifier, SandboxId};
 use sandpool_core::pool::{Claim, Moment, Pool};
-use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
+use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
 use sandpool_wire::agent::{Activation, Answer, Call};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -34,6 +34,8 @@ type Coming = watch::Receiver<Option<Result<Arc<Session>, NodeError>>>;
 pub(crate) struct PoolState {
     pub(crate) spec: PoolSpec,
     pub(crate) level: String,
+    wall: Vec<String>,
+    weaker: Vec<String>,
     driver: Shared,
     start: Instant,
     inner: Mutex<Inner>,
@@ -66,11 +68,13 @@ struct Inner {
 
 impl PoolState {
     pub(crate) fn new(spec: PoolSpec, driver: Arc<dyn Driver>, start: Instant) -> Self {
-        let level = driver.describe().level;
+        let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
         Self {
             spec,
             level,
+            wall,
+            weaker,
             driver: Shared(driver),
             start,
             inner: Mutex::new(Inner { rules, sessions: HashMap::new(), lost: HashMap::new(), trouble: None }),
@@ -105,7 +109,10 @@ impl PoolState {
             ready,
             booting,
             sessions,
+            is_full: inner.rules.is_full(),
             level: self.level.clone(),
+            wall: self.wall.clone(),
+            weaker: self.weaker.clone(),
             trouble: inner.trouble.clone(),
         }
     }
@@ -341,7 +348,9 @@ impl PoolState {
         let session = Arc::new(Session::new(record.identifier, record.subject, record.created, link));
         if adopted && let Ok(Answer::Executions(known)) = session.link.call(Call::Executions).await? {
             for (key, _) in known {
-                let kept = Record::new(ExecutionId(key), session.identifier.clone(), self.spec.output_limit);
+                // What it runs is not known any more, so it may be one that takes input.
+                let kept = Record::new(ExecutionId(key), session.identifier.clone(), self.spec.output_limit)
+                    .taking(true, true);
                 let kept = Arc::new(kept);
                 session.link.follow(key, Arc::clone(&kept));
                 session.keep(kept);
@@ -379,6 +388,9 @@ impl PoolState {
     /// A session that is there now.
     pub(crate) fn present(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
         let inner = self.inner();
+        if let Some(reason) = inner.lost.get(identifier) {
+            return Err(NodeError::SessionLost { identifier: identifier.clone(), reason: reason.clone() });
+        }
         let coming = inner.sessions.get(identifier).map(|coming| coming.borrow().clone());
         match coming {
             Some(Some(session)) => session,

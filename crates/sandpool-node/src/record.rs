@@ -27,6 +27,8 @@ pub(crate) struct Record {
     created: SystemTime,
     asked: Instant,
     room: u64,
+    takes_input: bool,
+    is_terminal: bool,
     kept: Mutex<Kept>,
     /// Changes whenever something has happened.
     version: watch::Sender<u64>,
@@ -50,9 +52,24 @@ impl Record {
             created: SystemTime::now(),
             asked: Instant::now(),
             room: output_limit.saturating_add(MAX_RICH),
+            takes_input: false,
+            is_terminal: false,
             kept: Mutex::default(),
             version: watch::channel(0).0,
         }
+    }
+
+    /// Whether it takes input while it runs, and whether that comes from a terminal.
+    pub(crate) fn taking(self, input: bool, terminal: bool) -> Self {
+        Self { takes_input: input, is_terminal: terminal, ..self }
+    }
+
+    pub(crate) fn takes_input(&self) -> bool {
+        self.takes_input
+    }
+
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -111,13 +128,28 @@ impl Record {
         let _ = self.version.subscribe().wait_for(|_| self.has_ended()).await;
     }
 
+    /// Waits until it has started or ended.
+    pub(crate) async fn started(&self) {
+        let _ = self.version.subscribe().wait_for(|_| self.has_started() || self.has_ended()).await;
+    }
+
+    /// As it is now, with its output.
     pub(crate) fn snapshot(&self) -> Execution {
+        self.describe(true)
+    }
+
+    /// As it is now, without output and values, however many those are.
+    pub(crate) fn outline(&self) -> Execution {
+        self.describe(false)
+    }
+
+    fn describe(&self, with_output: bool) -> Execution {
         let kept = self.kept();
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
         let mut displays: Vec<Rich> = Vec::new();
         let (mut result, mut error) = (None, None);
-        for sequenced in &kept.events {
+        for sequenced in kept.events.iter().filter(|_| with_output) {
             match &sequenced.event {
                 Event::Stdout(data) => stdout.extend_from_slice(data),
                 Event::Stderr(data) => stderr.extend_from_slice(data),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, Identifier};
-use sandpool_wire::agent::{Call, Event, Execute, Finished, Outcome, Refusal, Stop, Work};
+use sandpool_wire::agent::{Call, Event, Execute, Finished, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::Semaphore;
 
 use crate::api::{ExecuteRequest, NodeError};
@@ -113,7 +113,14 @@ impl Session {
         let timeout = request.timeout.unwrap_or(longest).min(longest);
         let limit = pool.spec.output_limit;
         let output_limit = request.output_limit.unwrap_or(limit).min(limit);
-        let record = Arc::new(Record::new(id, self.identifier.clone(), output_limit));
+        let terminal = matches!(request.work, Work::Terminal { .. });
+        let input = match &request.work {
+            Work::Shell { stdin, .. } | Work::Argv { stdin, .. } => *stdin == Stdin::Stream,
+            Work::Terminal { .. } => true,
+            Work::Code { .. } => false,
+        };
+        let record = Record::new(id, self.identifier.clone(), output_limit).taking(input, terminal);
+        let record = Arc::new(record);
         let execute = Execute {
             exec: id.0,
             work: request.work,
