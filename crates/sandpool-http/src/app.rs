@@ -61,6 +61,7 @@ pub fn router(app: App) -> Router {
         .merge(native::routes(app.clone()))
         .merge(openapi::routes())
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
+        .method_not_allowed_fallback(native::wrong_method)
         .fallback_service(azure::service(app))
 }
 

@@ -34,61 +34,87 @@ fn check(words: &[&str], expected: &Expect) {
 
 #[test]
 fn wrong_use_is_exit_code_2_and_says_what_is_right() {
-    check(&["frobnicate"], &expect![[r#"
+    check(
+        &["frobnicate"],
+        &expect![[r#"
         exit code 2
         err| error: unrecognized subcommand 'frobnicate'
         err|
         err| Usage: sandpool [OPTIONS] <COMMAND>
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["up", "--listen", "here"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["up", "--listen", "here"],
+        &expect![[r#"
         exit code 2
         err| error: invalid value 'here' for '--listen <ADDR:PORT>': invalid socket address syntax
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["up", "--max-sessions", "0"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["up", "--max-sessions", "0"],
+        &expect![[r#"
         exit code 2
         err| error: invalid value '0' for '--max-sessions <N>': 0 is not in 1..=100000
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["run", "-c", "1", "file.py"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["run", "-c", "1", "file.py"],
+        &expect![[r#"
         exit code 2
         err| error: the argument '-c <CODE>' cannot be used with '[FILE]'
         err|
         err| Usage: sandpool run -c <CODE> --home <DIR> [FILE] [-- <COMMAND>...]
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["run", "-c", "1", "--", "ls"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["run", "-c", "1", "--", "ls"],
+        &expect![[r#"
         exit code 2
         err| error: the argument '-c <CODE>' cannot be used with '[COMMAND]...'
         err|
         err| Usage: sandpool run -c <CODE> --home <DIR> [FILE] [-- <COMMAND>...]
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["token", "--ttl", "soon"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["token", "--ttl", "soon"],
+        &expect![[r#"
         exit code 2
         err| error: invalid value 'soon' for '--ttl <TIME>': "soon" is not a time; write seconds, or a number with s, m, h or d, such as 90s or 12h
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["token", "--role", "king"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["token", "--role", "king"],
+        &expect![[r#"
         exit code 2
         err| error: invalid value 'king' for '--role <ROLE>'
         err|   [possible values: reader, executor, admin]
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["token", "--pool", "No Such"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["token", "--pool", "No Such"],
+        &expect![[r#"
         exit code 2
         err| error: --pool No Such: not the name of a pool
         err|   because: a pool's name has 1 to 63 characters, begins with a letter a-z and goes on with a-z, 0-9 and '-'; this one is "No Such"
-    "#]]);
-    check(&["files", "put", "-s", "abcd"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["files", "put", "-s", "abcd"],
+        &expect![[r#"
         exit code 2
         err| error: the following required arguments were not provided:
         err|   <FILE>...
@@ -96,58 +122,86 @@ fn wrong_use_is_exit_code_2_and_says_what_is_right() {
         err| Usage: sandpool files put --session <SESSION> --home <DIR> <FILE>...
         err|
         err| For more information, try '--help'.
-    "#]]);
-    check(&["shell"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["shell"],
+        &expect![[r#"
         exit code 2
         err| error: `sandpool shell` needs a terminal
         err|   try: sandpool run -- COMMAND
-    "#]]);
-    check(&["run", "/no/such/file.py"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["run", "/no/such/file.py"],
+        &expect![[r#"
         exit code 2
         err| error: cannot read /no/such/file.py
         err|   because: No such file or directory (os error 2)
-    "#]]);
-    check(&["--server", "ftp://x", "pool", "ls"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["--server", "ftp://x", "pool", "ls"],
+        &expect![[r#"
         exit code 2
         err| error: "ftp://x" is not the address of a server
         err|   try: an http or https URL, such as http://127.0.0.1:7300
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn without_a_server_commands_say_how_to_start_one() {
-    check(&["pool", "ls"], &expect![[r#"
+    check(
+        &["pool", "ls"],
+        &expect![[r#"
         exit code 1
         err| error: no server runs here
         err|   because: HOME/run/server.json names no living process
         err|   try: sandpool up --detach --home HOME, or give --server URL
-    "#]]);
-    check(&["run", "-c", "1"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["run", "-c", "1"],
+        &expect![[r#"
         exit code 1
         err| error: no server runs here
         err|   because: HOME/run/server.json names no living process
         err|   try: sandpool up --detach --home HOME, or give --server URL
-    "#]]);
-    check(&["env"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["env"],
+        &expect![[r#"
         exit code 1
         err| error: no server runs here
         err|   because: HOME/run/server.json names no living process
         err|   try: sandpool up --detach --home HOME
-    "#]]);
-    check(&["--json", "session", "ls"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["--json", "session", "ls"],
+        &expect![[r#"
         exit code 1
         err| {"error":{"advice":"sandpool up --detach --home HOME, or give --server URL","message":"no server runs here","why":["HOME/run/server.json names no living process"]}}
-    "#]]);
-    check(&["down"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["down"],
+        &expect![[r#"
         exit code 0
         err| no server runs on HOME
-    "#]]);
-    check(&["down", "--json"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &["down", "--json"],
+        &expect![[r#"
         exit code 0
         out| {
         out|   "stopped": false
         out| }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -169,13 +223,17 @@ fn a_settings_file_that_cannot_be_used_is_told_by_key() {
         error: the settings cannot be used
           because: https.certificate: is missing; certificate and key go together
           try: docs/cli.md lists the keys; `sandpool config show` prints the defaults
-    "#]].assert_eq(&run("listen: 127.0.0.1:7300\nhttps: { key: /k.pem }\n"));
-    check(&["serve", "--config", "/no/such/file.yaml"], &expect![[r#"
+    "#]]
+    .assert_eq(&run("listen: 127.0.0.1:7300\nhttps: { key: /k.pem }\n"));
+    check(
+        &["serve", "--config", "/no/such/file.yaml"],
+        &expect![[r#"
         exit code 2
         err| error: the settings cannot be used
         err|   because: cannot read /no/such/file.yaml
         err|   because: No such file or directory (os error 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -510,7 +510,8 @@ mod tests {
                 -H 'Content-Type: application/json' -d '{"code": "import platform; platform.python_version(), 6 * 7"}'
 
               PROGRAM run --home '/srv/it'\''s' -p python -c '6 * 7'
-        "#]].assert_eq(&text);
+        "#]]
+        .assert_eq(&text);
         let line = banner(&Settings::default(), &record, &home, true, true);
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["ready"], true);
     }

@@ -1,0 +1,171 @@
+//! Executions: started, looked at, waited for, stopped, fed.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{ACCEPT, LOCATION};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_node::{Execution, ExecutionHandle, ExecutionState, Open, Stop};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::asked::Asked;
+use super::request::{Asking, LONGEST_WAIT, MAX_BODY, Size, Start};
+use super::{body, events, shown};
+use crate::app::App;
+use crate::auth::Role;
+use crate::problem::Problem;
+
+/// The largest body of one `POST .../input`, in bytes.
+const MAX_INPUT: usize = 16 * 1024 * 1024;
+
+/// The largest body of the small ones, in bytes.
+const MAX_SMALL: usize = 4 * 1024;
+
+/// Starts an execution in a session that is found or made. It belongs to the session from here on: whoever asked may
+/// go away.
+pub(super) async fn start(
+    State(app): State<App>,
+    asked: Asked,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (pool, identifier) = asked.session(Role::Executor)?;
+    let base64 = asked.base64()?;
+    let after = events::after(&asked, &headers)?;
+    let spec = app.node.pool(&pool)?.spec;
+    let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(&spec)?;
+    app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
+    let handle = app.node.execute(&pool, &identifier, request).await?;
+    let mut response = if wants_events(&headers) {
+        events::stream(&handle, after, base64)
+    } else {
+        let execution = handle.wait(wait).await;
+        let status = match execution.state {
+            ExecutionState::Ended(_) => StatusCode::OK,
+            ExecutionState::Queued | ExecutionState::Running => StatusCode::ACCEPTED,
+        };
+        (status, answer(&pool, &execution, base64)).into_response()
+    };
+    if let Ok(location) = HeaderValue::from_str(&location(&pool, &identifier, &handle)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// Where it is found again.
+fn location(pool: &PoolName, identifier: &Identifier, handle: &ExecutionHandle) -> String {
+    let session = percent_encoding::utf8_percent_encode(identifier.as_str(), super::files::SEGMENT);
+    format!("/pools/{pool}/sessions/{session}/executions/{}", handle.id())
+}
+
+/// Whether the client asked for a stream of events.
+fn wants_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let refused = parts.any(|part| part.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
+        kind.eq_ignore_ascii_case("text/event-stream") && !refused
+    })
+}
+
+fn answer(pool: &PoolName, execution: &Execution, base64: bool) -> Response {
+    Json(shown::full(pool, execution, base64)).into_response()
+}
+
+/// The executions that are still known, oldest first, without their output.
+pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    let (pool, identifier) = asked.session(Role::Reader)?;
+    let handles = app.node.executions(&pool, &identifier)?;
+    let outlines: Vec<_> = handles.iter().map(|handle| shown::outline(&pool, &handle.outline())).collect();
+    Ok(Json(json!({ "value": outlines })))
+}
+
+/// One execution, after `wait` seconds or when it has ended.
+pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Response, Problem> {
+    let (pool, identifier, id) = asked.execution(Role::Reader)?;
+    let wait = asked.seconds("wait", LONGEST_WAIT)?;
+    let base64 = asked.base64()?;
+    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let execution = match wait {
+        Some(wait) => handle.wait(wait).await,
+        None => handle.snapshot(),
+    };
+    Ok(answer(&pool, &execution, base64))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stopping {
+    how: Option<How>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum How {
+    #[default]
+    Interrupt,
+    Kill,
+}
+
+/// Ends it. An empty body means to interrupt. Nothing happens if it has ended.
+pub(super) async fn stop(State(app): State<App>, asked: Asked, body: Body) -> Result<StatusCode, Problem> {
+    let (pool, identifier, id) = asked.execution(Role::Executor)?;
+    let body = body::whole(body, MAX_SMALL).await?;
+    let Stopping { how } = if body.is_empty() { Stopping::default() } else { body::json(&body)? };
+    let handle = app.node.execution(&pool, &identifier, &id)?;
+    handle
+        .stop(match how.unwrap_or_default() {
+            How::Interrupt => Stop::Interrupt,
+            How::Kill => Stop::Kill,
+        })
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Sends bytes to its standard input or terminal; no bytes are the end of input.
+pub(super) async fn input(State(app): State<App>, asked: Asked, mut body: Body) -> Result<StatusCode, Problem> {
+    let (pool, identifier, id) = asked.execution(Role::Executor)?;
+    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let mut sent = 0;
+    // Piece by piece, as fast as it is read in the sandbox.
+    while let Some(piece) = body::next(&mut body).await? {
+        sent += piece.len();
+        if sent > MAX_INPUT {
+            return Err(body::too_long("body", u64::try_from(MAX_INPUT).unwrap_or(u64::MAX)));
+        }
+        handle.input(piece.into()).await.map_err(|error| Problem::from(error).about("execution"))?;
+    }
+    if sent == 0 {
+        handle.input(Vec::new()).await.map_err(|error| Problem::from(error).about("execution"))?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Tells its terminal a new size.
+pub(super) async fn resize(State(app): State<App>, asked: Asked, body: Body) -> Result<StatusCode, Problem> {
+    let (pool, identifier, id) = asked.execution(Role::Executor)?;
+    let Size { rows, columns } = body::json::<Size>(&body::whole(body, MAX_SMALL).await?)?.check("")?;
+    let handle = app.node.execution(&pool, &identifier, &id)?;
+    handle.resize(rows, columns).await.map_err(|error| Problem::from(error).about("execution"))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_sent_to_whoever_accepts_them() {
+        let wants =
+            |value: &'static str| wants_events(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(value))]));
+        assert!(wants("text/event-stream"));
+        assert!(wants("application/json;q=0.5, Text/Event-Stream;q=0.9"));
+        assert!(!wants("text/event-stream;q=0, */*"));
+        assert!(!wants("*/*"));
+        assert!(!wants_events(&HeaderMap::new()));
+    }
+}

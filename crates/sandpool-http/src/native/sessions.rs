@@ -1,0 +1,133 @@
+//! Sessions: who holds which sandbox.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use sandpool_core::ids::Identifier;
+use sandpool_node::{Open, SessionInfo};
+use serde_json::{Value, json};
+
+use super::asked::Asked;
+use super::shown::{instant, milliseconds};
+use crate::app::App;
+use crate::auth::Role;
+use crate::problem::Problem;
+
+/// Sessions of one page.
+const PAGE: usize = 1_000;
+
+/// Where a list goes on: after the session that was made at this time and has this name. A session that ended
+/// meanwhile is no trouble, because it need not be found again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Cursor(u128, String);
+
+impl Cursor {
+    fn of(session: &SessionInfo) -> Self {
+        Self(nanoseconds(session.created), session.identifier.to_string())
+    }
+
+    fn text(&self) -> String {
+        format!("{}.{}", self.0, self.1)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (created, identifier) = text.split_once('.')?;
+        Some(Self(created.parse().ok()?, identifier.to_owned()))
+    }
+}
+
+fn nanoseconds(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
+}
+
+/// A pool's sessions, oldest first.
+pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    let pool = asked.pool(Role::Reader)?;
+    let limit = asked.number("limit", 1, PAGE)?.unwrap_or(PAGE);
+    let after = match asked.text("after") {
+        Some(text) => {
+            let cursor = Cursor::parse(text);
+            Some(cursor.ok_or_else(|| Problem::invalid("after", "after is what a page before this gave as next."))?)
+        }
+        None => None,
+    };
+    let mut sessions = app.node.sessions(&pool)?;
+    sessions.retain(|session| asked.may_see(&session.identifier));
+    let begin = after.map_or(0, |after| sessions.partition_point(|session| Cursor::of(session) <= after));
+    let page: Vec<_> = sessions[begin..].iter().take(limit).collect();
+    let more = begin + page.len() < sessions.len();
+    let next = page.last().filter(|_| more).map(|last| Cursor::of(last).text());
+    Ok(Json(json!({ "value": page.into_iter().map(shown).collect::<Vec<_>>(), "next": next })))
+}
+
+/// One session, and what it uses.
+pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    let (pool, identifier) = asked.session(Role::Reader)?;
+    let session = app.node.session(&pool, &identifier)?;
+    let usage = app.node.usage(&pool, &identifier).await?;
+    let status = app.node.pool(&pool)?;
+    let mut body = shown(&session);
+    body["usage"] = json!({
+        "memoryBytes": usage.memory,
+        "memoryPeakBytes": usage.memory_peak,
+        "pids": usage.pids,
+        "cpuSeconds": micro(usage.cpu_us),
+        "oomKills": usage.oom_kills,
+    });
+    body["wall"] = json!(status.wall);
+    body["weaker"] = json!(status.weaker);
+    Ok(Json(body))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a processor time of 285 years is still exact")]
+fn micro(microseconds: u64) -> f64 {
+    microseconds as f64 / 1_000_000.0
+}
+
+/// Finds the session, or makes it: 201 when it is new.
+pub(super) async fn open(State(app): State<App>, asked: Asked) -> Result<(StatusCode, Json<Value>), Problem> {
+    let (pool, identifier) = asked.session(Role::Executor)?;
+    let opened = app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
+    let status = if opened.new { StatusCode::CREATED } else { StatusCode::OK };
+    let mut body = shown(&opened.session);
+    body["isNew"] = json!(opened.new);
+    body["openMilliseconds"] = json!(milliseconds(opened.took));
+    Ok((status, Json(body)))
+}
+
+/// Ends the session.
+pub(super) async fn end(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
+    let (pool, identifier) = asked.session(Role::Executor)?;
+    app.node.delete_session(&pool, &identifier).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn shown(session: &SessionInfo) -> Value {
+    json!({
+        "pool": session.pool.as_str(),
+        "identifier": Identifier::as_str(&session.identifier),
+        "sandbox": session.sandbox.to_string(),
+        "owner": session.owner,
+        "level": session.level,
+        "createdAt": instant(session.created),
+        "lastUsedAt": instant(session.used),
+        "expiresAt": instant(session.expires),
+        "busy": session.busy,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_goes_on_where_the_last_one_ended() {
+        let cursor = Cursor(17, "a.b/c".to_owned());
+        assert_eq!(Cursor::parse(&cursor.text()), Some(cursor));
+        for bad in ["", "17", "x.y", "-1.y"] {
+            assert_eq!(Cursor::parse(bad), None, "{bad}");
+        }
+    }
+}
