@@ -122,6 +122,16 @@ impl Watcher {
         Ok(command.arg("launcher").args([&self.home, &self.agent]).args(&self.images).spawn()?)
     }
 
+    /// Leaves a word for the server.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Outcome<()> {
+        Ok(std::fs::write(self.home.join("post").join(name), text)?)
+    }
+
+    /// Whether the server has left this word.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.home.join("post").join(name).exists()
+    }
+
     fn run(&self) -> Outcome<std::process::ExitStatus> {
         let mut launcher = self.launch()?;
         self.watch(&mut launcher)
@@ -148,19 +158,16 @@ impl Watcher {
 /// What there is on the host that sandboxes could leave behind.
 pub(crate) fn look(launcher: u32) -> BTreeMap<String, u64> {
     let mut seen = BTreeMap::new();
-    let (mut processes, mut networks, mut memory) = (0, BTreeSet::new(), 0);
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // Other launchers may run on this host: what belongs to this one descends from it.
-        if pid != launcher && descends(pid, launcher) {
-            processes += 1;
-            memory += proportional(pid);
-            if let Ok(link) = std::fs::read_link(format!("/proc/{pid}/ns/net")) {
-                networks.insert(link);
-            }
+    let (mut networks, mut memory) = (BTreeSet::new(), 0);
+    // Other launchers may run on this host: what belongs to this one descends from it.
+    let family = family(launcher);
+    for pid in &family {
+        memory += proportional(*pid);
+        if let Ok(link) = std::fs::read_link(format!("/proc/{pid}/ns/net")) {
+            networks.insert(link);
         }
     }
-    seen.insert("processes".to_owned(), processes);
+    seen.insert("processes".to_owned(), family.len() as u64);
     seen.insert("networks".to_owned(), networks.len() as u64);
     seen.insert("memory".to_owned(), memory);
     let count = |path: &str| std::fs::read_dir(path).map_or(0, |entries| entries.count() as u64);
@@ -171,17 +178,30 @@ pub(crate) fn look(launcher: u32) -> BTreeMap<String, u64> {
     seen
 }
 
-fn descends(pid: u32, from: u32) -> bool {
-    let mut pid = pid;
-    while pid > 1 {
-        if pid == from {
-            return true;
+/// Every process that descends from this one.
+pub(crate) fn family(from: u32) -> BTreeSet<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents: BTreeMap<u32, u32> = entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            Some((pid, stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?))
+        })
+        .collect();
+    let mut family = BTreeSet::from([from]);
+    loop {
+        let more: Vec<u32> = parents
+            .iter()
+            .filter(|(pid, parent)| family.contains(*parent) && !family.contains(*pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            break;
         }
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        pid = fields.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
+        family.extend(more);
     }
-    false
+    family.remove(&from);
+    family
 }
 
 /// Bytes of its own and its share of what it has in common with others.
@@ -291,6 +311,16 @@ impl Stage {
     pub(crate) async fn node(&self, pools: Vec<PoolSpec>) -> Outcome<Arc<Node>> {
         let driver = Arc::clone(&self.driver) as Arc<dyn Driver>;
         Ok(Arc::new(Node::start(NodeConfig { pools }, driver).await?))
+    }
+
+    /// What root wrote as the part that this server plays; nothing at first.
+    pub(crate) fn phase(&self) -> String {
+        std::fs::read_to_string(self.post.join("phase")).unwrap_or_default()
+    }
+
+    /// Leaves a word for root.
+    pub(crate) fn write(&self, name: &str) -> Outcome<()> {
+        Ok(std::fs::write(self.post.join(name), "")?)
     }
 
     /// What root sees on the host.
