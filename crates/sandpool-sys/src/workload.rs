@@ -83,6 +83,13 @@ pub fn spawn(workload: Workload) -> io::Result<u32> {
             // SAFETY: setting a default action installs no handler.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
+        // The mask is inherited, and callers block what they read from a descriptor: a program would never hear it.
+        // SAFETY: the set is initialised by `sigemptyset` before it is read.
+        unsafe {
+            let mut none = std::mem::zeroed::<libc::sigset_t>();
+            check(libc::sigemptyset(&raw mut none))?;
+            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+        }
         if let Some(identity) = identity {
             become_workload(identity)?;
         }
@@ -276,6 +283,14 @@ mod tests {
     #[test]
     fn a_program_gets_its_environment_and_nothing_else() {
         assert_eq!(output_of(|out| workload(&["env"], out)), "ONLY=this\nPATH=/usr/bin:/bin\n");
+    }
+
+    #[test]
+    fn a_program_begins_with_no_signal_blocked() {
+        let _blocks_one_here = child_signal().unwrap();
+        let _blocks_another_here = crate::sandbox::signal_fd(&[libc::SIGTERM]).unwrap();
+        let blocked = output_of(|out| workload(&["grep", "SigBlk", "/proc/self/status"], out));
+        assert_eq!(blocked, "SigBlk:\t0000000000000000\n");
     }
 
     #[test]
