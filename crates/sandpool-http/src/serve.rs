@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -13,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 /// Connections at the same time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 4_096;
@@ -25,6 +28,10 @@ const MAX_HEAD: usize = 64 * 1024;
 
 /// Streams of one HTTP/2 connection at the same time.
 const MAX_STREAMS: u32 = 256;
+
+/// Stands in the extensions of a request that came over TLS.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Secure;
 
 /// Where connections come from.
 pub enum Listener {
@@ -100,15 +107,20 @@ async fn connection(
     // Answers are written whole; waiting for more to send only costs time.
     stream.set_nodelay(true)?;
     match tls {
-        None => talk(TokioIo::new(stream), router, stop).await,
+        None => talk(TokioIo::new(stream), false, router, stop).await,
         Some(acceptor) => {
             let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await??;
-            talk(TokioIo::new(stream), router, stop).await
+            talk(TokioIo::new(stream), true, router, stop).await
         }
     }
 }
 
-async fn talk<I>(io: I, router: Router, stop: CancellationToken) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+async fn talk<I>(
+    io: I,
+    is_secure: bool,
+    router: Router,
+    stop: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -120,6 +132,12 @@ where
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(PATIENCE);
+    let router = router.map_request(move |mut request: Request<Incoming>| {
+        if is_secure {
+            request.extensions_mut().insert(Secure);
+        }
+        request
+    });
     let connection = builder.serve_connection_with_upgrades(io, TowerToHyperService::new(router));
     tokio::pin!(connection);
     tokio::select! {
