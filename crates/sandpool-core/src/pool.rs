@@ -3,7 +3,7 @@
 //! Nothing here waits, makes or destroys anything, or knows what time it is: callers say `now`, a time since any start
 //! that they keep to, and do what the answers say.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::ids::{Identifier, SandboxId};
@@ -25,7 +25,7 @@ pub struct Pool {
     life: Life,
     /// Ready for a session, the longest waiting first.
     ready: VecDeque<SandboxId>,
-    booting: BTreeMap<SandboxId, ()>,
+    booting: BTreeSet<SandboxId>,
     sessions: HashMap<Identifier, Session>,
     owners: HashMap<SandboxId, Identifier>,
     failures: u32,
@@ -73,7 +73,7 @@ impl Pool {
             scale,
             life,
             ready: VecDeque::new(),
-            booting: BTreeMap::new(),
+            booting: BTreeSet::new(),
             sessions: HashMap::new(),
             owners: HashMap::new(),
             failures: 0,
@@ -95,29 +95,60 @@ impl Pool {
         }
         match self.ready.pop_front() {
             Some(sandbox) => {
-                self.bind(identifier.clone(), sandbox, now);
+                self.place(identifier.clone(), sandbox, now, now);
                 Claim::Fresh(sandbox)
             }
             None => Claim::Wait,
         }
     }
 
-    /// Puts a session in its place that was there before (after a restart).
-    pub fn bind(&mut self, identifier: Identifier, sandbox: SandboxId, now: Moment) {
+    /// Puts a session in its place that was there before (after a restart). Answers the sandbox to destroy when two
+    /// have the same session, because a server was killed in the middle: the session is in the one made last.
+    pub fn bind(
+        &mut self,
+        identifier: Identifier,
+        sandbox: SandboxId,
+        created: Moment,
+        now: Moment,
+    ) -> Option<SandboxId> {
+        let other = self.sessions.get(&identifier).filter(|other| other.sandbox != sandbox);
+        match other.map(|other| (other.sandbox, other.created)) {
+            Some((_, later)) if later > created => Some(sandbox),
+            Some((earlier, _)) => {
+                self.owners.remove(&earlier);
+                self.place(identifier, sandbox, created, now);
+                Some(earlier)
+            }
+            None => {
+                self.place(identifier, sandbox, created, now);
+                None
+            }
+        }
+    }
+
+    fn place(&mut self, identifier: Identifier, sandbox: SandboxId, created: Moment, now: Moment) {
         self.booting.remove(&sandbox);
         self.ready.retain(|ready| *ready != sandbox);
         self.owners.insert(sandbox, identifier.clone());
-        self.sessions.insert(identifier, Session { sandbox, created: now, used: now, busy: 0 });
+        self.sessions.insert(identifier, Session { sandbox, created, used: now, busy: 0 });
     }
 
-    /// A sandbox is being made.
+    /// A sandbox is being made. Nothing changes for one that is known already.
     pub fn booting(&mut self, sandbox: SandboxId) {
-        self.booting.insert(sandbox, ());
+        if !self.knows(sandbox) {
+            self.booting.insert(sandbox);
+        }
+    }
+
+    /// It is one of this pool's.
+    #[must_use]
+    pub fn knows(&self, sandbox: SandboxId) -> bool {
+        self.booting.contains(&sandbox) || self.owners.contains_key(&sandbox) || self.ready.contains(&sandbox)
     }
 
     /// A sandbox is ready. Whether it is one of ours that waited for this.
     pub fn ready(&mut self, sandbox: SandboxId) -> bool {
-        let ours = self.booting.remove(&sandbox).is_some();
+        let ours = self.booting.remove(&sandbox);
         if ours {
             self.ready.push_back(sandbox);
             self.failures = 0;
@@ -128,7 +159,7 @@ impl Pool {
 
     /// A sandbox is gone. Answers the session that has lost it.
     pub fn gone(&mut self, sandbox: SandboxId, now: Moment) -> Option<Identifier> {
-        if self.booting.remove(&sandbox).is_some() {
+        if self.booting.remove(&sandbox) {
             self.failed(now);
         }
         self.ready.retain(|ready| *ready != sandbox);
@@ -170,9 +201,11 @@ impl Pool {
         self.not_before
     }
 
-    /// Something begins in a session (`true`) or ends. Both count as use.
-    pub fn busy(&mut self, identifier: &Identifier, begins: bool, now: Moment) {
-        if let Some(session) = self.sessions.get_mut(identifier) {
+    /// Something begins in a sandbox's session (`true`) or ends. Both count as use. By its sandbox, because the same
+    /// name may be another session by now, and what ends in the one says nothing of the other.
+    pub fn busy(&mut self, sandbox: SandboxId, begins: bool, now: Moment) {
+        let session = self.owners.get(&sandbox).and_then(|identifier| self.sessions.get_mut(identifier));
+        if let Some(session) = session {
             session.used = session.used.max(now);
             session.busy = if begins { session.busy + 1 } else { session.busy.saturating_sub(1) };
         }
@@ -213,9 +246,21 @@ impl Pool {
         self.sessions.iter()
     }
 
-    /// Every sandbox that is ready or belongs to a session. Those being made may not be known to their driver yet.
+    /// Every sandbox that is ready or belongs to a session.
     pub fn known(&self) -> impl Iterator<Item = SandboxId> {
         self.ready.iter().copied().chain(self.owners.keys().copied())
+    }
+
+    /// It is being made.
+    #[must_use]
+    pub fn is_booting(&self, sandbox: SandboxId) -> bool {
+        self.booting.contains(&sandbox)
+    }
+
+    /// The session that a sandbox belongs to.
+    #[must_use]
+    pub fn owner(&self, sandbox: SandboxId) -> Option<&Identifier> {
+        self.owners.get(&sandbox)
     }
 
     /// Sandboxes that are ready, that are being made, and that belong to a session.
@@ -237,94 +282,4 @@ fn count(length: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pool(max_sessions: u32, ready: u32) -> Pool {
-        let life = Life { cooldown: Duration::from_secs(10), max_alive: Some(Duration::from_secs(60)) };
-        Pool::new(Scale { max_sessions, ready, boots: 4 }, life)
-    }
-
-    fn sandbox(number: u8) -> SandboxId {
-        SandboxId([number; 16])
-    }
-
-    fn name(text: &str) -> Identifier {
-        Identifier::parse(text).unwrap()
-    }
-
-    fn at(seconds: u64) -> Moment {
-        Duration::from_secs(seconds)
-    }
-
-    fn fill(pool: &mut Pool, numbers: std::ops::Range<u8>) {
-        for number in numbers {
-            pool.booting(sandbox(number));
-            assert!(pool.ready(sandbox(number)));
-        }
-    }
-
-    #[test]
-    fn a_name_keeps_its_sandbox_and_gets_no_other() {
-        let mut pool = pool(3, 2);
-        fill(&mut pool, 0..2);
-        assert_eq!(pool.claim(&name("first"), at(0)), Claim::Fresh(sandbox(0)));
-        assert_eq!(pool.claim(&name("first"), at(1)), Claim::Existing(sandbox(0)));
-        assert_eq!(pool.claim(&name("second"), at(1)), Claim::Fresh(sandbox(1)));
-        assert_eq!(pool.claim(&name("third"), at(1)), Claim::Wait);
-        assert_eq!(pool.wanted(1, at(1)), 1, "there is room for one more session, and no more");
-    }
-
-    #[test]
-    fn a_full_pool_says_when_to_come_back() {
-        let mut pool = pool(1, 1);
-        fill(&mut pool, 0..1);
-        pool.claim(&name("first"), at(0));
-        let full = Claim::Full { active: 1, limit: 1, retry_after: at(7) };
-        assert_eq!(pool.claim(&name("second"), at(3)), full);
-        assert_eq!(pool.wanted(1, at(3)), 0);
-        assert_eq!(pool.remove(&name("first")), Some(sandbox(0)));
-        assert_eq!(pool.wanted(1, at(3)), 1);
-    }
-
-    #[test]
-    fn idle_sessions_end_busy_ones_only_at_their_longest_life() {
-        let mut pool = pool(5, 0);
-        fill(&mut pool, 0..2);
-        pool.claim(&name("idle"), at(0));
-        pool.claim(&name("busy"), at(0));
-        pool.busy(&name("busy"), true, at(0));
-        assert_eq!(pool.expired(at(9)), (vec![], Some(at(10))));
-        assert_eq!(pool.expired(at(10)).0, [name("idle")]);
-        pool.remove(&name("idle"));
-        assert_eq!(pool.expired(at(59)).0, []);
-        assert_eq!(pool.expired(at(60)).0, [name("busy")]);
-    }
-
-    #[test]
-    fn failures_wait_longer_each_time_and_a_good_start_forgives() {
-        let mut pool = pool(5, 2);
-        pool.booting(sandbox(0));
-        assert_eq!(pool.gone(sandbox(0), at(0)), None);
-        assert_eq!(pool.wanted(0, at(0)), 0);
-        assert_eq!(pool.not_before(), Some(FIRST_PAUSE));
-        pool.failed(at(1));
-        assert_eq!(pool.not_before(), Some(at(1) + FIRST_PAUSE * 2));
-        for _ in 0..20 {
-            pool.failed(at(2));
-        }
-        assert_eq!(pool.not_before(), Some(at(2) + LONGEST_PAUSE));
-        fill(&mut pool, 1..2);
-        assert_eq!(pool.wanted(0, at(2)), 1);
-    }
-
-    #[test]
-    fn a_lost_sandbox_ends_its_session() {
-        let mut pool = pool(5, 1);
-        fill(&mut pool, 0..1);
-        pool.claim(&name("mine"), at(0));
-        assert_eq!(pool.gone(sandbox(0), at(1)), Some(name("mine")));
-        assert_eq!(pool.gone(sandbox(0), at(1)), None);
-        assert_eq!(pool.session(&name("mine")), None);
-    }
-}
+mod tests;

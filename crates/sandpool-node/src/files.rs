@@ -28,7 +28,7 @@ impl Node {
     /// `NoFile`, `Denied`, `Invalid` for a path that is not absolute and normal.
     pub async fn stat_file(&self, pool: &PoolName, identifier: &Identifier, path: &str) -> Result<Entry, NodeError> {
         let (pool, session) = self.session_for_files(pool, identifier).await?;
-        let _in_use = InUse::begin(&pool, identifier);
+        let _in_use = InUse::begin(&pool, &session);
         match ask(&session, Call::Stat { path: checked(path)? }, path).await? {
             Answer::Entry(entry) => Ok(entry),
             _ => Err(nonsense()),
@@ -49,7 +49,7 @@ impl Node {
         limit: u32,
     ) -> Result<(Vec<Entry>, bool), NodeError> {
         let (pool, session) = self.session_for_files(pool, identifier).await?;
-        let _in_use = InUse::begin(&pool, identifier);
+        let _in_use = InUse::begin(&pool, &session);
         match ask(&session, Call::List { path: checked(path)?, recursive, after, limit }, path).await? {
             Answer::Entries { entries, more } => Ok((entries, more)),
             _ => Err(nonsense()),
@@ -67,7 +67,7 @@ impl Node {
         path: &str,
     ) -> Result<(u64, BoxStream<'static, Result<Bytes, NodeError>>), NodeError> {
         let (pool, session) = self.session_for_files(pool, identifier).await?;
-        let in_use = InUse::begin(&pool, identifier);
+        let in_use = InUse::begin(&pool, &session);
         let path = checked(path)?;
         let (first, size) = read(&session, &path, 0).await?;
         let state = Some((in_use, session, path, first, 0_u64));
@@ -103,7 +103,7 @@ impl Node {
         mut data: BoxStream<'_, Result<Bytes, NodeError>>,
     ) -> Result<Entry, NodeError> {
         let (pool, session) = self.session_for_files(pool, identifier).await?;
-        let _in_use = InUse::begin(&pool, identifier);
+        let _in_use = InUse::begin(&pool, &session);
         let Answer::Upload(upload) = ask(&session, Call::WriteOpen { path: checked(path)? }, path).await? else {
             return Err(nonsense());
         };
@@ -127,7 +127,7 @@ impl Node {
     /// As [`Node::stat_file`].
     pub async fn remove_file(&self, pool: &PoolName, identifier: &Identifier, path: &str) -> Result<(), NodeError> {
         let (pool, session) = self.session_for_files(pool, identifier).await?;
-        let _in_use = InUse::begin(&pool, identifier);
+        let _in_use = InUse::begin(&pool, &session);
         ask(&session, Call::Remove { path: checked(path)? }, path).await.map(drop)
     }
 }

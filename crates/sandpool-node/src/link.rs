@@ -24,6 +24,7 @@ pub(crate) struct Link {
     out: mpsc::Sender<Vec<u8>>,
     next: AtomicU32,
     shared: Arc<Shared>,
+    boot_id: [u8; 16],
 }
 
 #[derive(Debug, Default)]
@@ -86,9 +87,9 @@ impl Link {
     /// Takes over a stream that was just dialled.
     pub(crate) async fn open(mut stream: Stream) -> io::Result<Self> {
         // One stream is one boot: an agent that starts anew has closed it.
-        if !matches!(read(&mut stream).await?, FromAgent::Hello { protocol: PROTOCOL, .. }) {
+        let FromAgent::Hello { protocol: PROTOCOL, boot_id, .. } = read(&mut stream).await? else {
             return Err(io::Error::other("the agent did not say hello in our version"));
-        }
+        };
         let (input, mut output) = tokio::io::split(stream);
         let (out, mut pending) = mpsc::channel::<Vec<u8>>(BACKLOG);
         let shared = Arc::new(Shared::default());
@@ -118,7 +119,7 @@ impl Link {
             }
             reader.close();
         });
-        Ok(Self { out, next: AtomicU32::new(1), shared })
+        Ok(Self { out, next: AtomicU32::new(1), shared, boot_id })
     }
 
     pub(crate) async fn send(&self, message: &ToAgent) -> Result<(), NodeError> {
@@ -149,6 +150,11 @@ impl Link {
 
     pub(crate) fn forget(&self, key: &ExecKey) {
         self.shared.with(|table| table.records.remove(key));
+    }
+
+    /// Which boot of the sandbox this is a stream to.
+    pub(crate) fn boot_id(&self) -> [u8; 16] {
+        self.boot_id
     }
 
     pub(crate) fn is_closed(&self) -> bool {

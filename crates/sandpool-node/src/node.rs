@@ -1,12 +1,12 @@
 //! [`Node`]: one machine's pools and sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
-use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
+use sandpool_driver::{Change, Driver, DriverError, Template, Usage};
 use sandpool_wire::agent::ToAgent;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
@@ -16,6 +16,12 @@ use crate::api::*;
 use crate::pools::{BOOT_LIMIT, PoolState};
 use crate::record::Record;
 use crate::session::Session;
+
+/// The pause before sandboxes that could not be listed are listed again.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often the last sandboxes are looked for at shutdown.
+const ROUNDS: usize = 5;
 
 /// One machine's pools and sessions. Cheap to clone; all clones are the same node.
 #[derive(Clone, Debug)]
@@ -104,19 +110,16 @@ impl Node {
                 }
             }
         });
-        // What became ready between the list and the watch's first word was in both; what is in neither is not there.
-        node.list_again().await;
         Ok(node)
     }
 
     fn changed(&self, change: &Change) {
         match change {
-            Change::Upsert(sandbox) if sandbox.phase == Phase::Ready && sandbox.owner.is_none() => {
+            Change::Upsert(sandbox) => {
                 if let Some(pool) = self.inner.pools.get(&sandbox.pool) {
-                    pool.ready(sandbox.id);
+                    pool.upsert(sandbox);
                 }
             }
-            Change::Upsert(_) => {}
             Change::Gone { id, reason } => {
                 for pool in self.inner.pools.values() {
                     pool.gone(*id, reason);
@@ -127,17 +130,27 @@ impl Node {
 
     /// Changes have been missed, so all that is there counts as changed.
     async fn list_again(&self) {
-        match self.inner.driver.0.list().await {
-            Ok(sandboxes) => {
-                let there: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.id).collect();
-                for pool in self.inner.pools.values() {
-                    pool.lose_missing(&there);
+        loop {
+            // Before the list is taken: what is made meanwhile is not in it, and not missing.
+            let known: Vec<_> = self.inner.pools.values().map(|pool| (pool, pool.known())).collect();
+            match self.inner.driver.0.list().await {
+                Ok(sandboxes) => {
+                    let there: HashSet<_> = sandboxes.iter().map(|sandbox| sandbox.id).collect();
+                    for (pool, known) in known {
+                        pool.lose_missing(&known, &there);
+                    }
+                    for sandbox in sandboxes {
+                        self.changed(&Change::Upsert(sandbox));
+                    }
+                    return;
                 }
-                for sandbox in sandboxes {
-                    self.changed(&Change::Upsert(sandbox));
-                }
+                Err(error) => tracing::error!("the sandboxes cannot be listed: {error}"),
             }
-            Err(error) => tracing::error!("the sandboxes cannot be listed: {error}"),
+            // Without the list, what was missed would stay missed.
+            tokio::select! {
+                () = self.inner.stop.cancelled() => return,
+                () = tokio::time::sleep(LIST_AGAIN) => {}
+            }
         }
     }
 
@@ -155,9 +168,15 @@ impl Node {
                 }
             }
         }
-        let Ok(sandboxes) = self.inner.driver.0.list().await else { return };
-        let ends = sandboxes.into_iter().map(|sandbox| self.inner.driver.0.destroy(sandbox.id));
-        futures::future::join_all(ends).await;
+        // More than once: one may have been in the making.
+        for _ in 0..ROUNDS {
+            let Ok(sandboxes) = self.inner.driver.0.list().await else { return };
+            if sandboxes.is_empty() {
+                return;
+            }
+            let ends = sandboxes.into_iter().map(|sandbox| self.inner.driver.0.destroy(sandbox.id));
+            futures::future::join_all(ends).await;
+        }
     }
 
     /// Every pool has as many ready sandboxes as it was asked to keep (or sessions that use them).
@@ -234,12 +253,13 @@ impl Node {
         })
     }
 
-    /// Ends a session. Answers once its slot is free; its sandbox is gone soon after.
+    /// Ends a session. Answers once its sandbox is gone with all that was in it, so that no restart brings it back;
+    /// its place is free at once. A caller that goes away meanwhile changes nothing.
     ///
     /// # Errors
     /// `NoPool`, `NoSession`.
     pub async fn delete_session(&self, pool: &PoolName, identifier: &Identifier) -> Result<(), NodeError> {
-        if self.state(pool)?.end(identifier) { Ok(()) } else { Err(NodeError::NoSession(identifier.clone())) }
+        self.state(pool)?.delete(identifier).await
     }
 
     /// Accepts an execution in an existing session (see [`Node::open`]): code waits its turn in the session's queue,

@@ -1,6 +1,6 @@
 //! One pool at work: fills its reservoir, binds sessions to sandboxes, ends them when their time is over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,16 +10,25 @@ use sandpool_core::pool::{Claim, Moment, Pool};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
 use sandpool_wire::agent::{Activation, Answer, Call};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
 use crate::link::Link;
-use crate::record::Record;
 use crate::session::Session;
 
-/// Lost sessions that are remembered until their owner hears of it.
+/// Lost sessions that are remembered until their owner hears of it; the oldest are forgotten first.
 const LOST: usize = 4096;
+
+/// The longest that it may take to give a sandbox to a session, or to find one again after a restart.
+const CONNECT: Duration = Duration::from_secs(60);
+
+/// The pause after which a caller does not wait for the next attempt to start a sandbox.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The moment at which this server started, as its pools count time: so late that sessions can be older.
+const ORIGIN: Moment = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How often a call may get a sandbox that turns out to be gone, before it gives up.
 const ATTEMPTS: usize = 3;
@@ -62,8 +71,57 @@ impl std::fmt::Debug for Shared {
 struct Inner {
     rules: Pool,
     sessions: HashMap<Identifier, Coming>,
-    lost: HashMap<Identifier, String>,
+    lost: Lost,
+    /// Sandboxes that are being made and that the driver knows. (Of the others being made it may not know yet.)
+    created: HashSet<SandboxId>,
+    /// The boot ids of the sandboxes that are ready or belong to a session.
+    boots: HashMap<SandboxId, [u8; 16]>,
     trouble: Option<String>,
+}
+
+/// Sessions whose owners have yet to hear that they are lost, and why.
+#[derive(Debug, Default)]
+struct Lost {
+    reasons: HashMap<Identifier, String>,
+    /// Oldest first; also of some that are not there any more.
+    order: VecDeque<Identifier>,
+}
+
+impl Lost {
+    fn get(&self, identifier: &Identifier) -> Option<&String> {
+        self.reasons.get(identifier)
+    }
+
+    fn take(&mut self, identifier: &Identifier) -> Option<String> {
+        self.reasons.remove(identifier)
+    }
+
+    fn add(&mut self, identifier: Identifier, reason: String) {
+        while self.order.len() >= LOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.reasons.remove(&oldest);
+        }
+        self.order.retain(|other| *other != identifier);
+        self.order.push_back(identifier.clone());
+        self.reasons.insert(identifier, reason);
+    }
+}
+
+/// A caller that waits for a sandbox, for as long as it does.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl PoolState {
@@ -77,7 +135,14 @@ impl PoolState {
             weaker,
             driver: Shared(driver),
             start,
-            inner: Mutex::new(Inner { rules, sessions: HashMap::new(), lost: HashMap::new(), trouble: None }),
+            inner: Mutex::new(Inner {
+                rules,
+                sessions: HashMap::new(),
+                lost: Lost::default(),
+                created: HashSet::new(),
+                boots: HashMap::new(),
+                trouble: None,
+            }),
             waiting: AtomicUsize::new(0),
             changed: Notify::new(),
             refill: Notify::new(),
@@ -90,12 +155,16 @@ impl PoolState {
     }
 
     fn now(&self) -> Moment {
-        self.start.elapsed()
+        ORIGIN + self.start.elapsed()
     }
 
-    pub(crate) fn busy(&self, identifier: &Identifier, begins: bool) {
+    fn instant(&self, at: Moment) -> Instant {
+        self.start + at.saturating_sub(ORIGIN)
+    }
+
+    pub(crate) fn busy(&self, sandbox: SandboxId, begins: bool) {
         let now = self.now();
-        self.inner().rules.busy(identifier, begins, now);
+        self.inner().rules.busy(sandbox, begins, now);
         if !begins {
             self.ends.notify_one();
         }
@@ -123,60 +192,99 @@ impl PoolState {
 
     /// Takes over a sandbox that was there before this server.
     pub(crate) fn adopt(self: &Arc<Self>, sandbox: &Sandbox) {
-        let now = self.now();
-        let known = sandbox.owner.as_ref().and_then(|owner| OwnerRecord::parse(&owner.record));
-        match (known, sandbox.phase) {
-            (_, Phase::Leaving) => {}
-            (Some(record), _) if sandbox.activated => {
-                let (sender, coming) = watch::channel(None);
+        if sandbox.phase == Phase::Leaving {
+            return;
+        }
+        let id = sandbox.id;
+        match sandbox.owner.as_ref().map(|owner| OwnerRecord::parse(&owner.record)) {
+            Some(Some(record)) if sandbox.activated => self.adopt_session(id, record),
+            // Half given away: whoever it was meant for has had no answer.
+            Some(_) => drop(self.destroy(id)),
+            None => {
                 {
                     let mut inner = self.inner();
-                    inner.rules.bind(record.identifier.clone(), sandbox.id, now);
-                    inner.sessions.insert(record.identifier.clone(), coming);
+                    inner.rules.booting(id);
+                    inner.created.insert(id);
                 }
-                let (pool, sandbox) = (Arc::clone(self), sandbox.id);
-                tokio::spawn(async move {
-                    let identifier = record.identifier.clone();
-                    let session = pool.connect(sandbox, record, true).await;
-                    if let Err(error) = &session {
-                        pool.lose(&identifier, &error.to_string());
-                    }
-                    sender.send_replace(Some(session));
-                });
-            }
-            // Half given away: whoever it was meant for has had no answer.
-            _ if sandbox.owner.is_some() => self.destroy(sandbox.id),
-            (_, phase) => {
-                let mut inner = self.inner();
-                inner.rules.booting(sandbox.id);
-                if phase == Phase::Ready {
-                    inner.rules.ready(sandbox.id);
-                }
+                self.upsert(sandbox);
             }
         }
     }
 
-    /// A sandbox is ready.
-    pub(crate) fn ready(&self, sandbox: SandboxId) {
-        {
+    fn adopt_session(self: &Arc<Self>, sandbox: SandboxId, record: OwnerRecord) {
+        let now = self.now();
+        let age = record.created.elapsed().unwrap_or_default();
+        let (sender, coming) = watch::channel(None);
+        let surplus = {
             let mut inner = self.inner();
-            if !inner.rules.ready(sandbox) {
+            let surplus = inner.rules.bind(record.identifier.clone(), sandbox, now.saturating_sub(age), now);
+            if surplus != Some(sandbox) {
+                inner.sessions.insert(record.identifier.clone(), coming);
+            }
+            surplus
+        };
+        if let Some(surplus) = surplus {
+            self.destroy(surplus);
+            if surplus == sandbox {
                 return;
             }
-            inner.trouble = None;
         }
-        self.changed.notify_waiters();
-        self.refill.notify_one();
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let session = pool.connect(sandbox, record, true).await;
+            if let Err(error) = &session {
+                pool.lose(sandbox, &error.to_string());
+            }
+            sender.send_replace(Some(session));
+        });
     }
 
-    /// A sandbox is gone.
+    /// A sandbox is there, and looks like this.
+    pub(crate) fn upsert(self: &Arc<Self>, sandbox: &Sandbox) {
+        let id = sandbox.id;
+        if sandbox.phase == Phase::Leaving {
+            return;
+        }
+        let mut inner = self.inner();
+        if let Some(identifier) = inner.rules.owner(id).cloned() {
+            let session = inner.sessions.get(&identifier).and_then(|coming| coming.borrow().clone()?.ok());
+            let began = session.map(|session| session.link.boot_id());
+            drop(inner);
+            if began.is_some_and(|began| sandbox.boot_id.is_some_and(|now| now != began)) {
+                self.lose(id, "its sandbox started anew");
+            }
+        } else if sandbox.phase == Phase::Ready && sandbox.owner.is_none() {
+            if let Some(boot) = sandbox.boot_id {
+                inner.boots.insert(id, boot);
+            }
+            inner.created.remove(&id);
+            if inner.rules.ready(id) {
+                inner.trouble = None;
+                drop(inner);
+                self.changed.notify_waiters();
+                self.refill.notify_one();
+            } else if !inner.rules.knows(id) {
+                // Of a call that seemed to have failed: nobody would ever use it.
+                inner.boots.remove(&id);
+                drop(inner);
+                self.destroy(id);
+            }
+        }
+    }
+
+    /// A sandbox is gone. Nothing happens if it is none of this pool's.
     pub(crate) fn gone(&self, sandbox: SandboxId, reason: &GoneReason) {
         let now = self.now();
         {
             let mut inner = self.inner();
+            if !inner.rules.knows(sandbox) {
+                return;
+            }
             if let GoneReason::BootFailed(why) = reason {
                 inner.trouble = Some(why.clone());
             }
+            inner.boots.remove(&sandbox);
+            inner.created.remove(&sandbox);
             if let Some(identifier) = inner.rules.gone(sandbox, now) {
                 let why = match reason {
                     GoneReason::Destroyed => "its sandbox was destroyed".to_owned(),
@@ -190,45 +298,69 @@ impl PoolState {
         self.refill.notify_one();
     }
 
+    /// Every sandbox that the driver should list.
+    pub(crate) fn known(&self) -> Vec<SandboxId> {
+        let inner = self.inner();
+        inner.rules.known().chain(inner.created.iter().copied()).collect()
+    }
+
     /// After changes were missed: sandboxes of ours that are not there any more.
-    pub(crate) fn lose_missing(&self, there: &[SandboxId]) {
-        let missing: Vec<_> = self.inner().rules.known().filter(|sandbox| !there.contains(sandbox)).collect();
-        for sandbox in missing {
-            self.gone(sandbox, &GoneReason::Died("its sandbox is gone".to_owned()));
+    pub(crate) fn lose_missing(&self, known: &[SandboxId], there: &HashSet<SandboxId>) {
+        for sandbox in known.iter().filter(|sandbox| !there.contains(sandbox)) {
+            self.gone(*sandbox, &GoneReason::Died("its sandbox is gone".to_owned()));
         }
     }
 
-    /// Gives a session up: its owner hears of it with the next request.
-    pub(crate) fn lose(self: &Arc<Self>, identifier: &Identifier, why: &str) {
-        let sandbox = {
-            let mut inner = self.inner();
-            let sandbox = inner.rules.remove(identifier);
-            inner.forget(identifier, Some(why.to_owned()));
-            sandbox
-        };
-        if let Some(sandbox) = sandbox {
-            self.destroy(sandbox);
-        }
-        self.refill.notify_one();
+    /// Takes a session's sandbox from it. The session, if it was there.
+    fn take(&self, sandbox: SandboxId, lost: Option<&str>) -> Option<Identifier> {
+        let mut inner = self.inner();
+        let identifier = inner.rules.owner(sandbox)?.clone();
+        inner.rules.remove(&identifier);
+        inner.boots.remove(&sandbox);
+        inner.forget(&identifier, lost.map(str::to_owned));
+        Some(identifier)
     }
 
-    /// Ends a session, as asked. Whether there was one.
-    pub(crate) fn end(self: &Arc<Self>, identifier: &Identifier) -> bool {
-        let sandbox = {
-            let mut inner = self.inner();
-            let sandbox = inner.rules.remove(identifier);
-            inner.forget(identifier, None);
-            sandbox
-        };
-        if let Some(sandbox) = sandbox {
+    /// Gives a session up: its owner hears of it with the next request. By its sandbox, since the same name may be
+    /// another session by now.
+    pub(crate) fn lose(&self, sandbox: SandboxId, why: &str) {
+        if let Some(identifier) = self.take(sandbox, Some(why)) {
+            tracing::warn!(pool = %self.spec.name, %identifier, %sandbox, "a session is lost: {why}");
             self.destroy(sandbox);
+            self.changed.notify_waiters();
+            self.refill.notify_one();
         }
+    }
+
+    /// Ends a session. Answers the task that destroys its sandbox, if there was one.
+    fn end(&self, sandbox: SandboxId) -> Option<JoinHandle<()>> {
+        self.take(sandbox, None)?;
+        let task = self.destroy(sandbox);
         self.changed.notify_waiters();
         self.refill.notify_one();
-        sandbox.is_some()
+        Some(task)
     }
 
-    fn destroy(&self, sandbox: SandboxId) {
+    /// Ends a session, as asked.
+    pub(crate) async fn delete(&self, identifier: &Identifier) -> Result<(), NodeError> {
+        let sandbox = {
+            let mut inner = self.inner();
+            let was_lost = inner.lost.take(identifier).is_some();
+            match inner.rules.session(identifier) {
+                Some(session) => session.sandbox,
+                // It is as gone as it can be, and its owner does not want it back.
+                None if was_lost => return Ok(()),
+                None => return Err(NodeError::NoSession(identifier.clone())),
+            }
+        };
+        if let Some(task) = self.end(sandbox) {
+            // It does not panic; and if it did, the session would be ended all the same.
+            let _ = task.await;
+        }
+        Ok(())
+    }
+
+    fn destroy(&self, sandbox: SandboxId) -> JoinHandle<()> {
         let driver = Arc::clone(&self.driver.0);
         tokio::spawn(async move {
             for _ in 0..ATTEMPTS {
@@ -238,7 +370,7 @@ impl PoolState {
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-        });
+        })
     }
 
     pub(crate) async fn open(
@@ -249,6 +381,7 @@ impl PoolState {
     ) -> Result<(Arc<Session>, bool), NodeError> {
         let patience = Instant::now() + BOOT_LIMIT;
         let mut attempts = 0;
+        let mut has_waited = false;
         loop {
             // Registered before the look, so that nothing happens unseen between the two.
             let changed = self.changed.notified();
@@ -256,24 +389,34 @@ impl PoolState {
             changed.as_mut().enable();
             match self.claim(identifier, open, caller)? {
                 Some((coming, new)) => match settled(coming).await {
-                    Err(NodeError::Unavailable(_)) if new && attempts + 1 < ATTEMPTS => attempts += 1,
+                    // Its sandbox turned out to be of no use: the next one may be.
+                    Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
                     outcome => return outcome.map(|session| (session, new)),
                 },
                 None => {
-                    self.waiting.fetch_add(1, Ordering::SeqCst);
-                    self.refill.notify_one();
-                    let waited = tokio::time::timeout_at(patience, changed).await;
-                    self.waiting.fetch_sub(1, Ordering::SeqCst);
-                    let trouble = self.inner().trouble.clone();
-                    if let Some(reason) = trouble {
+                    if let Some(reason) = self.hopeless(has_waited) {
                         return Err(NodeError::PoolBroken { pool: self.spec.name.clone(), reason });
                     }
+                    has_waited = true;
+                    let waiting = Waiting::begin(&self.waiting);
+                    self.refill.notify_one();
+                    let waited = tokio::time::timeout_at(patience, changed).await;
+                    drop(waiting);
                     if waited.is_err() {
                         return Err(NodeError::Unavailable("no sandbox became ready in time".to_owned()));
                     }
                 }
             }
         }
+    }
+
+    /// Why a caller need not wait for a sandbox: they do not start, none is on its way, and the next attempt has been
+    /// waited for or is far off.
+    fn hopeless(&self, has_waited: bool) -> Option<String> {
+        let inner = self.inner();
+        let (_, booting, _) = inner.rules.counts();
+        let far = inner.rules.not_before().is_some_and(|at| at > self.now() + PATIENCE);
+        inner.trouble.clone().filter(|_| booting == 0 && (has_waited || far))
     }
 
     /// One look at the rules: the session that is there or comes, and whether it is new; `None` to wait.
@@ -285,7 +428,7 @@ impl PoolState {
     ) -> Result<Option<(Coming, bool)>, NodeError> {
         let now = self.now();
         let mut inner = self.inner();
-        if let Some(reason) = inner.lost.remove(identifier) {
+        if let Some(reason) = inner.lost.take(identifier) {
             return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
         }
         if open == Open::Existing && inner.rules.session(identifier).is_none() {
@@ -308,10 +451,9 @@ impl PoolState {
                 let pool = Arc::clone(self);
                 // A task of its own: a client that goes away in the middle leaves nothing half done.
                 tokio::spawn(async move {
-                    let identifier = record.identifier.clone();
                     let session = pool.connect(sandbox, record, false).await;
                     if session.is_err() {
-                        pool.end(&identifier);
+                        pool.end(sandbox);
                     }
                     sender.send_replace(Some(session));
                     pool.refill.notify_one();
@@ -333,6 +475,17 @@ impl PoolState {
         record: OwnerRecord,
         adopted: bool,
     ) -> Result<Arc<Session>, NodeError> {
+        let connecting = self.connect_patiently(sandbox, record, adopted);
+        let late = || NodeError::Unavailable("its sandbox does not answer".to_owned());
+        tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn connect_patiently(
+        self: &Arc<Self>,
+        sandbox: SandboxId,
+        record: OwnerRecord,
+        adopted: bool,
+    ) -> Result<Arc<Session>, NodeError> {
         let driver = &self.driver.0;
         let failed = |error: DriverError| NodeError::Unavailable(error.to_string());
         if !adopted {
@@ -344,48 +497,45 @@ impl PoolState {
         }
         let stream = driver.dial(sandbox).await.map_err(failed)?;
         let link = Link::open(stream).await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
-        let identifier = record.identifier.clone();
-        let session = Arc::new(Session::new(record.identifier, record.subject, record.created, link));
-        if adopted && let Ok(Answer::Executions(known)) = session.link.call(Call::Executions).await? {
+        let expected = self.inner().boots.get(&sandbox).copied();
+        if expected.is_some_and(|expected| expected != link.boot_id()) {
+            return Err(NodeError::Unavailable("its sandbox started anew".to_owned()));
+        }
+        let session = Session::new(record.identifier, sandbox, record.subject, record.created, link);
+        let session = Arc::new(session);
+        if adopted {
+            let known = match session.link.call(Call::Executions).await? {
+                Ok(Answer::Executions(known)) => known,
+                // Its agent does not know the session: it is not the one that did.
+                Ok(_) => return Err(NodeError::Unavailable("its agent answered something else".to_owned())),
+                Err(refusal) => return Err(NodeError::Unavailable(refusal.to_string())),
+            };
             for (key, _) in known {
-                // What it runs is not known any more, so it may be one that takes input.
-                let kept = Record::new(ExecutionId(key), session.identifier.clone(), self.spec.output_limit)
-                    .taking(true, true);
-                let kept = Arc::new(kept);
-                session.link.follow(key, Arc::clone(&kept));
-                session.keep(kept);
-                // One that the agent has just forgotten ends with the stream.
-                let _ = session.link.call(Call::Attach { exec: key, after_seq: 0 }).await?;
+                session.adopt(self, ExecutionId(key)).await?;
             }
         }
-        let (pool, watched) = (Arc::clone(self), Arc::downgrade(&session));
-        let closed = session.link.closed_token();
+        let (pool, closed) = (Arc::clone(self), session.link.closed_token());
         tokio::spawn(async move {
             closed.cancelled().await;
-            // Only if the session still counts on it: otherwise it was ended, and this is the echo.
-            if watched.upgrade().is_some() && pool.sandbox_of(&identifier) == Some(sandbox) {
-                pool.lose(&identifier, "its sandbox stopped answering");
-            }
+            // Nothing, if the session was ended before: then this is the echo.
+            pool.lose(sandbox, "its sandbox stopped answering");
         });
         Ok(session)
     }
 
-    fn sandbox_of(&self, identifier: &Identifier) -> Option<SandboxId> {
-        self.inner().rules.session(identifier).map(|session| session.sandbox)
-    }
-
     pub(crate) async fn existing(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
         let coming = {
-            let inner = self.inner();
-            if let Some(reason) = inner.lost.get(identifier) {
-                return Err(NodeError::SessionLost { identifier: identifier.clone(), reason: reason.clone() });
+            let mut inner = self.inner();
+            if let Some(reason) = inner.lost.take(identifier) {
+                return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
             }
             inner.sessions.get(identifier).cloned()
         };
         settled(coming.ok_or_else(|| NodeError::NoSession(identifier.clone()))?).await
     }
 
-    /// A session that is there now.
+    /// A session that is there now. That it was lost is said here as often as it is asked: only who would use the
+    /// session has heard of it for good.
     pub(crate) fn present(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
         let inner = self.inner();
         if let Some(reason) = inner.lost.get(identifier) {
@@ -432,15 +582,13 @@ impl PoolState {
     /// Fills the reservoir whenever it wants filling.
     pub(crate) async fn fill(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            let (wanted, not_before) = {
-                let inner = self.inner();
-                let waiting = self.waiting.load(Ordering::SeqCst);
-                (inner.rules.wanted(waiting, self.now()), inner.rules.not_before())
-            };
+            let wanted = self.inner().rules.wanted(self.waiting.load(Ordering::SeqCst), self.now());
             for _ in 0..wanted {
                 self.begin_one().await;
             }
-            let later = not_before.filter(|at| *at > self.now()).map(|at| self.start + at);
+            // Asked afterwards: one of those may have failed at once.
+            let not_before = self.inner().rules.not_before();
+            let later = not_before.filter(|at| *at > self.now()).map(|at| self.instant(at));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.refill.notified() => {}
@@ -457,29 +605,45 @@ impl PoolState {
         }
         let id = SandboxId::from_random(id);
         self.inner().rules.booting(id);
-        if let Err(error) = self.driver.0.create(id, &self.spec.name).await {
-            tracing::warn!(pool = %self.spec.name, "a sandbox could not be made: {error}");
-            let now = self.now();
-            let mut inner = self.inner();
-            inner.trouble = Some(error.to_string());
-            inner.rules.gone(id, now);
-            drop(inner);
-            self.changed.notify_waiters();
+        match self.driver.0.create(id, &self.spec.name).await {
+            Ok(()) => {
+                let mut inner = self.inner();
+                if inner.rules.is_booting(id) {
+                    inner.created.insert(id);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(pool = %self.spec.name, "a sandbox could not be made: {error}");
+                let now = self.now();
+                {
+                    let mut inner = self.inner();
+                    inner.trouble = Some(error.to_string());
+                    inner.rules.gone(id, now);
+                }
+                // The answer may have been lost, and not the call.
+                self.destroy(id);
+                self.changed.notify_waiters();
+            }
         }
     }
 
     /// Ends sessions whose time is over.
     pub(crate) async fn reap(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            let (over, next) = self.inner().rules.expired(self.now());
-            for identifier in over {
-                tracing::info!(pool = %self.spec.name, %identifier, "a session ends: it was idle, or old");
-                self.end(&identifier);
+            let (over, next) = {
+                let inner = self.inner();
+                let (over, next) = inner.rules.expired(self.now());
+                let sandboxes = over.iter().filter_map(|identifier| inner.rules.session(identifier));
+                (sandboxes.map(|session| session.sandbox).collect::<Vec<_>>(), next)
+            };
+            for sandbox in over {
+                tracing::info!(pool = %self.spec.name, %sandbox, "a session ends: it was idle, or old");
+                self.end(sandbox);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.ends.notified() => {}
-                () = until(next.map(|at| self.start + at)) => {}
+                () = until(next.map(|at| self.instant(at))) => {}
             }
         }
     }
@@ -489,11 +653,9 @@ impl Inner {
     fn forget(&mut self, identifier: &Identifier, lost: Option<String>) {
         let was_there = self.sessions.remove(identifier).is_some();
         match lost {
-            Some(why) if was_there && self.lost.len() < LOST => {
-                self.lost.insert(identifier.clone(), why);
-            }
+            Some(why) if was_there => self.lost.add(identifier.clone(), why),
             Some(_) => {}
-            None => drop(self.lost.remove(identifier)),
+            None => drop(self.lost.take(identifier)),
         }
     }
 }

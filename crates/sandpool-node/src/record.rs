@@ -19,6 +19,9 @@ const MAX_RICH: u64 = 64 << 20;
 /// Events that are kept of one execution.
 const MAX_EVENTS: usize = 100_000;
 
+/// What a part of an event costs in memory besides its bytes, at most.
+const OVERHEAD: usize = 64;
+
 /// One execution's record.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -29,6 +32,7 @@ pub(crate) struct Record {
     room: u64,
     takes_input: bool,
     is_terminal: bool,
+    takes_turns: bool,
     kept: Mutex<Kept>,
     /// Changes whenever something has happened.
     version: watch::Sender<u64>,
@@ -54,6 +58,7 @@ impl Record {
             room: output_limit.saturating_add(MAX_RICH),
             takes_input: false,
             is_terminal: false,
+            takes_turns: false,
             kept: Mutex::default(),
             version: watch::channel(0).0,
         }
@@ -62,6 +67,15 @@ impl Record {
     /// Whether it takes input while it runs, and whether that comes from a terminal.
     pub(crate) fn taking(self, input: bool, terminal: bool) -> Self {
         Self { takes_input: input, is_terminal: terminal, ..self }
+    }
+
+    /// Whether it is for the interpreter, which runs one at a time.
+    pub(crate) fn taking_turns(self, takes_turns: bool) -> Self {
+        Self { takes_turns, ..self }
+    }
+
+    pub(crate) fn takes_turns(&self) -> bool {
+        self.takes_turns
     }
 
     pub(crate) fn takes_input(&self) -> bool {
@@ -80,11 +94,14 @@ impl Record {
     pub(crate) fn push(&self, seq: u64, event: Event) {
         {
             let mut kept = self.kept();
-            if kept.finished.is_some() || kept.events.last().is_some_and(|last| seq <= last.seq) {
+            // The last number is nobody's: there is always one after.
+            let is_old = kept.events.last().is_some_and(|last| seq <= last.seq);
+            if kept.finished.is_some() || is_old || seq == u64::MAX {
                 return;
             }
             let bytes = size(&event);
             match &event {
+                Event::Started if kept.started => return,
                 Event::Started => {
                     kept.started = true;
                     kept.queued = Some(self.asked.elapsed());
@@ -105,14 +122,25 @@ impl Record {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Ends it from our side.
+    /// Ends it from our side. Nothing happens if it has ended.
     pub(crate) fn end(&self, outcome: Outcome) {
-        let (seq, duration) = {
-            let kept = self.kept();
-            (kept.events.last().map_or(1, |last| last.seq + 1), self.asked.elapsed())
-        };
-        let duration_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.push(seq, Event::Finished(Finished { outcome, duration_us, dropped: (0, 0), state_lost: false }));
+        {
+            let mut kept = self.kept();
+            if kept.finished.is_some() {
+                return;
+            }
+            let ran = if kept.started {
+                self.asked.elapsed().saturating_sub(kept.queued.unwrap_or_default())
+            } else {
+                Duration::ZERO
+            };
+            let duration_us = u64::try_from(ran.as_micros()).unwrap_or(u64::MAX);
+            let finished = Finished { outcome, duration_us, dropped: (0, 0), state_lost: false };
+            let seq = kept.events.last().map_or(1, |last| last.seq.saturating_add(1));
+            kept.finished = Some(finished.clone());
+            kept.events.push(Sequenced { seq, event: Event::Finished(finished) });
+        }
+        self.version.send_modify(|version| *version += 1);
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -218,7 +246,9 @@ fn size(event: &Event) -> u64 {
     length(match event {
         Event::Stdout(data) | Event::Stderr(data) => data.len(),
         Event::Display(rich) | Event::Result(rich) => {
-            rich.text.len() + rich.forms.iter().map(|(kind, data)| kind.len() + data.len()).sum::<usize>()
+            let forms = rich.forms.iter().map(|(kind, data)| OVERHEAD + kind.len() + data.len()).sum::<usize>();
+            let dropped = rich.dropped.iter().map(|(kind, _)| OVERHEAD + kind.len()).sum::<usize>();
+            OVERHEAD + rich.text.len() + rich.scalar.as_ref().map_or(0, String::len) + forms + dropped
         }
         Event::Error(raised) => raised.name.len() + raised.message.len() + raised.traceback.len(),
         Event::Started | Event::Finished(_) => 0,

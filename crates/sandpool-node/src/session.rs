@@ -1,13 +1,12 @@
 //! One session: its sandbox's stream, its executions, and the queue for its interpreter.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, Identifier};
-use sandpool_wire::agent::{Call, Event, Execute, Finished, Outcome, Refusal, Stdin, Stop, Work};
-use tokio::sync::Semaphore;
+use sandpool_core::ids::{ExecutionId, Identifier, SandboxId};
+use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
+use tokio::sync::oneshot;
 
 use crate::api::{ExecuteRequest, NodeError};
 use crate::link::Link;
@@ -24,73 +23,108 @@ const MOST: usize = 256;
 /// the agent ends what runs with patience.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// How long code waits, at most, before it asks again for an interpreter that was busy with something unknown.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// A session with its sandbox.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) identifier: Identifier,
+    pub(crate) sandbox: SandboxId,
     pub(crate) owner: String,
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
-    executions: Mutex<VecDeque<Arc<Record>>>,
-    turn: Semaphore,
-    waiting: AtomicUsize,
+    queue: Mutex<Queue>,
+}
+
+/// The executions, and their order.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Oldest first.
+    executions: VecDeque<Arc<Record>>,
+    /// Completes when the last of them has had its turn. Each waits for the one before it, so that their order is the
+    /// one in which they were accepted, whichever task comes first.
+    last: Option<oneshot::Receiver<()>>,
+}
+
+/// One execution's turn at the interpreter.
+struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    /// Dropped with this: then the next has its turn.
+    _done: oneshot::Sender<()>,
+}
+
+impl Turn {
+    async fn comes(&mut self) {
+        if let Some(before) = &mut self.before {
+            // Nothing is ever sent: the one before drops its end.
+            let _ = before.await;
+            self.before = None;
+        }
+    }
 }
 
 /// Something that goes on in a session: while it lives the session is in use.
 pub(crate) struct InUse {
     pool: Arc<PoolState>,
-    identifier: Identifier,
+    sandbox: SandboxId,
 }
 
 impl InUse {
-    pub(crate) fn begin(pool: &Arc<PoolState>, identifier: &Identifier) -> Self {
-        pool.busy(identifier, true);
-        Self { pool: Arc::clone(pool), identifier: identifier.clone() }
+    pub(crate) fn begin(pool: &Arc<PoolState>, session: &Session) -> Self {
+        pool.busy(session.sandbox, true);
+        Self { pool: Arc::clone(pool), sandbox: session.sandbox }
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.pool.busy(&self.identifier, false);
+        self.pool.busy(self.sandbox, false);
     }
 }
 
 impl Session {
-    pub(crate) fn new(identifier: Identifier, owner: String, created: SystemTime, link: Link) -> Self {
-        Self {
-            identifier,
-            owner,
-            created,
-            link,
-            executions: Mutex::default(),
-            turn: Semaphore::new(1),
-            waiting: AtomicUsize::new(0),
-        }
+    pub(crate) fn new(
+        identifier: Identifier,
+        sandbox: SandboxId,
+        owner: String,
+        created: SystemTime,
+        link: Link,
+    ) -> Self {
+        Self { identifier, sandbox, owner, created, link, queue: Mutex::default() }
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut VecDeque<Arc<Record>>) -> T) -> T {
-        work(&mut self.executions.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {
+        work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn find(&self, id: ExecutionId) -> Option<Arc<Record>> {
-        self.with(|all| all.iter().find(|record| record.id == id).cloned())
+        self.with(|queue| queue.find(id))
     }
 
     pub(crate) fn executions(&self) -> Vec<Arc<Record>> {
-        self.with(|all| all.iter().cloned().collect())
+        self.with(|queue| queue.executions.iter().cloned().collect())
     }
 
-    pub(crate) fn keep(&self, record: Arc<Record>) {
-        self.with(|all| {
-            all.push_back(record);
-            let ended = all.iter().filter(|record| record.has_ended()).count();
-            let mut surplus = ended.saturating_sub(KEPT);
-            all.retain(|record| {
-                let goes = surplus > 0 && record.has_ended();
-                surplus -= usize::from(goes);
-                !goes
-            });
+    /// Takes up an execution that ran before this server did: it counts as use until it ends.
+    pub(crate) async fn adopt(self: &Arc<Self>, pool: &Arc<PoolState>, id: ExecutionId) -> Result<(), NodeError> {
+        // What it runs is not known any more, so it may be one that takes input.
+        let record = Record::new(id, self.identifier.clone(), pool.spec.output_limit).taking(true, true);
+        let record = Arc::new(record);
+        self.link.follow(id.0, Arc::clone(&record));
+        self.with(|queue| queue.keep(Arc::clone(&record)));
+        if self.link.call(Call::Attach { exec: id.0, after_seq: 0 }).await?.is_err() {
+            // The agent has just forgotten it.
+            self.link.forget(&id.0);
+            self.with(|queue| queue.executions.retain(|other| other.id != id));
+            return Ok(());
+        }
+        let in_use = InUse::begin(pool, self);
+        tokio::spawn(async move {
+            record.ended().await;
+            drop(in_use);
         });
+        Ok(())
     }
 
     /// Accepts an execution, and sees it through in a task of its own.
@@ -100,15 +134,7 @@ impl Session {
         id: ExecutionId,
         request: ExecuteRequest,
     ) -> Result<Arc<Record>, NodeError> {
-        if let Some(found) = self.find(id) {
-            return Ok(found);
-        }
         let takes_turns = matches!(request.work, Work::Code { .. });
-        let live = self.with(|all| all.iter().filter(|record| !record.has_ended()).count());
-        let waiting = self.waiting.load(Ordering::SeqCst);
-        if live >= MOST || (takes_turns && waiting > pool.spec.queue) {
-            return Err(NodeError::QueueFull { waiting: if takes_turns { waiting.saturating_sub(1) } else { live } });
-        }
         let longest = pool.spec.max_timeout;
         let timeout = request.timeout.unwrap_or(longest).min(longest);
         let limit = pool.spec.output_limit;
@@ -120,75 +146,110 @@ impl Session {
             Work::Code { .. } => false,
         };
         let record = Record::new(id, self.identifier.clone(), output_limit).taking(input, terminal);
-        let record = Arc::new(record);
+        let record = Arc::new(record.taking_turns(takes_turns));
+        // In one piece: of two callers with one id the second finds the execution of the first.
+        let turn = self.with(|queue| {
+            if let Some(found) = queue.find(id) {
+                return Ok(Err(found));
+            }
+            let live = queue.executions.iter().filter(|record| !record.has_ended());
+            let (turns, live) = (live.clone().filter(|record| record.takes_turns()).count(), live.count());
+            if takes_turns && turns > pool.spec.queue {
+                return Err(NodeError::QueueFull { waiting: turns - 1 });
+            }
+            if live >= MOST {
+                return Err(NodeError::QueueFull { waiting: live });
+            }
+            queue.keep(Arc::clone(&record));
+            Ok(Ok(takes_turns.then(|| {
+                let (done, next) = oneshot::channel();
+                Turn { before: queue.last.replace(next), _done: done }
+            })))
+        })?;
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(found) => return Ok(found),
+        };
         let execute = Execute {
             exec: id.0,
             work: request.work,
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             output_limit,
         };
-        self.keep(Arc::clone(&record));
-        if takes_turns {
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-        }
         let (session, kept) = (Arc::clone(self), Arc::clone(&record));
-        let in_use = InUse::begin(pool, &self.identifier);
-        tokio::spawn(async move {
-            session.see_through(&in_use.pool, &kept, execute, takes_turns, timeout).await;
-            if takes_turns {
-                session.waiting.fetch_sub(1, Ordering::SeqCst);
-            }
-            drop(in_use);
-        });
+        let in_use = InUse::begin(pool, self);
+        tokio::spawn(async move { session.see_through(in_use, &kept, execute, turn, timeout).await });
         Ok(record)
     }
 
     async fn see_through(
         &self,
-        pool: &Arc<PoolState>,
+        in_use: InUse,
         record: &Arc<Record>,
         execute: Execute,
-        takes_turns: bool,
+        mut turn: Option<Turn>,
         timeout: Duration,
     ) {
-        let permit = if takes_turns {
+        if let Some(turn) = &mut turn {
             tokio::select! {
-                permit = self.turn.acquire() => permit.ok(),
-                // Stopped while it waited.
-                () = record.ended() => return,
-                () = self.link.closed() => None,
+                () = turn.comes() => {}
+                () = self.link.closed() => {}
+                () = record.ended() => {
+                    // Stopped while it waited. Those behind it still wait for the one before it.
+                    drop(in_use);
+                    return turn.comes().await;
+                }
             }
-        } else {
-            None
-        };
+        }
         if record.has_ended() {
             return;
         }
-        self.link.follow(record.id.0, Arc::clone(record));
         let key = execute.exec;
-        let accepted = self.link.call(Call::Execute(execute)).await;
-        let refused = match accepted {
-            Ok(Ok(_)) => None,
-            Ok(Err(Refusal::Busy)) => Some("the interpreter is busy".to_owned()),
-            Ok(Err(refusal)) => Some(refusal.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = refused {
+        self.link.follow(key, Arc::clone(record));
+        if let Err(why) = self.start(record, execute).await {
             self.link.forget(&key);
-            record.end(Outcome::NotStarted(why));
-            return;
+            return record.end(Outcome::NotStarted(why));
         }
         if record.has_ended() {
             // Stopped between its turn and its start; harmless when the agent itself has ended it.
-            let _ = self.link.call(Call::Stop { exec: key, how: Stop::Kill }).await;
+            let _ = self.link.call(Call::Stop { exec: key, how: Stop::Interrupt }).await;
         }
         // RS6: the wall clock is ours. The agent has its own, and uses it well unless it is not what it was.
         if tokio::time::timeout(timeout.saturating_add(GRACE), record.ended()).await.is_err() {
             record.end(Outcome::TimedOut);
             self.link.forget(&key);
-            pool.lose(&self.identifier, "its execution could not be stopped in time");
+            in_use.pool.lose(self.sandbox, "its execution could not be stopped in time");
         }
-        drop(permit);
+    }
+
+    /// Starts what has its turn; says why when it did not.
+    async fn start(&self, record: &Arc<Record>, execute: Execute) -> Result<(), String> {
+        loop {
+            match self.link.call(Call::Execute(execute.clone())).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(Refusal::Busy)) => {
+                    // Code that this server did not start: it ran before this server did, or it was stopped while it
+                    // was being started. Its end is awaited like any other's.
+                    let others = self
+                        .executions()
+                        .into_iter()
+                        .filter(|other| other.id != record.id && other.has_started() && !other.has_ended());
+                    let ends: Vec<_> = others.map(|other| Box::pin(async move { other.ended().await })).collect();
+                    let pause = tokio::time::sleep(PAUSE);
+                    tokio::select! {
+                        () = record.ended() => return Ok(()),
+                        () = self.link.closed() => {}
+                        () = pause => {}
+                        () = first(ends) => {}
+                    }
+                    if record.has_ended() {
+                        return Ok(());
+                    }
+                }
+                Ok(Err(refusal)) => return Err(refusal.to_string()),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
     }
 
     pub(crate) async fn stop(&self, record: &Arc<Record>, how: Stop) -> Result<(), NodeError> {
@@ -200,13 +261,35 @@ impl Session {
             // It waits for its turn here, or has just ended.
             Err(Refusal::NotFound) => {
                 if !record.has_started() {
-                    let finished =
-                        Finished { outcome: Outcome::Cancelled, duration_us: 0, dropped: (0, 0), state_lost: false };
-                    record.push(1, Event::Finished(finished));
+                    record.end(Outcome::Cancelled);
                 }
                 Ok(())
             }
             Err(refusal) => Err(NodeError::Invalid(refusal.to_string())),
         }
     }
+}
+
+impl Queue {
+    fn find(&self, id: ExecutionId) -> Option<Arc<Record>> {
+        self.executions.iter().find(|record| record.id == id).cloned()
+    }
+
+    fn keep(&mut self, record: Arc<Record>) {
+        self.executions.push_back(record);
+        let ended = self.executions.iter().filter(|record| record.has_ended()).count();
+        let mut surplus = ended.saturating_sub(KEPT);
+        self.executions.retain(|record| {
+            let goes = surplus > 0 && record.has_ended();
+            surplus -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
+async fn first(ends: Vec<impl Future<Output = ()> + Unpin>) {
+    if ends.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    futures::future::select_all(ends).await;
 }
