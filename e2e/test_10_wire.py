@@ -171,8 +171,9 @@ def test_10_3_the_identifier_of_the_body_counts_when_the_query_has_none(python, 
 
 
 def test_10_3_raw_and_encoded_identifiers_are_the_same(server, python):
-    # Signs that a query can hold as they are. `+` means itself when it is encoded, and a blank when it is not.
-    plain = "raw_|}{[]:\";'<>?/.,@$^*()-=!~`x"
+    # Signs that a request's target can hold as they are: no parser of HTTP lets a raw `"`, `<` or `>` pass, `#`, `&` and
+    # `%` mean something else, and `+` is a blank.
+    plain = "raw_|}{[]:;'?/.,@$^*()-=!~`x"
     name = plain + uuid.uuid4().hex[:6]
     try:
         status, text = python.raw("POST", f"/code/execute?identifier={name}&api-version={LEGACY}", b'{"code":"x=9"}')
@@ -253,11 +254,12 @@ def send_file(python, session, size: int):
             yield head
             for _ in range(size // len(block)):
                 yield block
-            yield block[: size % len(block)]
+            if size % len(block):
+                yield block[: size % len(block)]
             yield tail
 
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(len(Body()))}
-    return python.call("POST", "files/upload", session, LEGACY, data=iter(Body()), headers=headers, timeout=100)
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return python.call("POST", "files/upload", session, LEGACY, data=Body(), headers=headers, timeout=100)
 
 
 def too_large(python, session) -> int:
@@ -374,10 +376,10 @@ VALUES = [
     ("'it\\'s'", "it's", '"it\'s"'),
     ("''", "", "''"),
     ("float('nan')", None, "nan"),
-    ("float('inf')", None, "inf"),
+    ("float('inf')", "inf", "inf"),
     ("'nan'", "nan", "'nan'"),
     ("None", "", None),
-    ("print('x')", "", None),
+    ("print('x')", "", ""),
     ("x = 1", "", ""),
     ("", "", ""),
     ("# nothing", "", ""),

@@ -151,8 +151,10 @@ def test_shell_is_a_terminal(server, session):
     terminal.expect(r"/dev/pts/\d+")
     terminal.expect(r"\d+ \d+")
     terminal.expect("mark")
-    terminal.send("sleep 100\r")
+    terminal.send("echo go''ing; sleep 100\r")
+    terminal.expect("going")
     terminal.send("\x03")
+    terminal.expect(r"[$#] ")
     terminal.send("echo st''ill; exit 9\r")
     terminal.expect("still")
     assert terminal.ended() == 9
@@ -207,8 +209,9 @@ def test_tokens(server, session):
     plain = claims()
     assert plain["roles"] == ["executor"] and plain["exp"] - plain["iat"] == 3600
     assert claims("--role", "admin")["roles"] == ["admin"]
-    assert claims("--ttl", "90")["exp"] - claims("--ttl", "90")["iat"] == 90
-    assert claims("--ttl", "2d")["exp"] - claims("--ttl", "2d")["iat"] == 2 * 86400
+    for ttl, seconds in (("90", 90), ("90s", 90), ("5m", 300), ("12h", 43200), ("2d", 2 * 86400)):
+        limited = claims("--ttl", ttl)
+        assert limited["exp"] - limited["iat"] == seconds
     assert claims("--pool", "node", "--session", session)["pools"] == ["node"]
     assert claims("--session", session)["session"] == session
     for words in (["--role", "king"], ["--ttl", "soon"], ["--pool", "No Pool"], ["--session", "x"]):

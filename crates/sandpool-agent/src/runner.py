@@ -473,6 +473,8 @@ def main():
     shell.last_execution_succeeded = True
     shell.last_execution_result = None
     warnings.filterwarnings("ignore", message="To exit: use")
+    # autogen asks for the packages in this way, and takes what is on stderr for the first of them.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated as an API")
     sys.meta_path.insert(0, FiguresInline(shell))
     channel.send({"t": "ready", "version": ".".join(map(str, sys.version_info[:3]))})
     Runner(channel, shell).serve()
