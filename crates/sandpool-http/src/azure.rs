@@ -300,3 +300,6 @@ fn instant(at: OffsetDateTime) -> String {
 fn moment(at: SystemTime) -> String {
     instant(OffsetDateTime::from(at))
 }
+
+#[cfg(test)]
+mod tests;

@@ -438,3 +438,6 @@ impl<'de> Visitor<'de> for FieldVisitor {
         Ok(Some(Field::Other("an object")))
     }
 }
+
+#[cfg(test)]
+mod tests;

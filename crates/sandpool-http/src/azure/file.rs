@@ -363,3 +363,33 @@ pub(super) async fn remove(call: &Call) -> Result<Response, Problem> {
     tell_session(response.headers_mut(), &opened);
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn item_4_a_file_of_128_mb_fits_and_one_more_byte_does_not() {
+        for (size, fits) in [(128_usize << 20, true), ((128 << 20) + 1, false)] {
+            let head = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
+            let chunk = Bytes::from(vec![b'x'; 1 << 20]);
+            let rest = chunk.slice(..size % (1 << 20));
+            let data = std::iter::repeat_n(chunk, size >> 20).chain([rest, "\r\n--b--\r\n".into()]);
+            let pieces = std::iter::once(head.into()).chain(data).map(Ok::<Bytes, axum::Error>);
+            let mut multipart = Multipart::begin(futures::stream::iter(pieces), None).await.unwrap();
+            multipart.next().await.unwrap().unwrap();
+            let mut arriving = Arriving { multipart: &mut multipart, taken: 0, begins: None, problem: None };
+            let mut pieces = arriving.pieces();
+            let mut taken = 0;
+            while let Some(Ok(piece)) = pieces.next().await {
+                // However long the file is, little of it is held.
+                assert!(piece.len() <= 2 << 20, "{}", piece.len());
+                taken += piece.len();
+            }
+            drop(pieces);
+            let told = arriving.problem.map(|problem| problem.status);
+            assert_eq!(told, (!fits).then_some(StatusCode::PAYLOAD_TOO_LARGE));
+            assert_eq!(taken == size, fits);
+        }
+    }
+}

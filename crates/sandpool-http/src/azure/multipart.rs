@@ -336,3 +336,6 @@ fn parameters_of(text: &str) -> Vec<(String, String)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,3 +184,6 @@ fn is_text(begins: &[u8]) -> bool {
     };
     whole.chars().all(|sign| !sign.is_control() || "\t\n\r\u{c}\u{1b}".contains(sign))
 }
+
+#[cfg(test)]
+mod tests;

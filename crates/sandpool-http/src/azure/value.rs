@@ -171,3 +171,6 @@ impl Stream {
         Self { text, is_cut }
     }
 }
+
+#[cfg(test)]
+mod tests;
