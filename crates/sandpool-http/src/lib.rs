@@ -16,6 +16,8 @@ mod native;
 mod openapi;
 mod problem;
 mod serve;
+#[cfg(test)]
+mod served;
 pub mod tls;
 
 pub use app::{App, Metadata, PoolFace, router};

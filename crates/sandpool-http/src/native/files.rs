@@ -4,14 +4,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sandpool_node::{Entry, EntryKind, NodeError, Open};
 use serde_json::{Value, json};
@@ -90,23 +90,7 @@ pub(super) async fn write(
     }
     app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
     let refused = Arc::new(OnceLock::new());
-    let pieces = stream::unfold((&mut body, 0_u64, Arc::clone(&refused)), |(body, before, refused)| async move {
-        let refusal = match body::next(body).await {
-            Ok(None) => return None,
-            Ok(Some(piece)) => {
-                let sum = before + u64::try_from(piece.len()).unwrap_or(u64::MAX);
-                if sum <= MAX_UPLOAD {
-                    return Some((Ok(piece), (body, sum, refused)));
-                }
-                body::too_long("body", MAX_UPLOAD)
-            }
-            Err(problem) => problem,
-        };
-        let said = NodeError::Invalid(refusal.message.clone());
-        // Nothing is asked of this stream after an error.
-        let _ = refused.set(refusal);
-        Some((Err(said), (body, before, refused)))
-    });
+    let pieces = limited(&mut body, MAX_UPLOAD, Arc::clone(&refused));
     let written = app.node.write_file(&pool, &identifier, &path, pieces.boxed()).await;
     match (written, refused.get()) {
         (Ok(entry), _) => Ok(Json(shown(&entry, &path))),
@@ -119,6 +103,31 @@ pub(super) async fn write(
             Err(Problem::from(error).about("path"))
         }
     }
+}
+
+/// The bytes of a body, up to `limit`. Why it ends early is in `refused` then.
+fn limited(
+    body: &mut Body,
+    limit: u64,
+    refused: Arc<OnceLock<Problem>>,
+) -> impl Stream<Item = Result<Bytes, NodeError>> + Send {
+    stream::unfold((body, 0_u64, refused), move |(body, before, refused)| async move {
+        let refusal = match body::next(body).await {
+            Ok(None) => return None,
+            Ok(Some(piece)) => {
+                let sum = before + u64::try_from(piece.len()).unwrap_or(u64::MAX);
+                if sum <= limit {
+                    return Some((Ok(piece), (body, sum, refused)));
+                }
+                body::too_long("body", limit)
+            }
+            Err(problem) => problem,
+        };
+        let said = NodeError::Invalid(refusal.message.clone());
+        // Nothing is asked of this stream after an error.
+        let _ = refused.set(refusal);
+        Some((Err(said), (body, before, refused)))
+    })
 }
 
 /// Takes in what is still being sent, within bounds.
@@ -198,6 +207,18 @@ fn shown(entry: &Entry, path: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_without_a_declared_length_is_counted() {
+        for (limit, taken) in [(7, None), (6, None), (5, Some(413))] {
+            let pieces = ["abc", "", "def"].map(|piece| Ok::<_, std::convert::Infallible>(Bytes::from(piece)));
+            let mut body = Body::from_stream(stream::iter(pieces));
+            let refused = Arc::new(OnceLock::new());
+            let all: Vec<_> = limited(&mut body, limit, Arc::clone(&refused)).take(3).collect().await;
+            assert_eq!(refused.get().map(|problem| problem.status.as_u16()), taken, "{limit}");
+            assert_eq!(all.iter().any(Result::is_err), taken.is_some(), "{limit}");
+        }
+    }
 
     #[test]
     fn directories_are_named_in_many_ways() {

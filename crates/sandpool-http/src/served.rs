@@ -1,0 +1,172 @@
+//! The whole router over pools in memory, for tests of dialects.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use sandpool_core::ids::PoolName;
+use sandpool_core::limits::{Life, Limits, Scale};
+use sandpool_driver::memory::{Memory, MemoryConfig};
+use sandpool_node::{Node, NodeConfig, PoolSpec, Runtime};
+use serde_json::Value;
+use tower::ServiceExt;
+
+use crate::app::{App, Metadata, PoolFace, router};
+use crate::auth::{Auth, AuthConfig, Mint, Role};
+
+/// Bytes of output that an execution keeps here.
+pub(crate) const OUTPUT_LIMIT: u64 = 10_000;
+
+/// A router, what is behind it, and a token for it.
+pub(crate) struct Served {
+    pub(crate) memory: Memory,
+    pub(crate) node: Node,
+    router: Router,
+    auth: Arc<Auth>,
+    token: String,
+    _keys: tempfile::TempDir,
+}
+
+/// What was answered, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// A refusal: its status, code and target.
+    pub(crate) fn refusal(&self) -> (u16, String, Value) {
+        let body = self.json();
+        assert_eq!(body["code"], body["error"]["code"], "{body}");
+        assert_eq!(self.header("x-ms-error-code"), body["code"], "{body}");
+        assert!(body["message"].as_str().is_some_and(|message| message.ends_with('.')), "{body}");
+        (self.status.as_u16(), body["code"].as_str().unwrap().to_owned(), body["error"]["target"].clone())
+    }
+}
+
+/// Three sessions at most, and two executions that wait.
+fn spec(name: &str, runtime: Runtime) -> PoolSpec {
+    PoolSpec {
+        name: PoolName::parse(name).unwrap(),
+        runtime,
+        rootfs: "/nowhere".into(),
+        scale: Scale { max_sessions: 3, ready: 1, boots: 4 },
+        life: Life { cooldown: Duration::from_secs(300), max_alive: None },
+        limits: Limits::default(),
+        queue: 2,
+        output_limit: OUTPUT_LIMIT,
+        max_timeout: Duration::from_secs(220),
+        env: Vec::new(),
+    }
+}
+
+impl Served {
+    /// The pools `python`, `node` and `shell`.
+    pub(crate) async fn start() -> Self {
+        Self::over(Memory::new(MemoryConfig::default())).await
+    }
+
+    pub(crate) async fn over(memory: Memory) -> Self {
+        let kinds = [
+            ("python", Runtime::Python, "PythonLTS"),
+            ("node", Runtime::Node, "NodeLTS"),
+            ("shell", Runtime::Shell, "Shell"),
+        ];
+        let face = |kind: &str| PoolFace {
+            container_type: kind.to_owned(),
+            metadata: Metadata {
+                runtime: "Memory".to_owned(),
+                version: "1".to_owned(),
+                packages: vec![("numpy".to_owned(), "2.0".to_owned())],
+                created: SystemTime::UNIX_EPOCH,
+            },
+            default_output_limit: 4_096,
+        };
+        let faces: BTreeMap<_, _> =
+            kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), face(kind))).collect();
+        let pools = kinds.iter().map(|(name, runtime, _)| spec(name, *runtime)).collect();
+        let node = Node::start(NodeConfig { pools }, memory.driver()).await.unwrap();
+        let keys = tempfile::tempdir().unwrap();
+        let config = AuthConfig {
+            keys_dir: keys.path().to_owned(),
+            issuer: "https://sandpool.local".to_owned(),
+            trusted: Vec::new(),
+            api_keys: Vec::new(),
+            identity_header: "secret".to_owned(),
+            open_metadata: false,
+            token_ttl: Duration::from_secs(600),
+        };
+        let auth = Arc::new(Auth::open(config).unwrap());
+        let app = App { node: node.clone(), auth: Arc::clone(&auth), pools: Arc::new(faces), version: "0.0.0" };
+        let mut served = Self { memory, node, router: router(app), auth, token: String::new(), _keys: keys };
+        served.token = served.token_for(Role::Executor, None, None);
+        served
+    }
+
+    pub(crate) fn token_for(&self, role: Role, pool: Option<&str>, session: Option<&str>) -> String {
+        let pools = pool.map(|pool| vec![PoolName::parse(pool).unwrap()]);
+        let session = session.map(str::to_owned);
+        self.auth.mint(&Mint { subject: "tester".to_owned(), role, pools, session, ttl: None }).unwrap().token
+    }
+
+    /// Sends a request as it is.
+    pub(crate) async fn send(&self, request: Request<Body>) -> Response {
+        self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+
+    /// Sends a request with this token, and reads the answer.
+    pub(crate) async fn as_(&self, token: &str, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).unwrap())
+            .uri(path)
+            .header(AUTHORIZATION, format!("Bearer {token}"))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body.into())
+            .unwrap();
+        read(self.send(request).await).await
+    }
+
+    /// Sends a request as an executor, and reads the answer.
+    pub(crate) async fn call(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+        self.as_(&self.token, method, path, body).await
+    }
+
+    /// Asks for a stream of events, and answers what comes.
+    pub(crate) async fn stream(&self, method: &str, path: &str, header: (&str, &str), body: &str) -> Response {
+        let request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).unwrap())
+            .uri(path)
+            .header(AUTHORIZATION, format!("Bearer {}", self.token))
+            .header("accept", "text/event-stream")
+            .header(header.0, header.1)
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        self.send(request).await
+    }
+}
+
+pub(crate) async fn read(response: Response) -> Answer {
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Answer { status: parts.status, headers: parts.headers, body }
+}
