@@ -8,6 +8,7 @@
 //! ensure_pool -> create -> (watch: Ready) -> assign -> activate -> dial ... -> destroy
 //! ```
 
+pub mod contract;
 pub mod memory;
 
 use std::path::PathBuf;

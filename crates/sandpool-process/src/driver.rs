@@ -196,6 +196,10 @@ impl ProcessDriver {
         }
     }
 
+    fn shared(&self) -> Result<Arc<Self>, DriverError> {
+        self.this.upgrade().ok_or_else(|| unavailable(&"the driver is being dropped"))
+    }
+
     /// A new stream from the launcher.
     async fn dial_new(&self, id: SandboxId) -> Result<UnixStream, DriverError> {
         match self.ask(Call::Dial { id: id.0 }).await? {
@@ -234,7 +238,8 @@ impl Driver for ProcessDriver {
     }
 
     async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
-        self.create_watched(id, pool).await
+        let (driver, pool) = (self.shared()?, pool.clone());
+        whole(async move { driver.create_watched(id, &pool).await }).await
     }
 
     async fn assign(&self, id: SandboxId, owner: &Owner) -> Result<(), DriverError> {
@@ -251,9 +256,13 @@ impl Driver for ProcessDriver {
     }
 
     async fn activate(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError> {
-        self.configure(id, activation).await?;
-        self.ask(Call::Activated { id: id.0 }).await?;
-        self.update(id, |sandbox| sandbox.activated = true)
+        let (driver, activation) = (self.shared()?, activation.clone());
+        whole(async move {
+            driver.configure(id, &activation).await?;
+            driver.ask(Call::Activated { id: id.0 }).await?;
+            driver.update(id, |sandbox| sandbox.activated = true)
+        })
+        .await
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), DriverError> {
@@ -304,6 +313,12 @@ impl Driver for ProcessDriver {
             _ => Err(unavailable(&"the launcher answered something else")),
         }
     }
+}
+
+/// Goes through with a call also when its caller does not wait for it, so that nothing is left half done.
+async fn whole(call: impl Future<Output = Result<(), DriverError>> + Send + 'static) -> Result<(), DriverError> {
+    // An error is a panic, whose message has been printed.
+    tokio::spawn(call).await.unwrap_or_else(|error| Err(unavailable(&error)))
 }
 
 fn unavailable(reason: &impl std::fmt::Display) -> DriverError {

@@ -13,7 +13,7 @@ mod server;
 mod slots;
 mod warmth;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -42,6 +42,9 @@ pub const SERVER_GIVES_UP: i32 = 78;
 
 /// How often memory is looked at, and groups that were busy are tried again.
 const TICK: Duration = Duration::from_millis(500);
+
+/// Sandboxes that are over and remembered as such, so that no late `create` brings one back.
+const OVER: usize = 65_536;
 
 /// What the launcher works with.
 #[derive(Debug)]
@@ -99,12 +102,33 @@ struct Launcher {
     signals: OwnedFd,
     pools: BTreeMap<String, Pool>,
     live: BTreeMap<Id, Live>,
+    over: Over,
     slots: Slots,
     /// Groups whose directories were still busy when their sandbox ended.
     lingering: Vec<(u32, Group)>,
     server: Server,
     stopping: Option<Stopping>,
     next_tick: Instant,
+}
+
+/// Ids of sandboxes that are over, the oldest first.
+#[derive(Default)]
+struct Over {
+    ids: BTreeSet<Id>,
+    order: VecDeque<Id>,
+}
+
+impl Over {
+    fn add(&mut self, id: Id) {
+        if self.ids.insert(id) {
+            self.order.push_back(id);
+        }
+        if self.order.len() > OVER
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
 }
 
 /// The shutdown, once it has begun.
@@ -157,6 +181,7 @@ impl Launcher {
             signals,
             pools: BTreeMap::new(),
             live: BTreeMap::new(),
+            over: Over::default(),
             lingering: Vec::new(),
             server: Server::default(),
             stopping: None,
@@ -332,7 +357,11 @@ impl Launcher {
                     live.kill();
                     return None;
                 }
-                None => Ok(Answer::Done),
+                None => {
+                    // Also one that never was: a call to make it may be on its way.
+                    self.over.add(id);
+                    Ok(Answer::Done)
+                }
             },
             Call::List { after } => Ok(self.list(after)),
             Call::Dial { id } => match self.present(id).and_then(|live| live.dial()) {

@@ -4,13 +4,18 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpool_core::ids::{Identifier, PoolName, SandboxId};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
 use sandpool_core::limits::{Life, Limits, Scale};
+use sandpool_driver::contract::Harness;
 use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Template};
 use sandpool_node::{Caller, ExecuteRequest, ExecutionState, Node, NodeConfig, NodeError, Open, PoolSpec};
 use sandpool_process::ProcessDriver;
@@ -31,6 +36,7 @@ fn main() -> ExitCode {
     let done = match word {
         "launcher" => return launcher(&args),
         "server" => server(&args),
+        "killer" => killer(),
         // What cargo's other tools ask of every test program.
         "--list" => Ok(()),
         _ => start(),
@@ -96,6 +102,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     let [home, images, agent] = [2, 3, 4].map(|index| PathBuf::from(args.get(index).cloned().unwrap_or_default()));
     let Ok(agent) = std::fs::read(agent) else { return ExitCode::FAILURE };
     tracing_subscriber::fmt().init();
+    let Ok(inherit) = inherit(&home) else { return ExitCode::FAILURE };
     run(LauncherConfig {
         agent: Box::leak(agent.into_boxed_slice()),
         home,
@@ -106,10 +113,41 @@ fn launcher(args: &[OsString]) -> ExitCode {
             gid: 65_534,
             args: vec!["server".into(), images.into()],
             env: Vec::new(),
-            inherit: Vec::new(),
+            inherit,
         },
         grace: Duration::from_secs(5),
     })
+}
+
+/// What the server gets besides its control socket: the way to the killer, and the file that counts its lives.
+fn inherit(home: &Path) -> Outcome<Vec<OwnedFd>> {
+    let (ours, killers) = UnixStream::pair()?;
+    Command::new(std::env::current_exe()?).arg("killer").stdin(OwnedFd::from(killers)).spawn()?;
+    let lives = File::options().create(true).truncate(true).read(true).write(true).open(home.join("lives"))?;
+    Ok(vec![ours.into(), lives.into()])
+}
+
+/// Kills, for the server that may not, the first processes of all sandboxes, whenever it is asked to.
+fn killer() -> Outcome<()> {
+    let mut asked = UnixStream::from(rustix::stdio::stdin().try_clone_to_owned()?);
+    let launcher = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()).ok_or("no launcher")?;
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    while asked.read(&mut [0])? == 1 {
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+            let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let is_server = arguments.split(|byte| *byte == 0).nth(1) == Some(b"server");
+            if parent == Some(launcher) && pid != me && !is_server {
+                let pid = rustix::process::Pid::from_raw(pid).ok_or("no process")?;
+                // It may have ended by itself.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        asked.write_all(b"!")?;
+    }
+    Ok(())
 }
 
 fn server(args: &[OsString]) -> Outcome<()> {
@@ -125,6 +163,8 @@ fn server(args: &[OsString]) -> Outcome<()> {
 
 async fn tests(images: &Path) -> Outcome<()> {
     let driver = ProcessDriver::connect(sandpool_process::take_control()?).await?;
+    let killer = UnixStream::from(sandpool_sys::workload::inherited(4)?);
+    let lives = File::from(sandpool_sys::workload::inherited(5)?);
     let pool = PoolName::parse("shell")?;
     let template = Template {
         pool: pool.clone(),
@@ -134,6 +174,11 @@ async fn tests(images: &Path) -> Outcome<()> {
         boot_limit: Duration::from_secs(20),
     };
     driver.ensure_pool(&template).await?;
+    let life = lives.metadata()?.len();
+    (&lives).write_all(b"*")?;
+    if life > 0 {
+        return later_life(life, &driver, &template).await;
+    }
     one_life(&driver, &pool).await?;
     println!("test one_life ... ok");
     out_of_memory(&driver, &pool).await?;
@@ -144,7 +189,138 @@ async fn tests(images: &Path) -> Outcome<()> {
     println!("test wrong_pools ... ok");
     node(&driver, &template).await?;
     println!("test node ... ok");
-    Ok(())
+    let harness = Real { driver: Arc::clone(&driver), template: template.clone(), killer };
+    sandpool_driver::contract::run(&harness).await;
+    println!("test contract ... ok");
+    // From here on this program goes from life to life.
+    later_life(0, &driver, &template).await
+}
+
+/// The contract's way to real sandboxes.
+struct Real {
+    driver: Arc<ProcessDriver>,
+    template: Template,
+    killer: UnixStream,
+}
+
+#[async_trait::async_trait]
+impl Harness for Real {
+    fn driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.driver) as Arc<dyn Driver>
+    }
+
+    fn template(&self) -> Template {
+        self.template.clone()
+    }
+
+    fn endless(&self) -> Work {
+        Work::Shell { command: "echo on; exec sleep 1000".to_owned(), stdin: Stdin::Empty }
+    }
+
+    fn changes_kept(&self) -> usize {
+        4096
+    }
+
+    async fn kill(&self, _id: SandboxId) {
+        let mut killer = &self.killer;
+        killer.write_all(b"!").expect("the killer listens");
+        killer.read_exact(&mut [0]).expect("the killer has done it");
+    }
+}
+
+/// This server dies, as if by accident. Its launcher starts it again.
+fn die() -> Outcome<()> {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+    Err("it lives on".into())
+}
+
+/// What one life leaves, the next one finds.
+async fn later_life(life: u64, driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
+    let (pool, mine) = (&template.pool, Owner { record: b"mine".to_vec() });
+    let mut watch = driver.watch();
+    let listed = driver.list().await?;
+    let only = |number: u8| match listed.as_slice() {
+        [one] if one.id == id(number) => Ok(one.clone()),
+        other => Err(format!("life {life} finds {other:?}")),
+    };
+    let (session, caller) = (Identifier::parse("mine-1")?, Caller { subject: "me".to_owned() });
+    let node = async || {
+        let config = NodeConfig { pools: vec![spec(template)] };
+        Node::start(config, Arc::clone(driver) as Arc<dyn Driver>).await
+    };
+    match life {
+        0 => {
+            driver.create(id(200), pool).await?;
+            die()
+        }
+        1 => {
+            assert_eq!(only(200)?.owner, None);
+            ready(driver, &mut watch, id(200)).await?;
+            driver.assign(id(200), &mine).await?;
+            die()
+        }
+        2 => {
+            let found = only(200)?;
+            assert!(found.owner.as_ref() == Some(&mine) && !found.activated, "{found:?}");
+            ready(driver, &mut watch, id(200)).await?;
+            let other = driver.assign(id(200), &Owner { record: b"other".to_vec() }).await;
+            assert!(matches!(other, Err(DriverError::Conflict(_))), "{other:?}");
+            driver.assign(id(200), &mine).await?;
+            driver.activate(id(200), &Activation { env: vec![("SAID".into(), "hello".into())], seed: [1; 32] }).await?;
+            assert_eq!(shell(driver, id(200), "echo $SAID | tee kept").await?, "hello\n");
+            die()
+        }
+        3 => {
+            let found = only(200)?;
+            assert!(found.owner.as_ref() == Some(&mine) && found.activated, "{found:?}");
+            ready(driver, &mut watch, id(200)).await?;
+            let again = driver.activate(id(200), &Activation::default()).await;
+            assert!(matches!(again, Err(DriverError::Conflict(_))), "{again:?}");
+            driver.destroy(id(200)).await?;
+            let back = driver.create(id(200), pool).await;
+            assert!(matches!(back, Err(DriverError::Gone(_))), "{back:?}");
+            // Calls of which no answer is ever heard.
+            for number in 201..217 {
+                let (driver, pool) = (Arc::clone(driver), pool.clone());
+                tokio::spawn(async move { driver.create(id(number), &pool).await });
+            }
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            die()
+        }
+        4 => {
+            println!("of 16 sandboxes that were asked for, {} were begun", listed.len());
+            for sandbox in &listed {
+                driver.create(sandbox.id, pool).await?;
+                ready(driver, &mut watch, sandbox.id).await?;
+                driver.destroy(sandbox.id).await?;
+            }
+            assert_eq!(driver.list().await?, []);
+            let node = node().await?;
+            node.open(pool, &session, Open::OrCreate, &caller).await?;
+            let work = Work::Shell { command: "echo begun; sleep 2; echo ended".to_owned(), stdin: Stdin::Empty };
+            let id = Some(ExecutionId([9; 16]));
+            let request = ExecuteRequest { id, work, timeout: None, output_limit: None };
+            let handle = node.execute(pool, &session, request).await?;
+            let mut events = handle.events(0);
+            while !matches!(futures::StreamExt::next(&mut events).await, Some(one) if one.seq == 2) {}
+            die()
+        }
+        5 => {
+            let node = node().await?;
+            assert!(!node.open(pool, &session, Open::OrCreate, &caller).await?.new);
+            let handle = node.execution(pool, &session, &ExecutionId([9; 16]))?;
+            let seen = handle.wait(Duration::from_secs(30)).await;
+            assert_eq!(seen.state, ExecutionState::Ended(Verdict::Exited(0)));
+            assert_eq!(String::from_utf8_lossy(&seen.stdout), "begun\nended\n");
+            node.delete_session(pool, &session).await?;
+            node.shutdown(Duration::from_secs(1)).await;
+            assert_eq!(driver.list().await?, []);
+            println!("test lives ... ok");
+            Ok(())
+        }
+        _ => Err(format!("there was to be no life {life}").into()),
+    }
 }
 
 fn id(number: u8) -> SandboxId {
@@ -275,11 +451,9 @@ async fn wrong_pools(driver: &Arc<ProcessDriver>, template: &Template) -> Outcom
     Ok(())
 }
 
-/// The service layer over real sandboxes.
-async fn node(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
-    let pool = &template.pool;
-    let spec = PoolSpec {
-        name: pool.clone(),
+fn spec(template: &Template) -> PoolSpec {
+    PoolSpec {
+        name: template.pool.clone(),
         runtime: Runtime::Shell,
         rootfs: template.rootfs.clone(),
         scale: Scale { max_sessions: 2, ready: 1, boots: 2 },
@@ -289,7 +463,13 @@ async fn node(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
         output_limit: 1 << 20,
         max_timeout: Duration::from_secs(60),
         env: vec![("SAID".into(), "hello".into())],
-    };
+    }
+}
+
+/// The service layer over real sandboxes.
+async fn node(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
+    let pool = &template.pool;
+    let spec = spec(template);
     let node = Node::start(NodeConfig { pools: vec![spec] }, Arc::clone(driver) as Arc<dyn Driver>).await?;
     let (mine, caller) = (Identifier::parse("mine-1")?, Caller { subject: "me".to_owned() });
     assert!(matches!(node.open(pool, &mine, Open::Existing, &caller).await, Err(NodeError::NoSession(_))));

@@ -98,6 +98,9 @@ impl Launcher {
                 false => Err(Refusal::Conflict(format!("it is of the pool {}", live.pool))),
             };
         }
+        if self.over.ids.contains(&id) {
+            return Err(Refusal::Gone);
+        }
         if self.stopping.is_some() {
             return Err(Refusal::Unavailable("sandpool is shutting down".to_owned()));
         }
@@ -238,6 +241,7 @@ impl Launcher {
         };
         live.listen();
         let Some(live) = self.live.remove(&id) else { return };
+        self.over.add(id);
         let _ = epoll::delete(&self.epoll, &live.process);
         if let Some(words) = &live.words {
             let _ = epoll::delete(&self.epoll, words);
