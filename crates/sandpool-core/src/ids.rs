@@ -181,7 +181,26 @@ uuid_id!(ExecutionId);
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_name_or_an_error(text in any::<String>(), short in "[ -~é]{0,140}", hex in "[0-9a-f-]{30,40}") {
+            for text in [text.as_str(), short.as_str(), hex.as_str()] {
+                if let Ok(identifier) = Identifier::parse(text) {
+                    prop_assert!(identifier.as_str() == text && (4..=128).contains(&text.len()) && text.is_ascii());
+                }
+                if let Ok(pool) = PoolName::parse(text) {
+                    prop_assert!(pool.as_str() == text && (1..=63).contains(&text.len()));
+                }
+                if let Some(id) = ExecutionId::parse(text) {
+                    prop_assert_eq!(ExecutionId::parse(&id.to_string()), Some(id));
+                }
+            }
+        }
+    }
 
     #[test]
     fn identifiers_of_4_and_of_128_characters_are_the_shortest_and_longest() {

@@ -199,10 +199,26 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    match postcard::take_from_bytes(&buffer[..received.bytes]) {
-        Ok((message, [])) => Ok(Some((message, fd))),
+    Ok(Some((decode(&buffer[..received.bytes])?, fd)))
+}
+
+/// One packet's message.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Whether the launcher, or a server, would take these bytes for a message. For fuzzing, which asks for no answer.
+pub fn is_packet(bytes: &[u8]) -> bool {
+    let call = decode::<ToLauncher>(bytes);
+    if let Ok(ToLauncher { call: Call::EnsurePool { limits, .. }, .. }) = &call
+        && let Ok(limits) = limits.check()
+    {
+        assert!(limits.pids >= 8 && limits.memory >= 16 << 20, "{limits:?}");
+    }
+    call.is_ok() || decode::<FromLauncher>(bytes).is_ok()
 }
 
 /// A connected pair of sockets that keep packets apart. Neither end waits.
@@ -222,7 +238,44 @@ fn pair(kind: rustix::net::SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            is_packet(&bytes);
+        }
+
+        #[test]
+        fn calls_with_one_byte_changed_are_calls_or_errors(
+            id in any::<Id>(),
+            record in proptest::collection::vec(any::<u8>(), 0..40),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let calls = [
+                Call::Assign { id, record },
+                Call::Create { id, pool: "pool".to_owned() },
+                Call::EnsurePool {
+                    pool: "pool".to_owned(),
+                    runtime: Runtime::Shell,
+                    rootfs: "/images/a".to_owned(),
+                    limits: Limits::default().into(),
+                },
+            ];
+            for call in calls {
+                let mut bytes = encode(&ToLauncher { request: 1, call }).unwrap();
+                prop_assert!(is_packet(&bytes));
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+                is_packet(&bytes);
+                bytes.truncate(at);
+                prop_assert!(decode::<ToLauncher>(&bytes).is_err(), "half a call is none");
+            }
+        }
+    }
 
     #[test]
     fn a_descriptor_travels_with_its_message() {

@@ -15,6 +15,7 @@ pub mod launcher;
 pub mod seccomp;
 mod setup;
 
+pub use control::is_packet;
 pub use driver::{ProcessDriver, control as take_control};
 
 /// The descriptor that a server started by the launcher finds its end of the control socket on.
