@@ -39,8 +39,8 @@ const PYTHON: &str = include_str!("runner.py");
 const NODE: &str = include_str!("runner.js");
 
 /// Runs what it reads from descriptor 3, so that neither a file nor a long argument is needed.
-const LOAD_PYTHON: &str =
-    "import os; exec(compile(os.fdopen(3, 'rb').read(), '<sandpool>', 'exec'), {'__name__': 'sandpool'})";
+const LOAD_PYTHON: &str = "import os; exec(compile(os.fdopen(3, 'rb').read(), '<sandpool>', 'exec'), \
+     {'__name__': 'sandpool', '__builtins__': {**vars(__builtins__)}})";
 const LOAD_NODE: &str = "{const f=require('fs'),s=f.readFileSync(3,'utf8');f.closeSync(3);\
     new (require('vm').Script)(s,{filename:'sandpool'}).runInThisContext()(require,process)}";
 

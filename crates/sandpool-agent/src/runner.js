@@ -19,9 +19,12 @@
   const MAX_JSON = 2 * 1024 * 1024;
 
   // What user code may replace, and this runner needs.
+  const { Atomics, Buffer, Error, Map, Number, Object, Set, String, setImmediate } = globalThis;
   const { stringify } = JSON;
   const stdout = process.stdout;
   const stderr = process.stderr;
+  // What a run has printed is written before its end is said, and programs that it starts inherit ordinary pipes.
+  for (const stream of [stdout, stderr]) stream._handle?.setBlocking?.(true);
   const SafePromise = Promise;
   const realExit = process.reallyExit.bind(process);
 

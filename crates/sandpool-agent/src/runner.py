@@ -7,6 +7,8 @@ carry the run's number; what it prints goes to the ordinary descriptors, which t
 import ast
 import asyncio
 import base64
+import builtins
+import io
 import json
 import os
 import random
@@ -17,12 +19,19 @@ import threading
 import types
 import warnings
 
+# What user code may replace, and this runner needs.
+from os import getpid, read, write
+from threading import current_thread, main_thread
+
 FROM_AGENT, TO_AGENT = 4, 5
 MAX_JSON = 2 * 1024 * 1024
 MAX_FORMS = 3 * 1024 * 1024
 MAX_TEXT = 256 * 1024
 MAX_MESSAGE = 64 * 1024
 MAX_FORM_COUNT = 24
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+ENCODE_SCALAR = json.JSONEncoder(allow_nan=False).encode
+DECODE = json.JSONDecoder().decode
 BINARY = ("image/", "audio/", "video/", "application/pdf", "application/octet-stream")
 
 
@@ -39,7 +48,7 @@ class Channel:
     """What is said to the agent. Whole messages only, also when an interrupt arrives in the middle of one."""
 
     def __init__(self):
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.lock = threading.RLock()
         self.nonce = None
         self.is_running = False
@@ -48,7 +57,7 @@ class Channel:
         self.was_interrupted = False
 
     def on_interrupt(self, _signal, _frame):
-        if os.getpid() != self.pid:
+        if getpid() != self.pid:
             raise KeyboardInterrupt
         if self.is_sending:
             self.is_interrupted = True
@@ -60,22 +69,22 @@ class Channel:
 
     def send(self, message, blob=b""):
         # A copy of this process, made by os.fork, has nothing to say here.
-        if os.getpid() != self.pid:
+        if getpid() != self.pid:
             return
-        encoded = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        encoded = ENCODE(message).encode("utf-8")
         if len(encoded) > MAX_JSON:
             self.shorten(message)
-            encoded = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+            encoded = ENCODE(message).encode("utf-8")
         data = len(encoded).to_bytes(4, "little") + len(blob).to_bytes(4, "little") + encoded + blob
         with self.lock:
             self.is_sending = True
             try:
                 view = memoryview(data)
                 while view:
-                    view = view[os.write(TO_AGENT, view) :]
+                    view = view[write(TO_AGENT, view) :]
             finally:
                 self.is_sending = False
-        if self.is_interrupted and threading.current_thread() is threading.main_thread():
+        if self.is_interrupted and current_thread() is main_thread():
             self.is_interrupted = False
             if self.is_running:
                 self.is_running = False
@@ -146,7 +155,7 @@ def scalar(value):
                 if len(value) > MAX_TEXT:
                     return None
                 value.encode("utf-8")
-            return json.dumps(value, allow_nan=False)
+            return ENCODE_SCALAR(value)
         except ValueError:
             return None
     return None
@@ -158,6 +167,37 @@ def flush():
             stream.flush()
         except Exception:
             pass
+
+
+class Foundations:
+    """What every run stands on, mended after one that broke it: other code than this runner's needs it too."""
+
+    def __init__(self):
+        self.builtins = [(name, value) for name, value in vars(builtins).items() if callable(value)]
+        self.copies = {fd: os.dup(fd) for fd in (1, 2)}
+
+    def mend(self):
+        for name, value in self.builtins:
+            now = getattr(builtins, name, None)
+            # One that was replaced by its like was replaced with a purpose, and stays.
+            if now is not value and not (isinstance(now, type) if isinstance(value, type) else callable(now)):
+                setattr(builtins, name, value)
+        for fd, copy in self.copies.items():
+            try:
+                os.fstat(fd)
+            except OSError:
+                try:
+                    os.dup2(copy, fd)
+                except OSError:
+                    pass
+        for name, fd, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+            stream = getattr(sys, name, None)
+            if stream is None or getattr(stream, "closed", False):
+                try:
+                    raw = open(fd, "wb", buffering=0, closefd=False)
+                except OSError:
+                    continue
+                setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", errors=errors, write_through=True))
 
 
 def make_shell(channel):
@@ -245,6 +285,9 @@ def make_shell(channel):
                 return
             super().showtraceback(*args, **kwargs)
 
+        def show_usage_error(self, exc):
+            self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
+
         def ask_exit(self):
             raise SystemExit
 
@@ -331,6 +374,7 @@ class Runner:
     def __init__(self, channel, shell):
         self.channel = channel
         self.shell = shell
+        self.foundations = Foundations()
 
     def serve(self):
         while True:
@@ -340,7 +384,7 @@ class Runner:
             body = read_exactly(int.from_bytes(header, "little"))
             if body is None:
                 return
-            message = json.loads(body)
+            message = DECODE(body.decode("utf-8"))
             if message["op"] == "activate":
                 self.activate(message)
             elif message["op"] == "run":
@@ -373,6 +417,11 @@ class Runner:
         except BaseException as error:
             raised = error
         channel.is_running = False
+        try:
+            self.foundations.mend()
+        except Exception:
+            # What cannot be mended shows in the next run.
+            pass
         self.finish(raised, restore)
 
     def evaluate(self, code, is_stored):
@@ -385,7 +434,7 @@ class Runner:
 
     def finish(self, raised, restore):
         channel, shell = self.channel, self.shell
-        if os.getpid() != channel.pid:
+        if getpid() != channel.pid:
             # A copy made by os.fork, that ran to the end of the code.
             flush()
             os._exit(0 if raised is None else 1)
@@ -443,7 +492,7 @@ class Runner:
 def read_exactly(length):
     data = bytearray()
     while len(data) < length:
-        piece = os.read(FROM_AGENT, min(length - len(data), 1 << 20))
+        piece = read(FROM_AGENT, min(length - len(data), 1 << 20))
         if not piece:
             return None
         data += piece
