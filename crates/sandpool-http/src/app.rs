@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use axum::http::HeaderMap;
 use axum::routing::get;
 use axum::{Json, Router};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use sandpool_core::ids::{Identifier, PoolName};
 use sandpool_node::{Caller, Node};
 use serde_json::json;
@@ -14,6 +15,10 @@ use serde_json::json;
 use crate::auth::{Auth, Principal, Role};
 use crate::problem::Problem;
 use crate::{azure, native, openapi};
+
+/// What stays as it is in one segment of a path, in the value of a parameter, and in a file's name in a header (RFC 3986
+/// calls it unreserved; RFC 8187 allows it).
+pub(crate) const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -32,7 +32,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use sandpool_core::ids::{Identifier, PoolName};
 use sandpool_node::{NodeError, Open, Opened, PoolStatus};
 use time::OffsetDateTime;
@@ -264,7 +264,7 @@ impl Call {
         let mut link = format!("{}/{path}?api-version={version}", self.base);
         if let Some(identifier) = identifier {
             link.push_str("&identifier=");
-            link.extend(utf8_percent_encode(identifier.as_str(), NON_ALPHANUMERIC));
+            link.extend(utf8_percent_encode(identifier.as_str(), crate::app::SEGMENT));
         }
         link.push_str(more);
         link

@@ -333,7 +333,7 @@ fn tell(
             let truncated = (!cut.is_empty()).then(|| {
                 let all = kept_out.max(kept_err).max(1).min(i32::MAX as usize);
                 let more = format!("&outputStreamsMaxLength={all}");
-                let path = format!("executions/{}", percent_encoding::utf8_percent_encode(id, super::NON_ALPHANUMERIC));
+                let path = format!("executions/{}", percent_encoding::utf8_percent_encode(id, crate::app::SEGMENT));
                 Truncated { streams: &cut, full_output: Some(call.link(&path, Some(identifier), &more)) }
             });
             let result = verdict.has_ended.then(|| ModernResult {
@@ -373,7 +373,7 @@ fn tell(
     };
     let headers = response.headers_mut();
     insert(headers, OPERATION_ID, id);
-    let path = format!("executions/{}", percent_encoding::utf8_percent_encode(id, super::NON_ALPHANUMERIC));
+    let path = format!("executions/{}", percent_encoding::utf8_percent_encode(id, crate::app::SEGMENT));
     insert(headers, OPERATION_LOCATION, &call.link(&path, Some(identifier), ""));
     if !cut.is_empty() {
         insert(headers, TRUNCATED, &cut.join(", "));

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use sandpool_node::{Entry, EntryKind, NodeError, Open, Opened};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -255,7 +255,7 @@ pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Proble
     }
     body.insert("value".to_owned(), value.into());
     if let Some(last) = next {
-        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let encoded = |text: &str| utf8_percent_encode(text, crate::app::SEGMENT).to_string();
         let path = call.query.get("path").unwrap_or_default();
         let more = format!("&path={}&recursive={recursive}&after={}", encoded(path), encoded(&last));
         body.insert("nextLink".to_owned(), call.link("files", Some(identifier), &more).into());

@@ -57,7 +57,7 @@ pub(super) async fn start(
 
 /// Where it is found again.
 fn location(pool: &PoolName, identifier: &Identifier, handle: &ExecutionHandle) -> String {
-    let session = percent_encoding::utf8_percent_encode(identifier.as_str(), super::files::SEGMENT);
+    let session = percent_encoding::utf8_percent_encode(identifier.as_str(), crate::app::SEGMENT);
     format!("/pools/{pool}/sessions/{session}/executions/{}", handle.id())
 }
 

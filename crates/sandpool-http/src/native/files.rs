@@ -12,7 +12,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use sandpool_node::{Entry, EntryKind, NodeError, Open};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -20,7 +20,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::asked::Asked;
 use super::body;
-use crate::app::App;
+use crate::app::{App, SEGMENT};
 use crate::auth::Role;
 use crate::problem::Problem;
 
@@ -36,9 +36,6 @@ const PATIENCE: (u64, Duration) = (MAX_UPLOAD, Duration::from_secs(30));
 
 /// Entries of one page.
 const PAGE: u32 = 1_000;
-
-/// What is not percent-encoded in one segment of a path, or in a file's name in a header (RFC 8187).
-pub(super) const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A directory's entries, sorted by path.
 pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
