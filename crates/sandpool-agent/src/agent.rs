@@ -322,7 +322,7 @@ impl Agent {
             }
         }
         loop {
-            match stream.next() {
+            match stream.take() {
                 Ok(Some(message)) => {
                     was_asked = true;
                     self.answer(&mut stream, message);

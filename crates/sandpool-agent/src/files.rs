@@ -173,10 +173,11 @@ impl Listing<'_> {
                 if is_inside {
                     if depth < MAX_DEPTH {
                         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                        match rustix::fs::openat(directory, name.as_c_str(), flags | OFlags::NONBLOCK, Mode::empty()) {
-                            Ok(inner) => self.walk(&inner, &path, depth + 1)?,
-                            // Not readable, or gone in the meantime: its own entry says that it is there.
-                            Err(_) => {}
+                        // Not readable, or gone in the meantime: its own entry says that it is there.
+                        if let Ok(inner) =
+                            rustix::fs::openat(directory, name.as_c_str(), flags | OFlags::NONBLOCK, Mode::empty())
+                        {
+                            self.walk(&inner, &path, depth + 1)?;
                         }
                     }
                 } else if let Ok(stat) = rustix::fs::statat(directory, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {

@@ -109,7 +109,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`Closed`] when what was received is not a frame.
-    pub fn next(&mut self) -> Result<Option<ToAgent>, Closed> {
+    pub fn take(&mut self) -> Result<Option<ToAgent>, Closed> {
         if !self.wants_input() {
             return Ok(None);
         }
@@ -244,7 +244,7 @@ mod tests {
             let (ours, mut stream) = pair();
             std::io::Write::write_all(&mut &ours, &bytes).unwrap();
             let _ = stream.receive();
-            while let Ok(Some(_)) = stream.next() {}
+            while let Ok(Some(_)) = stream.take() {}
         }
 
         #[test]
@@ -259,7 +259,7 @@ mod tests {
             for piece in cuts.windows(2) {
                 std::io::Write::write_all(&mut &ours, &bytes[piece[0]..piece[1]]).unwrap();
                 let _ = stream.receive();
-                while let Ok(Some(message)) = stream.next() {
+                while let Ok(Some(message)) = stream.take() {
                     prop_assert_eq!(&message, &call);
                     got += 1;
                 }

@@ -141,7 +141,7 @@ fn executions_outlive_streams_and_keys_start_once() {
         LONG,
     ));
     assert_eq!(first.call(start.clone()), Ok(Answer::Done));
-    assert_eq!(first.call(start.clone()), Ok(Answer::Done));
+    assert_eq!(first.call(start), Ok(Answer::Done));
     first.until_stdout(exec, "begun\n");
     drop(first);
     let mut second = agent.dial();
@@ -180,7 +180,7 @@ fn files_are_written_listed_read_and_removed() {
     assert_eq!(client.call(Call::Write { upload, data: b"12345".to_vec() }), Ok(Answer::Done));
     assert_eq!(client.call(Call::Stat { path: path.clone() }), Err(Refusal::NotFound));
     assert!(matches!(client.call(Call::WriteCommit { upload }), Ok(Answer::Entry(entry)) if entry.size == 5));
-    let answer = client.call(Call::Read { path: path.clone(), offset: 1, length: 3 });
+    let answer = client.call(Call::Read { path, offset: 1, length: 3 });
     assert_eq!(answer, Ok(Answer::Data { data: b"234".to_vec(), size: 5 }));
     let list = Call::List { path: agent.path("new"), recursive: true, after: None, limit: 10 };
     let Ok(Answer::Entries { entries, more: false }) = client.call(list) else { panic!() };

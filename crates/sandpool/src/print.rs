@@ -104,7 +104,7 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
         return format!("{bytes} B");
     }
     let step = (bytes.ilog2() / 10).min(4);
-    let tenths = u128::from(bytes) * 10 >> (10 * step);
+    let tenths = (u128::from(bytes) * 10) >> (10 * step);
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[step as usize - 1])
 }
 

@@ -197,7 +197,7 @@ fn list(context: &Context, directory: &Path) -> Outcome {
     for recipe in recipes() {
         match images.iter().find(|image| image.name == recipe.name) {
             Some(image) if image.manifest.digest == recipe.digest() => {
-                found.push((image.name.clone(), "current", Some(image)))
+                found.push((image.name.clone(), "current", Some(image)));
             }
             Some(image) => found.push((image.name.clone(), "old", Some(image))),
             None => found.push((recipe.name.to_owned(), "missing", None)),

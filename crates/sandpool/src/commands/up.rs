@@ -68,7 +68,7 @@ pub(crate) fn up(context: &Context, up: &Up, log_format: LogFormat) -> Result<Ex
     settings.resolve(&context.home, up.images.as_deref());
     settings.check().map_err(|error| config::unusable(&error))?;
     let (home, json) = (context.home.clone(), context.json);
-    start(Start { settings, home, detach: up.detach, json, log_format })
+    start(&Start { settings, home, detach: up.detach, json, log_format })
 }
 
 /// `home_asked`: the state directory was given by a flag or the environment, which win over the file.
@@ -89,10 +89,10 @@ pub(crate) fn serve(
     settings.resolve(&home, serve.images.as_deref());
     settings.check().map_err(|error| config::unusable(&error))?;
     let json = context.json;
-    start(Start { settings, home, detach: serve.detach, json, log_format })
+    start(&Start { settings, home, detach: serve.detach, json, log_format })
 }
 
-fn start(start: Start) -> Result<ExitCode, Failure> {
+fn start(start: &Start) -> Result<ExitCode, Failure> {
     let home = &start.home;
     let is_detached = std::env::var_os(DETACHED).is_some();
     if is_detached {
@@ -121,10 +121,10 @@ fn start(start: Start) -> Result<ExitCode, Failure> {
     let listeners = Listeners::bind(&start.settings)?;
     if start.detach {
         drop((lock, listeners));
-        return detach(&start);
+        return detach(start);
     }
     let record = listeners.record()?;
-    write_run_files(&start, &record, &images, server)?;
+    write_run_files(start, &record, &images, server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
         home: home.path().to_owned(),
@@ -133,7 +133,7 @@ fn start(start: Start) -> Result<ExitCode, Failure> {
         server: ServerProcess {
             uid: server.0,
             gid: server.1,
-            args: server_arguments(&start),
+            args: server_arguments(start),
             env: server_environment(),
             inherit: listeners.into_fds(&start.settings)?,
         },

@@ -150,8 +150,8 @@ fn values_out_of_range_are_errors_that_name_their_path() {
 
 #[test]
 fn the_effective_settings_can_be_used_as_a_file() {
-    let mut settings = Settings::default();
-    settings.https = Some(Https { listen: default_https_listen(), certificate: None, key: None });
+    let https = Https { listen: default_https_listen(), certificate: None, key: None };
+    let mut settings = Settings { https: Some(https), ..Settings::default() };
     settings.pools[0].spec.resources.memory = Size(3 << 29);
     let yaml = serde_norway::to_string(&settings).unwrap();
     assert_eq!(Settings::parse(&yaml).unwrap(), settings);
