@@ -19,6 +19,7 @@ use tower::ServiceExt;
 
 use crate::app::{App, Metadata, PoolFace, router};
 use crate::auth::{Auth, AuthConfig, Mint, Role};
+use crate::openapi::check;
 
 /// Bytes of output that an execution keeps here.
 pub(crate) const OUTPUT_LIMIT: u64 = 10_000;
@@ -134,7 +135,7 @@ impl Served {
         self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
     }
 
-    /// Sends a request with this token, and reads the answer.
+    /// Sends a request with this token, reads the answer, and holds it against the OpenAPI document.
     pub(crate) async fn as_(&self, token: &str, method: &str, path: &str, body: impl Into<Body>) -> Answer {
         let request = Request::builder()
             .method(Method::from_bytes(method.as_bytes()).unwrap())
@@ -143,7 +144,9 @@ impl Served {
             .header(CONTENT_TYPE, "application/json")
             .body(body.into())
             .unwrap();
-        read(self.send(request).await).await
+        let answer = read(self.send(request).await).await;
+        check::answer(method, path, answer.status.as_u16(), answer.header("content-type"), &answer.body);
+        answer
     }
 
     /// Sends a request as an executor, and reads the answer.
