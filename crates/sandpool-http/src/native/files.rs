@@ -76,29 +76,37 @@ pub(super) async fn write(
     headers: HeaderMap,
     mut body: Body,
 ) -> Result<Json<Value>, Problem> {
+    let mut has_begun = !headers.contains_key(EXPECT);
+    let written = take(&app, &asked, &headers, &mut body, &mut has_begun).await;
+    // Whoever still waits to be told to begin hears the refusal at once; others send all before they listen.
+    if written.is_err() && has_begun {
+        drain(&mut body).await;
+    }
+    written
+}
+
+async fn take(
+    app: &App,
+    asked: &Asked,
+    headers: &HeaderMap,
+    body: &mut Body,
+    has_begun: &mut bool,
+) -> Result<Json<Value>, Problem> {
     let (pool, identifier) = asked.session(Role::Executor)?;
-    let path = file(&asked)?;
+    let path = file(asked)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_UPLOAD) {
-        if !headers.contains_key(EXPECT) {
-            drain(&mut body).await;
-        }
         return Err(body::too_long("body", MAX_UPLOAD));
     }
     app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
+    *has_begun = true;
     let refused = Arc::new(OnceLock::new());
-    let pieces = limited(&mut body, MAX_UPLOAD, Arc::clone(&refused));
+    let pieces = limited(body, MAX_UPLOAD, Arc::clone(&refused));
     let written = app.node.write_file(&pool, &identifier, &path, pieces.boxed()).await;
     match (written, refused.get()) {
         (Ok(entry), _) => Ok(Json(shown(&entry, &path))),
-        (Err(_), Some(refusal)) => {
-            drain(&mut body).await;
-            Err(refusal.clone())
-        }
-        (Err(error), None) => {
-            drain(&mut body).await;
-            Err(Problem::from(error).about("path"))
-        }
+        (Err(_), Some(refusal)) => Err(refusal.clone()),
+        (Err(error), None) => Err(Problem::from(error).about("path")),
     }
 }
 

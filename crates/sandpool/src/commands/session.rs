@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::args::Session;
-use crate::client::{Client, Context, block_on, pool_path, session_path};
+use crate::client::{Client, Context, block_on, pool_path, segment, session_path};
 use crate::print::{self, cell};
 
 pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
@@ -19,9 +19,16 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                 };
                 let mut sessions = Vec::new();
                 for pool in &pools {
-                    let mut answer = client.get(&format!("{}/sessions", pool_path(pool))).await?;
-                    if let Value::Array(found) = answer["value"].take() {
+                    let base = format!("{}/sessions", pool_path(pool));
+                    let mut page = base.clone();
+                    loop {
+                        let mut answer = client.get(&page).await?;
+                        let Value::Array(found) = answer["value"].take() else { break };
+                        let is_empty = found.is_empty();
                         sessions.extend(found.into_iter().map(|session| (pool.clone(), session)));
+                        // A list that does not go forward would never end.
+                        let Some(next) = answer["next"].as_str().filter(|_| !is_empty) else { break };
+                        page = format!("{base}?after={}", segment(next));
                     }
                 }
                 if context.json {
