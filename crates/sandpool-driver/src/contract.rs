@@ -419,6 +419,14 @@ async fn a_sandbox_that_dies_in_the_middle_of_an_execution_ends_its_streams(case
         assert!(!ended, "nobody is left to say how it ended: {message:?}");
     }
     assert!(matches!(gone(&mut watch, id(29)).await, GoneReason::Died(_)));
+    // Its session's owner has yet to hear of it, also from the server's next life.
+    for _ in 0..2 {
+        let lost = case.find(id(29)).await.expect("it is listed until it is destroyed");
+        assert_eq!((lost.phase, lost.owner), (Phase::Lost, Some(owner("me"))));
+        refused!(case.driver().dial(id(29)).await.map(drop), DriverError::Gone(_));
+        case.harness.restart().await;
+    }
+    case.driver().destroy(id(29)).await.expect("to be rid of it is fine");
     assert_eq!(case.list().await, []);
 }
 

@@ -60,7 +60,8 @@ pub trait Driver: Send + Sync + 'static {
     /// processes are gone.
     async fn destroy(&self, id: SandboxId) -> Result<(), DriverError>;
 
-    /// Every sandbox there is: the truth after a restart.
+    /// Every sandbox there is: the truth after a restart. Also those that were activated, ended by themselves and have
+    /// not been destroyed yet, as [`Phase::Lost`]; of these a driver may forget the oldest when there are very many.
     async fn list(&self) -> Result<Vec<Sandbox>, DriverError>;
 
     /// Changes from now on. A receiver that lags gets `Lagged` from the channel: it must then [`Driver::list`].
@@ -142,6 +143,9 @@ pub enum Phase {
     Ready,
     /// Being destroyed.
     Leaving,
+    /// Ended by itself while it belonged to a session, and with it all that was inside. Listed until it is destroyed,
+    /// so that its owner hears of it also from a server that was not there when it ended.
+    Lost,
 }
 
 /// What happened to a sandbox.

@@ -111,6 +111,8 @@ struct State {
     sandboxes: BTreeMap<SandboxId, Place>,
     /// Every id that was ever there and is not any more.
     over: HashSet<SandboxId>,
+    /// Those that ended by themselves while they were a session's, and have not been destroyed yet.
+    lost: BTreeMap<SandboxId, Sandbox>,
     changes: broadcast::Sender<Change>,
     /// Numbers the boots.
     boots: u64,
@@ -152,6 +154,7 @@ impl Memory {
             pools: HashMap::new(),
             sandboxes: BTreeMap::new(),
             over: HashSet::new(),
+            lost: BTreeMap::new(),
             changes: broadcast::channel(config.changes).0,
             boots: 0,
             faults,
@@ -305,6 +308,9 @@ impl Host {
         let mut state = self.state();
         let Some(place) = state.sandboxes.remove(&id) else { return false };
         state.over.insert(id);
+        if place.sandbox.activated && reason != GoneReason::Destroyed {
+            state.lost.insert(id, Sandbox { phase: Phase::Lost, ..place.sandbox.clone() });
+        }
         state.say(Change::Gone { id, reason });
         drop(state);
         place.agent.end();
@@ -321,7 +327,7 @@ impl State {
     }
 
     fn list(&self) -> Vec<Sandbox> {
-        self.sandboxes.values().map(|place| place.sandbox.clone()).collect()
+        self.sandboxes.values().map(|place| &place.sandbox).chain(self.lost.values()).cloned().collect()
     }
 
     fn next_boot(&mut self) -> (u64, Boot) {
@@ -454,6 +460,7 @@ impl Driver for MemoryDriver {
         let mut state = self.begin(Operation::Destroy).await?;
         // Also one that was never there: a `create` that is still on its way must not bring it back.
         state.over.insert(id);
+        state.lost.remove(&id);
         drop(state);
         self.host.gone(id, GoneReason::Destroyed);
         Ok(())

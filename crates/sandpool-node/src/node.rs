@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
-use sandpool_driver::{Change, Driver, DriverError, Template, Usage};
+use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
 use sandpool_wire::agent::ToAgent;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
@@ -135,7 +135,8 @@ impl Node {
             let known: Vec<_> = self.inner.pools.values().map(|pool| (pool, pool.known())).collect();
             match self.inner.driver.0.list().await {
                 Ok(sandboxes) => {
-                    let there: HashSet<_> = sandboxes.iter().map(|sandbox| sandbox.id).collect();
+                    let there = sandboxes.iter().filter(|sandbox| sandbox.phase != Phase::Lost);
+                    let there: HashSet<_> = there.map(|sandbox| sandbox.id).collect();
                     for (pool, known) in known {
                         pool.lose_missing(&known, &there);
                     }

@@ -82,21 +82,22 @@ struct Inner {
 /// Sessions whose owners have yet to hear that they are lost, and why.
 #[derive(Debug, Default)]
 struct Lost {
-    reasons: HashMap<Identifier, String>,
+    reasons: HashMap<Identifier, (String, SandboxId)>,
     /// Oldest first; also of some that are not there any more.
     order: VecDeque<Identifier>,
 }
 
 impl Lost {
     fn get(&self, identifier: &Identifier) -> Option<&String> {
-        self.reasons.get(identifier)
+        self.reasons.get(identifier).map(|(reason, _)| reason)
     }
 
-    fn take(&mut self, identifier: &Identifier) -> Option<String> {
+    /// Why it was lost, and the sandbox that its driver may forget now.
+    fn take(&mut self, identifier: &Identifier) -> Option<(String, SandboxId)> {
         self.reasons.remove(identifier)
     }
 
-    fn add(&mut self, identifier: Identifier, reason: String) {
+    fn add(&mut self, identifier: Identifier, reason: String, sandbox: SandboxId) {
         while self.order.len() >= LOST
             && let Some(oldest) = self.order.pop_front()
         {
@@ -104,7 +105,7 @@ impl Lost {
         }
         self.order.retain(|other| *other != identifier);
         self.order.push_back(identifier.clone());
-        self.reasons.insert(identifier, reason);
+        self.reasons.insert(identifier, (reason, sandbox));
     }
 }
 
@@ -192,8 +193,10 @@ impl PoolState {
 
     /// Takes over a sandbox that was there before this server.
     pub(crate) fn adopt(self: &Arc<Self>, sandbox: &Sandbox) {
-        if sandbox.phase == Phase::Leaving {
-            return;
+        match sandbox.phase {
+            Phase::Leaving => return,
+            Phase::Lost => return self.adopt_lost(sandbox),
+            Phase::Booting | Phase::Ready => {}
         }
         let id = sandbox.id;
         match sandbox.owner.as_ref().map(|owner| OwnerRecord::parse(&owner.record)) {
@@ -211,12 +214,29 @@ impl PoolState {
         }
     }
 
+    /// A session's sandbox has ended, and no server was there to see it.
+    fn adopt_lost(&self, sandbox: &Sandbox) {
+        if let Some(record) = sandbox.owner.as_ref().and_then(|owner| OwnerRecord::parse(&owner.record)) {
+            let mut inner = self.inner();
+            // A session of the same name that is there now was made by an owner who had heard.
+            if inner.rules.session(&record.identifier).is_none() {
+                let reason = "its sandbox ended while the server was not there".to_owned();
+                inner.lost.add(record.identifier, reason, sandbox.id);
+                return;
+            }
+        }
+        self.destroy(sandbox.id);
+    }
+
     fn adopt_session(self: &Arc<Self>, sandbox: SandboxId, record: OwnerRecord) {
         let now = self.now();
         let age = record.created.elapsed().unwrap_or_default();
         let (sender, coming) = watch::channel(None);
         let surplus = {
             let mut inner = self.inner();
+            if let Some((_, before)) = inner.lost.take(&record.identifier) {
+                self.destroy(before);
+            }
             let surplus = inner.rules.bind(record.identifier.clone(), sandbox, now.saturating_sub(age), now);
             if surplus != Some(sandbox) {
                 inner.sessions.insert(record.identifier.clone(), coming);
@@ -242,7 +262,7 @@ impl PoolState {
     /// A sandbox is there, and looks like this.
     pub(crate) fn upsert(self: &Arc<Self>, sandbox: &Sandbox) {
         let id = sandbox.id;
-        if sandbox.phase == Phase::Leaving {
+        if matches!(sandbox.phase, Phase::Leaving | Phase::Lost) {
             return;
         }
         let mut inner = self.inner();
@@ -291,7 +311,7 @@ impl PoolState {
                     GoneReason::OutOfMemory => "its memory was used up".to_owned(),
                     GoneReason::Died(how) | GoneReason::BootFailed(how) => how.clone(),
                 };
-                inner.forget(&identifier, Some(why));
+                inner.forget(&identifier, Some(why), sandbox);
             }
         }
         self.changed.notify_waiters();
@@ -317,7 +337,7 @@ impl PoolState {
         let identifier = inner.rules.owner(sandbox)?.clone();
         inner.rules.remove(&identifier);
         inner.boots.remove(&sandbox);
-        inner.forget(&identifier, lost.map(str::to_owned));
+        inner.forget(&identifier, lost.map(str::to_owned), sandbox);
         Some(identifier)
     }
 
@@ -345,12 +365,15 @@ impl PoolState {
     pub(crate) async fn delete(&self, identifier: &Identifier) -> Result<(), NodeError> {
         let sandbox = {
             let mut inner = self.inner();
-            let was_lost = inner.lost.take(identifier).is_some();
-            match inner.rules.session(identifier) {
-                Some(session) => session.sandbox,
+            let was_lost = inner.lost.take(identifier);
+            match (inner.rules.session(identifier), was_lost) {
+                (Some(session), _) => session.sandbox,
                 // It is as gone as it can be, and its owner does not want it back.
-                None if was_lost => return Ok(()),
-                None => return Err(NodeError::NoSession(identifier.clone())),
+                (None, Some((_, sandbox))) => {
+                    self.destroy(sandbox);
+                    return Ok(());
+                }
+                (None, None) => return Err(NodeError::NoSession(identifier.clone())),
             }
         };
         if let Some(task) = self.end(sandbox) {
@@ -428,7 +451,8 @@ impl PoolState {
     ) -> Result<Option<(Coming, bool)>, NodeError> {
         let now = self.now();
         let mut inner = self.inner();
-        if let Some(reason) = inner.lost.take(identifier) {
+        if let Some((reason, sandbox)) = inner.lost.take(identifier) {
+            self.destroy(sandbox);
             return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
         }
         if open == Open::Existing && inner.rules.session(identifier).is_none() {
@@ -526,7 +550,8 @@ impl PoolState {
     pub(crate) async fn existing(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
         let coming = {
             let mut inner = self.inner();
-            if let Some(reason) = inner.lost.take(identifier) {
+            if let Some((reason, sandbox)) = inner.lost.take(identifier) {
+                self.destroy(sandbox);
                 return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
             }
             inner.sessions.get(identifier).cloned()
@@ -650,10 +675,10 @@ impl PoolState {
 }
 
 impl Inner {
-    fn forget(&mut self, identifier: &Identifier, lost: Option<String>) {
+    fn forget(&mut self, identifier: &Identifier, lost: Option<String>, sandbox: SandboxId) {
         let was_there = self.sessions.remove(identifier).is_some();
         match lost {
-            Some(why) if was_there => self.lost.add(identifier.clone(), why),
+            Some(why) if was_there => self.lost.add(identifier.clone(), why, sandbox),
             Some(_) => {}
             None => drop(self.lost.take(identifier)),
         }

@@ -211,6 +211,28 @@ async fn a_restarted_server_finds_sessions_executions_and_the_reservoir() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_ended_while_no_server_was_there_is_told_as_lost_once() {
+    for heard in [false, true] {
+        let mut bench = Bench::new(|_| ()).await;
+        let sandbox = bench.open("mine").await.unwrap().session.sandbox;
+        assert!(bench.memory.kill(sandbox, GoneReason::OutOfMemory));
+        if heard {
+            // By the server, which is killed before it could tell the owner.
+            bench.until("it is lost", |bench| bench.node.session(&bench.pool, &name("mine")).is_err()).await;
+        }
+        bench.restart().await;
+        let told = bench.open("mine").await;
+        assert!(matches!(told, Err(NodeError::SessionLost { .. })), "{told:?}");
+        let new = bench.open("mine").await.unwrap();
+        assert!(new.new);
+        bench.check_no_leak().await;
+        bench.restart().await;
+        let again = bench.open("mine").await.unwrap();
+        assert_eq!((again.new, again.session.sandbox), (false, new.session.sandbox), "nothing is told twice");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_killed_between_any_two_steps_leaves_nothing_behind() {
     for operation in [Operation::Create, Operation::Assign, Operation::Activate, Operation::Dial] {
         let mut bench = Bench::new(|spec| spec.scale.ready = 2).await;

@@ -138,6 +138,8 @@ pub(crate) struct Record {
     pub(crate) owner: Option<Vec<u8>>,
     pub(crate) activated: bool,
     pub(crate) leaving: bool,
+    /// It has ended by itself, and nobody has destroyed it yet.
+    pub(crate) lost: bool,
 }
 
 /// Why a sandbox is gone.
@@ -308,6 +310,7 @@ mod tests {
             owner: Some(vec![255; sandpool_driver::MAX_RECORD]),
             activated: true,
             leaving: true,
+            lost: false,
         };
         let page = Answer::Page { sandboxes: vec![record; PAGE], more: true };
         encode(&FromLauncher::Reply { request: u32::MAX, result: Ok(page) }).unwrap();

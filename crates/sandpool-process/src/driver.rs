@@ -92,7 +92,7 @@ impl ProcessDriver {
             this: Weak::clone(this),
         });
         tokio::spawn(Arc::clone(&driver).listen());
-        for record in driver.records().await?.into_iter().filter(|record| !record.leaving) {
+        for record in driver.records().await?.into_iter().filter(|record| !record.leaving && !record.lost) {
             let id = SandboxId(record.id);
             let Ok(pool) = PoolName::parse(&record.pool) else { continue };
             let sandbox = Sandbox {
@@ -247,7 +247,7 @@ impl Driver for ProcessDriver {
             return Err(DriverError::Invalid(format!("the owner's record is over {MAX_RECORD} bytes")));
         }
         match self.state().known.get(&id).map(|known| known.sandbox.phase) {
-            None | Some(Phase::Leaving) => return Err(DriverError::Gone(id.to_string())),
+            None | Some(Phase::Leaving | Phase::Lost) => return Err(DriverError::Gone(id.to_string())),
             Some(Phase::Booting) => return Err(unavailable(&"the sandbox is not ready yet")),
             Some(Phase::Ready) => {}
         }
@@ -281,7 +281,11 @@ impl Driver for ProcessDriver {
             Some(Sandbox {
                 id: SandboxId(record.id),
                 pool: PoolName::parse(&record.pool).ok()?,
-                phase: if record.leaving { Phase::Leaving } else { phase },
+                phase: match (record.lost, record.leaving) {
+                    (true, _) => Phase::Lost,
+                    (false, true) => Phase::Leaving,
+                    (false, false) => phase,
+                },
                 boot_id: known.and_then(|known| known.boot_id),
                 owner: record.owner.map(|record| Owner { record }),
                 activated: record.activated,

@@ -46,6 +46,9 @@ const TICK: Duration = Duration::from_millis(500);
 /// Sandboxes that are over and remembered as such, so that no late `create` brings one back.
 const OVER: usize = 65_536;
 
+/// Sessions' sandboxes that ended by themselves and are remembered until the server has destroyed them.
+const LOST: usize = 4_096;
+
 /// What the launcher works with.
 #[derive(Debug)]
 pub struct LauncherConfig {
@@ -103,6 +106,7 @@ struct Launcher {
     pools: BTreeMap<String, Pool>,
     live: BTreeMap<Id, Live>,
     over: Over,
+    lost: Lost,
     slots: Slots,
     /// Groups whose directories were still busy when their sandbox ended.
     lingering: Vec<(u32, Group)>,
@@ -128,6 +132,30 @@ impl Over {
         {
             self.ids.remove(&oldest);
         }
+    }
+}
+
+/// Sessions' sandboxes that ended by themselves: a server that was not there meanwhile learns of them from the list.
+#[derive(Default)]
+struct Lost {
+    records: BTreeMap<Id, Record>,
+    /// Oldest first; also of some that are not there any more.
+    order: VecDeque<Id>,
+}
+
+impl Lost {
+    fn add(&mut self, record: Record) {
+        while self.order.len() >= LOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.records.remove(&oldest);
+        }
+        self.order.push_back(record.id);
+        self.records.insert(record.id, record);
+    }
+
+    fn forget(&mut self, id: Id) {
+        self.records.remove(&id);
     }
 }
 
@@ -182,6 +210,7 @@ impl Launcher {
             pools: BTreeMap::new(),
             live: BTreeMap::new(),
             over: Over::default(),
+            lost: Lost::default(),
             lingering: Vec::new(),
             server: Server::default(),
             stopping: None,
@@ -360,6 +389,7 @@ impl Launcher {
                 None => {
                     // Also one that never was: a call to make it may be on its way.
                     self.over.add(id);
+                    self.lost.forget(id);
                     Ok(Answer::Done)
                 }
             },
@@ -433,15 +463,21 @@ impl Launcher {
 
     fn list(&self, after: Option<Id>) -> Answer {
         use std::ops::Bound::{Excluded, Unbounded};
-        let mut rest = self.live.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let sandboxes = rest.by_ref().take(PAGE).map(|(id, live)| Record {
+        let rest = (after.map_or(Unbounded, Excluded), Unbounded);
+        let live = self.live.range(rest).take(PAGE + 1).map(|(id, live)| Record {
             id: *id,
             pool: live.pool.clone(),
             owner: live.owner.clone(),
             activated: live.activated,
             leaving: live.is_leaving(),
+            lost: false,
         });
-        Answer::Page { sandboxes: sandboxes.collect(), more: rest.next().is_some() }
+        let lost = self.lost.records.range(rest).take(PAGE + 1).map(|(_, record)| record.clone());
+        let mut sandboxes: Vec<_> = live.chain(lost).collect();
+        sandboxes.sort_unstable_by_key(|record| record.id);
+        let more = sandboxes.len() > PAGE;
+        sandboxes.truncate(PAGE);
+        Answer::Page { sandboxes, more }
     }
 }
 

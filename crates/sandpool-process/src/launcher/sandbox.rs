@@ -11,7 +11,7 @@ use sandpool_sys::sandbox::{self as sys, Cloned};
 
 use super::{Launcher, SANDBOXES};
 use crate::cgroup::{Group, Pressure};
-use crate::control::{Answer, FromLauncher, Id, Refusal, Why};
+use crate::control::{Answer, FromLauncher, Id, Record, Refusal, Why};
 use crate::setup::{Blueprint, become_sandbox};
 
 /// The longest sentence taken from a start that failed, in bytes.
@@ -254,6 +254,10 @@ impl Launcher {
             None if live.group.usage().oom_kills > 0 => Why::OutOfMemory,
             None => Why::Died(how(status.as_ref())),
         };
+        if live.activated && !matches!(why, Why::Destroyed) {
+            let (pool, owner) = (live.pool, live.owner);
+            self.lost.add(Record { id, pool, owner, activated: true, leaving: false, lost: true });
+        }
         if live.group.remove().is_ok() {
             self.slots.free(live.slot);
         } else {
