@@ -145,15 +145,22 @@ def test_semantic_kernel(variables, session, tmp_path):
     asyncio.run(story())
 
 
+def total():
+    """A function for an agent to call, with the package that it needs. Its text is what autogen sends."""
+    from autogen_core.code_executor import FunctionWithRequirements
+
+    return FunctionWithRequirements.from_str(
+        "def total(numbers: list) -> int:\n    return int(numpy.sum(numbers))\n",
+        python_packages=["numpy"],
+        global_imports=["numpy"],
+    )
+
+
 def test_autogen(variables, session, tmp_path):
     from autogen_core import CancellationToken
-    from autogen_core.code_executor import CodeBlock, with_requirements
+    from autogen_core.code_executor import CodeBlock
     from autogen_ext.code_executors.azure import ACADynamicSessionsCodeExecutor
     from azure.identity import DefaultAzureCredential
-
-    @with_requirements(python_packages=["numpy"], global_imports=["numpy"])
-    def total(numbers: list) -> int:
-        return int(numpy.sum(numbers))  # noqa: F821 - imported where it runs
 
     def block(code: str) -> list:
         return [CodeBlock(code=code, language="python")]
@@ -164,7 +171,7 @@ def test_autogen(variables, session, tmp_path):
             pool_management_endpoint=variables["AZURE_POOL_MANAGEMENT_ENDPOINT"],
             credential=DefaultAzureCredential(),
             work_dir=tmp_path,
-            functions=[total],
+            functions=[total()],
             session_id=session,
         )
         # 10.8: the packages are what pkg_resources lists, read from the text of a Python list.

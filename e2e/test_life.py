@@ -285,6 +285,8 @@ def test_executions_of_a_session_wait_for_their_turn(start):
     assert int(full.headers["retry-after"]) >= 1
     assert python.call("GET", f"executions/{waiting[1]}", "queue").json()["status"] == "NotStarted"
     assert python.upload("queue", "go", b"").status_code == 200, "files do not wait"
+    last = f"executions/{waiting[1]}"
+    wait_for(lambda: python.call("GET", last, "queue").json()["status"] == "Succeeded", "the last that waited")
     assert python.legacy("order", "queue")["result"] == "[0, 1, 2]"
 
 
