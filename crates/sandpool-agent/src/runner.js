@@ -534,8 +534,8 @@
         parentPort.postMessage({ op: "interrupt", serial });
         setTimeout(() => {
           if (Atomics.load(shared, RUNNING) !== serial || Atomics.load(shared, TAKEN) === serial) return;
-          session.post("Runtime.terminateExecution");
-          setTimeout(interrupt, 50, serial);
+          // Once is enough when it is carried out: a second one would come upon this runner, while it ends the run.
+          session.post("Runtime.terminateExecution", () => setTimeout(interrupt, 1000, serial));
         }, 50);
       }
       let inbox = Buffer.alloc(0);

@@ -2,8 +2,7 @@
 //! through the service layer.
 //!
 //! Needs root and the images `python`, `node` and `shell`; says so when it skips. The cases are data, in one file for each
-//! pool; what a step does and what must then be seen is below. With SANDPOOL_ONLY, only cases with this in their name are
-//! played.
+//! pool; what a step does and what must then be seen is below.
 
 #[path = "../stage/mod.rs"]
 mod stage;
@@ -130,14 +129,10 @@ async fn tests(mut stage: Stage) -> Outcome<()> {
 
 /// Plays the cases of one pool. Answers the name of each, and what is wrong with it.
 async fn lane(node: &Arc<Node>, pool: &str, cases: &[Case]) -> Vec<(String, Option<String>)> {
-    let only = std::env::var("SANDPOOL_ONLY").unwrap_or_default();
     let mut judged = Vec::new();
     let mut open: Option<(&str, Session)> = None;
     for case in cases {
         let name = format!("{pool}::{}", case.name);
-        if !name.contains(&only) {
-            continue;
-        }
         if open.as_ref().is_none_or(|(session, _)| *session != case.session) {
             if let Some((_, session)) = open.take() {
                 // One that was lost is no longer there to be closed.

@@ -239,6 +239,43 @@ pub(crate) fn cases() -> Vec<Case> {
             ],
         ),
         case(
+            "more_code",
+            &[
+                Step(Interrupted("for (;;) console.log('go');", "go"), &[Ends("Cancelled")]),
+                Step(
+                    Interrupted("console.log('go'); for (;;) await new Promise(r => setTimeout(r, 1));", "go"),
+                    &[Ends("Cancelled")],
+                ),
+                Step(Code("require('fs').readFileSync(0, 'utf8')"), &[Text("''")]),
+                Step(
+                    Code(
+                        "const lines = require('readline').createInterface({ input: process.stdin }); await new Promise(r => lines.on('close', r)); kept",
+                    ),
+                    &[Text("7")],
+                ),
+                Step(Code("async function main() { return 'ran' }\nmain()"), &[Text("'ran'")]),
+                Step(
+                    Code(
+                        "require('fs').writeFileSync('m.mjs', 'export const six = 6; export default 7'); (await import('./m.mjs')).six",
+                    ),
+                    &[Text("6")],
+                ),
+                Step(Code("import seven, { six } from './m.mjs'; [seven, six]"), &[Text("[ 7, 6 ]")]),
+                Step(
+                    Code("class A { #p = 1; get p() { return this.#p } }\nclass B extends A {}\nnew B().p"),
+                    &[Text("1")],
+                ),
+                Step(Code("`${[1, 2].map(n => `<${n}>`)}`.split(/,/g).length / 2"), &[Text("1")]),
+                Step(Code("let s = 1; { const s = 2; let t = s } s"), &[Text("1")]),
+                Step(Code("function* g() { yield 1 }\n[...g()]"), &[Text("[ 1 ]")]),
+                Step(
+                    Code("// const in a comment\nconst s = 'const x = 1; import y from \"z\"'; s.length"),
+                    &[Text("30")],
+                ),
+                Step(Code("await fetch('http://127.0.0.1:9')"), &[Ends("Raised"), Raised("TypeError", "fetch failed")]),
+            ],
+        ),
+        case(
             "replaced_by_the_user",
             &[
                 Step(
@@ -262,6 +299,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 Step(Code("let gone = 1; gone"), &[Text("1")]),
                 Step(Code("process.kill(process.pid, 'SIGKILL'); for (;;);"), &[Ends("Died"), Lost]),
                 Step(Code("typeof gone"), &[Text("'undefined'")]),
+                Step(Code("process.abort()"), &[Ends("Died"), Lost]),
                 Step(Code("process.reallyExit(4)"), &[Ends("Died"), Lost]),
                 Step(Code("require('fs').closeSync(5); 1"), &[Ends("Died"), Lost]),
                 Step(Code("1 + 1"), &[Text("2")]),

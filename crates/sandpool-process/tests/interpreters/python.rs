@@ -191,6 +191,44 @@ fn kept() -> Vec<Case> {
             ],
         ),
         case(
+            "what_asks_gets_no_answer_and_waits_for_none",
+            &[
+                Step(Code("breakpoint()"), &[Ends("Raised")]),
+                Step(Code("import getpass\ngetpass.getpass()"), &[Ends("Raised"), Raised("EOFError", "")]),
+                Step(Code("help(len)"), &[Part("Return the number of items")]),
+                Step(Code("help()"), &[Part("help")]),
+                Step(Code("len??"), &[]),
+                Step(Code("!cat; read x || echo end"), &[Says("end\n")]),
+                Step(Code("!python3 -c 'input()'"), &[Errs("EOFError")]),
+            ],
+        ),
+        case(
+            "more_magics",
+            &[
+                Step(Code("%%capture held\nprint('held')"), &[Says("")]),
+                Step(Code("held.stdout"), &[Text("'held\\n'")]),
+                Step(
+                    Code("%%html\n<b>x</b>"),
+                    &[Is(|run| match run.displays.as_slice() {
+                        [one]
+                            if one
+                                .forms
+                                .iter()
+                                .any(|(media, bytes)| media == "text/html" && bytes.starts_with(b"<b>x</b>")) =>
+                        {
+                            Ok(())
+                        }
+                        other => Err(format!("{other:?}")),
+                    })],
+                ),
+                Step(Code("%%writefile script.py\nran = 5\nprint('ran')"), &[]),
+                Step(Code("%run script.py"), &[Says("ran\n")]),
+                Step(Code("ran"), &[Text("5")]),
+                Step(Code("%load_ext autoreload\n%autoreload 2"), &[Quiet]),
+                Step(Code("import script\nscript.ran"), &[Text("5")]),
+            ],
+        ),
+        case(
             "commands",
             &[
                 Step(Code("!echo hi; echo err >&2"), &[Says("hi\n"), Errs("err\n")]),
@@ -444,6 +482,27 @@ fn harmed() -> Vec<Case> {
                 Step(Code("1 + 1"), &[Text("2")]),
                 Step(Code("import ctypes\nctypes.string_at(0)"), &[Ends("Died"), Lost]),
                 Step(Code("1 + 1"), &[Text("2")]),
+                Step(Code("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)"), &[Ends("Died"), Lost]),
+                Step(Code("1 + 1"), &[Text("2")]),
+            ],
+        ),
+        case(
+            "signals_of_its_own",
+            &[
+                Step(
+                    Code("import os, signal, time\nkept = 7\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(1)"),
+                    &[Ends("Raised"), Raised("KeyboardInterrupt", "")],
+                ),
+                Step(Code("signal.signal(signal.SIGINT, signal.SIG_IGN);"), &[]),
+                Step(Interrupted("print('go')\ntime.sleep(1000)", "go"), &[Ends("Cancelled")]),
+                Step(
+                    Code(
+                        "def ring(*_):\n    raise TimeoutError('rang')\nsignal.signal(signal.SIGALRM, ring)\nsignal.setitimer(signal.ITIMER_REAL, 0.05)\ntime.sleep(1000)",
+                    ),
+                    &[Ends("Raised"), Raised("TimeoutError", "rang")],
+                ),
+                Step(Interrupted("print('go')\nwhile True:\n    print('x' * 1000)", "go"), &[Ends("Cancelled")]),
+                Step(Code("kept"), &[Text("7")]),
             ],
         ),
         case(
