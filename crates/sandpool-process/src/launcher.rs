@@ -349,8 +349,11 @@ impl Launcher {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Closed, or not speaking our language: either way this server is at its end.
+                // Closed, also with answers unread, or not speaking our language: either way this server is at its end.
                 Ok(None) => return self.server.hang_up(&self.epoll),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return self.server.hang_up(&self.epoll);
+                }
                 Err(error) => {
                     tracing::error!("the server said something that makes no sense: {error}");
                     self.server.kill();
