@@ -375,10 +375,27 @@
   let running = null;
   let serial = 0;
 
-  // What the listener sees: the number of the present run or 0, and the last run whose interrupt has been taken up.
+  // What the listener and this thread tell each other: the number of the present run or 0, the last run whose interrupt
+  // has been taken up, and the last run that is to be interrupted.
   const RUNNING = 0;
   const TAKEN = 1;
-  const shared = new Int32Array(new SharedArrayBuffer(8));
+  const WANTED = 2;
+  const shared = new Int32Array(new SharedArrayBuffer(12));
+
+  // Code that prints takes an interrupt up after a print, as an exception: broken into in the middle of one, Node itself
+  // may not survive. Code that catches the exception is broken into all the same, a moment later.
+  let thrown = 0;
+  for (const name of ["log", "info", "debug", "warn", "error", "table", "dir", "trace", "group"]) {
+    const print = console[name];
+    const printed = function (...given) {
+      print.apply(console, given);
+      if (Atomics.load(shared, WANTED) === serial && running && thrown !== serial) {
+        thrown = serial;
+        throw new Interrupted("interrupted");
+      }
+    };
+    console[name] = Object.defineProperty(printed, "name", { value: name });
+  }
 
   class Run {
     constructor() {
@@ -524,13 +541,14 @@
   // A thread of its own listens, so that an interrupt is heard while code runs in a loop. It breaks into code only when
   // this thread does not take up the interrupt by itself, and goes on until it does.
   const listener = new Worker(
-    `(${function (FROM_AGENT, RUNNING, TAKEN) {
+    `(${function (FROM_AGENT, RUNNING, TAKEN, WANTED) {
       const { parentPort, workerData } = require("worker_threads");
       const shared = new Int32Array(workerData);
       const session = new (require("inspector").Session)();
       session.connectToMainThread();
       function interrupt(serial) {
         if (serial === 0 || Atomics.load(shared, RUNNING) !== serial) return;
+        Atomics.store(shared, WANTED, serial);
         parentPort.postMessage({ op: "interrupt", serial });
         setTimeout(() => {
           if (Atomics.load(shared, RUNNING) !== serial || Atomics.load(shared, TAKEN) === serial) return;
@@ -554,9 +572,11 @@
       const end = () => parentPort.postMessage({ op: "end" });
       channel.on("end", end);
       channel.on("error", end);
-    }})(${FROM_AGENT}, ${RUNNING}, ${TAKEN})`,
+    }})(${FROM_AGENT}, ${RUNNING}, ${TAKEN}, ${WANTED})`,
     { eval: true, workerData: shared.buffer, execArgv: [], env: {}, trackUnmanagedFds: false },
   );
+  // Listened for from the start: it is said once, perhaps before anybody waits for it.
+  const online = new SafePromise((resolve) => listener.once("online", resolve));
   let tail = SafePromise.resolve();
   listener.on("message", (message) => {
     switch (message.op) {
@@ -601,7 +621,7 @@
     // The first import may warn that its means are new: before there is a session, not in the output of its code.
     await globalThis.__import("fs");
     session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
-    await new SafePromise((online) => listener.once("online", online));
+    await online;
     send({ t: "ready", version: process.versions.node });
   })();
 });
