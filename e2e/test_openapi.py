@@ -177,8 +177,7 @@ def test_no_documented_operation_fails_on_nonsense(document, server):
                 continue
             for nonsense in ("%00", "a b", "..%2f..", "x" * 300):
                 path = re.sub(r"{\*?\w+}", nonsense, template)
-                # A body that comes with a GET is never read: the connection may be reset with it.
-                for body in (None,) if method == "get" else (None, b"{]", b'{"a": [1]}'):
+                for body in (None, b"{]", b'{"a": [1]}'):
                     headers = {"Content-Type": "application/json"}
                     answer = server.native(method.upper(), path, data=body, headers=headers, timeout=20)
                     assert answer.status_code < 500, f"{method} {path}: {answer.status_code} {answer.text[:200]}"

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use axum::http::HeaderMap;
+use axum::body::HttpBody as _;
+use axum::extract::Request;
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
@@ -68,6 +72,27 @@ pub fn router(app: App) -> Router {
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)
         .fallback_service(azure::service(app))
+        .layer(axum::middleware::from_fn(without_body))
+}
+
+/// The longest body that is read of a request that means nothing by it, in bytes.
+const MAX_MEANINGLESS: usize = 64 * 1024;
+
+/// How long such a body may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads and drops the body of a GET, HEAD or DELETE, which means nothing here: left unread, it would make the kernel reset the
+/// connection under the answer.
+async fn without_body(mut request: Request, next: Next) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD | Method::DELETE) && !request.body().is_end_stream() {
+        let body = std::mem::take(request.body_mut());
+        let read = tokio::time::timeout(PATIENCE, axum::body::to_bytes(body, MAX_MEANINGLESS)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            let text = format!("A {} takes no body; this one is too long, or did not come.", request.method());
+            return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", text).into_response();
+        }
+    }
+    next.run(request).await
 }
 
 impl App {
