@@ -2,6 +2,9 @@
 //!
 //! Needs root and `mmdebstrap`; says so when it skips. The root file system is made once, below `target`.
 
+#[path = "stage/agent.rs"]
+mod agent;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
@@ -27,8 +30,6 @@ use sandpool_wire::frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -72,7 +73,7 @@ fn start() -> Outcome<()> {
             }
         }
     }
-    let agent = agent(target)?;
+    let agent = agent::build(target)?;
     let home = target.join(format!("home-{}", std::process::id()));
     std::fs::create_dir_all(&home)?;
     let launcher = Command::new(std::env::current_exe()?).arg("launcher").args([&home, &images, &agent]).status()?;
@@ -81,21 +82,6 @@ fn start() -> Outcome<()> {
         .unwrap_or(false);
     std::fs::remove_dir_all(&home)?;
     if launcher.success() && !left { Ok(()) } else { Err(format!("the launcher ended with {launcher}").into()) }
-}
-
-/// Builds the static agent, as the binary's build does.
-fn agent(target: &Path) -> Outcome<PathBuf> {
-    let target = target.join("agent");
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "sandpool-agent", "--profile", "agent", "--target", TARGET])
-        .arg("--manifest-path")
-        .arg(manifest)
-        .arg("--target-dir")
-        .arg(&target)
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        .status()?;
-    if status.success() { Ok(target.join(TARGET).join("agent/sandpool-agent")) } else { Err("no agent".into()) }
 }
 
 fn launcher(args: &[OsString]) -> ExitCode {

@@ -8,6 +8,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+mod agent;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::ffi::OsString;
@@ -27,8 +29,6 @@ use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
 use sandpool_wire::agent::{Runtime, Stdin, Work};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the server's side is given.
 pub(crate) struct Stage {
@@ -107,7 +107,7 @@ pub(crate) struct Watcher {
 impl Watcher {
     fn new(name: &str, images: Vec<OsString>) -> Outcome<Self> {
         let target = std::fs::canonicalize(env!("CARGO_TARGET_TMPDIR"))?;
-        let agent = agent(&target)?;
+        let agent = agent::build(&target)?;
         let home = target.join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(home.join("post"))?;
         std::fs::set_permissions(home.join("post"), std::fs::Permissions::from_mode(0o777))?;
@@ -235,21 +235,6 @@ fn groups_below(directory: &Path, own: &str, depth: u32) -> u64 {
 
 /// The name of the launcher's groups, which comes from its home.
 static OWN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-
-/// Builds the static agent, as the binary's build does.
-fn agent(target: &Path) -> Outcome<PathBuf> {
-    let target = target.join("agent");
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "sandpool-agent", "--profile", "agent", "--target", TARGET])
-        .arg("--manifest-path")
-        .arg(manifest)
-        .arg("--target-dir")
-        .arg(&target)
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        .status()?;
-    if status.success() { Ok(target.join(TARGET).join("agent/sandpool-agent")) } else { Err("no agent".into()) }
-}
 
 fn launcher(args: &[OsString]) -> ExitCode {
     let [home, agent] = [2, 3].map(|index| PathBuf::from(args.get(index).cloned().unwrap_or_default()));
