@@ -6,12 +6,15 @@
 //!
 //! Of two filters that answer with an error the one installed last wins, so the order of [`Filters::compile`] matters.
 
+mod tree;
+
 use std::collections::BTreeMap;
 use std::io;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
+use tree::Verdict;
 
 /// The filters, compiled: once for a launcher, not once for a sandbox.
 #[derive(Clone, Debug)]
@@ -28,27 +31,31 @@ impl Filters {
     /// # Errors
     /// `Unsupported` on an instruction set that has no list yet.
     pub fn compile() -> io::Result<Self> {
-        let arch = TargetArch::try_from(std::env::consts::ARCH)
-            .map_err(|_| io::Error::new(io::ErrorKind::Unsupported, "no system call list for this instruction set"))?;
-        let whole = |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
-        let compile = |rules: Rules, otherwise: SeccompAction, action: SeccompAction| -> io::Result<BpfProgram> {
-            let filter = SeccompFilter::new(rules, otherwise, action, arch).map_err(io::Error::other)?;
-            BpfProgram::try_from(filter).map_err(io::Error::other)
+        if std::env::consts::ARCH != "x86_64" {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "no system call list for this instruction set"));
+        }
+        let refuse = |rules: Rules, errno: i32| -> io::Result<BpfProgram> {
+            let action = SeccompAction::Errno(errno.unsigned_abs());
+            let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64);
+            BpfProgram::try_from(filter.map_err(io::Error::other)?).map_err(io::Error::other)
         };
-        let refuse =
-            |rules: Rules, errno: i32| compile(rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()));
+        let whole = |calls: &[i64], verdict: Verdict, otherwise: Verdict| -> io::Result<BpfProgram> {
+            let number = |call: &i64| u32::try_from(*call).map_err(io::Error::other);
+            let verdicts = calls.iter().map(|call| Ok((number(call)?, verdict)));
+            Ok(tree::compile(&verdicts.collect::<io::Result<_>>()?, otherwise))
+        };
         let known: Vec<i64> = [ALLOWED, CONDITIONAL, BY_NUMBER].concat();
-        let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+        let privileged: Vec<i64> = [PRIVILEGED, &[libc::SYS_seccomp]].concat();
         let programs = vec![
-            compile(whole(&known), unknown, SeccompAction::Allow)?,
+            whole(&known, Verdict::Allow, Verdict::Errno(libc::ENOSYS))?,
             // `sync` would flush the disks of the whole host: it has "worked".
-            refuse(whole(&[libc::SYS_sync]), 0)?,
+            whole(&[libc::SYS_sync], Verdict::Errno(0), Verdict::Allow)?,
             refuse(families()?, libc::EAFNOSUPPORT)?,
             refuse(protocols()?, libc::EPROTONOSUPPORT)?,
             refuse(socket_options()?, libc::ENOPROTOOPT)?,
             refuse(arguments()?, libc::EPERM)?,
             // The last: it forbids `seccomp` itself.
-            refuse(whole(&[PRIVILEGED, &[libc::SYS_seccomp]].concat()), libc::EPERM)?,
+            whole(&privileged, Verdict::Errno(libc::EPERM), Verdict::Allow)?,
         ];
         Ok(Self { programs })
     }
