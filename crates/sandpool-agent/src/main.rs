@@ -5,6 +5,7 @@
 use std::io::Read;
 use std::process::ExitCode;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::Mode;
 use rustix::process::DumpableBehavior;
 use sandpool_agent::agent::{Agent, Config};
@@ -47,6 +48,11 @@ fn serve() -> std::io::Result<()> {
     workload::set_file_identity(WORKLOAD)?;
     // The kernel sets this to a default of its own when the ids of files change.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    if runtime != Runtime::Shell {
+        // The launcher makes sandboxes ahead of those who ask for them. An interpreter is dear to keep, so that it waits
+        // for the first stream; a shell is not started before a command wants one.
+        rustix::event::poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
+    }
     let config = Config { runtime, control, identity: Some(WORKLOAD), directory: DIRECTORY.into(), image: Some(image) };
     Agent::new(config)?.run()
 }

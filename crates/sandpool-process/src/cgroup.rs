@@ -10,9 +10,11 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::process::Pid;
+use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags};
 use sandpool_core::limits::Limits;
 use sandpool_driver::Usage;
 
@@ -36,6 +38,39 @@ pub(crate) enum Groups {
 pub(crate) struct Group {
     groups: Groups,
     name: String,
+}
+
+/// How a new process gets into a sandbox's groups without anybody waiting.
+///
+/// When one process puts another into a group, or all threads of itself, the kernel waits for the other processors first
+/// (a grace period of RCU, 5 to 15 ms, unless another such move was just before), and whoever makes or removes a group
+/// waits for that. Neither of these ways is such a move.
+#[derive(Debug)]
+pub(crate) enum Entrance {
+    /// Version 1: the one thread of the process writes `0`, itself, into each of these. The kernel asks for the rights of
+    /// whoever opened them.
+    Doors(Vec<OwnedFd>),
+    /// Version 2: it is cloned into this group.
+    Birth(OwnedFd),
+}
+
+impl Entrance {
+    /// The group to be cloned into, if that is the way.
+    pub(crate) fn birth(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Doors(_) => None,
+            Self::Birth(group) => Some(group.as_fd()),
+        }
+    }
+
+    /// Puts the calling process, which has one thread, into the groups, if it was not born there.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        let Self::Doors(doors) = self else { return Ok(()) };
+        doors.iter().try_for_each(|door| match rustix::io::write(door, b"0")? {
+            1 => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        })
+    }
 }
 
 /// How close a sandbox is to its memory limit.
@@ -215,10 +250,40 @@ impl Group {
         }
     }
 
-    /// Puts a process into the groups; what it starts from now on is in them too.
-    pub(crate) fn add(&self, pid: Pid) -> io::Result<()> {
-        let pid = pid.as_raw_nonzero().to_string();
-        self.directories().iter().try_for_each(|directory| write(&directory.join("cgroup.procs"), &pid))
+    /// How a new process gets into the groups, with all that it starts.
+    pub(crate) fn entrance(&self) -> io::Result<Entrance> {
+        let open = |path: &Path, flags: OFlags| {
+            rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|error| named(path, &error.into()))
+        };
+        let directories = self.directories();
+        match &self.groups {
+            Groups::V1 { .. } => {
+                let doors = directories.iter().map(|directory| open(&directory.join("tasks"), OFlags::WRONLY));
+                Ok(Entrance::Doors(doors.collect::<io::Result<_>>()?))
+            }
+            Groups::V2(directory) => Ok(Entrance::Birth(open(&directory.join(&self.name), OFlags::PATH)?)),
+        }
+    }
+
+    /// A descriptor on which the kernel tells that memory is reclaimed from the group, and the events that it does so
+    /// with.
+    ///
+    /// # Errors
+    /// `NotFound` on a kernel that does not tell.
+    pub(crate) fn alarm(&self) -> io::Result<(OwnedFd, EventFlags)> {
+        let [memory, ..] = self.v1();
+        match &self.groups {
+            Groups::V1 { .. } => {
+                let counter = sandpool_sys::sandbox::counter()?;
+                let level = fs::File::open(memory.join("memory.pressure_level"))?;
+                // At the lowest level: whether it is too much is for the looks to find, which begin then.
+                let text = format!("{} {} low", counter.as_raw_fd(), level.as_raw_fd());
+                write(&memory.join("cgroup.event_control"), &text)?;
+                Ok((counter, EventFlags::IN))
+            }
+            // It counts, among others, how often the limit was reached.
+            Groups::V2(_) => Ok((fs::File::open(memory.join("memory.events"))?.into(), EventFlags::PRI)),
+        }
     }
 
     /// Removes the groups. `ResourceBusy` while a process of them is still being cleaned up.
@@ -250,6 +315,15 @@ impl Group {
                 cpu_us: field(&memory.join("cpu.stat"), "usage_usec"),
                 oom_kills: field(&memory.join("memory.events"), "oom_kill"),
             },
+        }
+    }
+
+    /// The most bytes of memory that it used at a time; 0 where the kernel does not tell.
+    pub(crate) fn memory_peak(&self) -> u64 {
+        let [memory, ..] = self.v1();
+        match &self.groups {
+            Groups::V1 { .. } => number(&memory.join("memory.max_usage_in_bytes")),
+            Groups::V2(_) => number(&memory.join("memory.peak")),
         }
     }
 

@@ -90,6 +90,17 @@ pub fn probe() -> Report {
     Report { lines }
 }
 
+/// Bytes of memory that this host has; 0 where it does not tell.
+pub(crate) fn memory_total() -> u64 {
+    memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal").unwrap_or(0)
+}
+
+/// A figure out of the text of `/proc/meminfo`, in bytes.
+pub(crate) fn memory(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map(|kib| kib * 1024)
+}
+
 /// The process level, as sessions report it: the walls that sandboxes made here have.
 #[must_use]
 pub fn describe() -> Description {

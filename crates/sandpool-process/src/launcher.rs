@@ -1,14 +1,20 @@
 //! The launcher: root, one thread, no network. It builds sandboxes, owns them, and keeps the server running.
 //!
 //! ```text
-//! loop: signals | the server's calls | the server's end | a sandbox's first words | a sandbox's end | time
+//! loop: signals | the server's calls | the server's end | a sandbox's first words, short memory, end | time
 //! ```
+//!
+//! Nothing in it waits, and nothing in it is done for each sandbox: with nothing to do for anybody it sleeps, however many
+//! there are. What takes long is done by the sandbox's own first process, and most of that before anybody asks (`seeds`).
 //!
 //! It reads nothing that came from a sandbox but the sentence in which a failed start is reported, which no workload
 //! can write to, and takes calls from the server, which it checks. Who owns which sandbox is remembered here, so that
 //! it outlives the server.
 
+mod admission;
+mod lingering;
 mod sandbox;
+mod seeds;
 mod server;
 mod slots;
 mod warmth;
@@ -30,17 +36,21 @@ use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox as sys;
 use sandpool_wire::agent::Runtime;
 
-use crate::cgroup::{Group, Groups};
+use crate::cgroup::Groups;
 use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLauncher, Why};
+use crate::host;
 use crate::seccomp::Filters;
+use admission::{Admission, Expected};
+use lingering::Lingering;
 use sandbox::Live;
+use seeds::Seeds;
 use server::Server;
 use slots::Slots;
 
 /// The server's exit code that means "do not start me again" (`EX_CONFIG` of sysexits.h).
 pub const SERVER_GIVES_UP: i32 = 78;
 
-/// How often memory is looked at, and groups that were busy are tried again.
+/// How often a sandbox's memory is looked at while the kernel reclaims from it.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Sandboxes that are over and remembered as such, so that no late `create` brings one back.
@@ -48,6 +58,17 @@ const OVER: usize = 65_536;
 
 /// Sessions' sandboxes that ended by themselves and are remembered until the server has destroyed them.
 const LOST: usize = 4_096;
+
+/// Descriptors that a sandbox takes here: of its process, its agent's control socket, its alarm, and while it starts the
+/// pipe of its words. And those of the launcher itself.
+const DESCRIPTORS_EACH: u64 = 4;
+const DESCRIPTORS: u64 = 256;
+
+/// How much of so much memory stays free when nobody says how much: a twentieth, and 256 MiB at least.
+#[must_use]
+pub fn default_reserve(total: u64) -> u64 {
+    (total / 20).max(256 << 20)
+}
 
 /// What the launcher works with.
 #[derive(Debug)]
@@ -60,6 +81,9 @@ pub struct LauncherConfig {
     pub images: PathBuf,
     /// Sandboxes at the same time, at most.
     pub max_sandboxes: u32,
+    /// Bytes of the host's memory that stay free: a sandbox for which there is not more is refused. `None` for
+    /// [`default_reserve`].
+    pub memory_reserve: Option<u64>,
     /// The server.
     pub server: ServerProcess,
     /// From the server's SIGTERM to its SIGKILL at shutdown.
@@ -87,13 +111,61 @@ struct Pool {
     rootfs: PathBuf,
     rootfs_is: (u64, u64),
     limits: Limits,
+    /// What a sandbox takes of the host's memory.
+    expected: Expected,
+}
+
+impl Pool {
+    /// Whether its image is the one that was there when the pool was made.
+    fn is_as_it_was(&self) -> bool {
+        std::fs::metadata(&self.rootfs).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.rootfs_is)
+    }
 }
 
 const SIGNALS: u64 = 0;
 const SERVER_SOCKET: u64 = 1;
 const SERVER_END: u64 = 2;
-/// From here on: twice a slot, plus 1 for the pipe of a start's errors.
+/// From here on: four times a slot, plus which of a sandbox's descriptors ([`End`]).
 const SANDBOXES: u64 = 16;
+
+/// Which of a sandbox's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its first process has ended.
+    Process,
+    /// Its start says what went wrong, or that all went well.
+    Words,
+    /// Its memory is short.
+    Alarm,
+}
+
+/// Who is in a slot.
+#[derive(Clone, Debug)]
+enum Place {
+    /// Nobody's sandbox, of this pool.
+    Seed(String),
+    /// The sandbox of this id.
+    Sandbox(Id),
+}
+
+fn token(slot: u32, end: End) -> epoll::EventData {
+    let end = match end {
+        End::Process => 0,
+        End::Words => 1,
+        End::Alarm => 2,
+    };
+    epoll::EventData::new_u64(SANDBOXES + 4 * u64::from(slot) + end)
+}
+
+/// The reverse of [`token`], for one that is.
+fn slot_and_end(token: u64) -> (u32, End) {
+    let end = match (token - SANDBOXES) % 4 {
+        0 => End::Process,
+        1 => End::Words,
+        _ => End::Alarm,
+    };
+    (u32::try_from((token - SANDBOXES) / 4).unwrap_or(u32::MAX), end)
+}
 
 struct Launcher {
     config: LauncherConfig,
@@ -104,14 +176,18 @@ struct Launcher {
     epoll: OwnedFd,
     signals: OwnedFd,
     pools: BTreeMap<String, Pool>,
+    admission: Admission,
     live: BTreeMap<Id, Live>,
+    seeds: Seeds,
+    places: BTreeMap<u32, Place>,
     over: Over,
     lost: Lost,
     slots: Slots,
-    /// Groups whose directories were still busy when their sandbox ended.
-    lingering: Vec<(u32, Group)>,
+    lingering: Lingering,
     server: Server,
     stopping: Option<Stopping>,
+    /// Whose memory is looked at with each tick.
+    short_of_memory: BTreeSet<Id>,
     next_tick: Instant,
 }
 
@@ -189,8 +265,7 @@ impl Launcher {
         let lock = File::create(config.home.join("launcher.lock"))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| io::Error::other(format!("another sandpool runs with {}", config.home.display())))?;
-        let files = rustix::process::getrlimit(Resource::Nofile);
-        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum })?;
+        allow_descriptors(config.max_sandboxes)?;
         let home = std::fs::metadata(&config.home)?;
         let groups = Groups::open(&format!("{:x}-{:x}", home.dev(), home.ino()))?;
         let agent = sealed(config.agent)?;
@@ -199,8 +274,7 @@ impl Launcher {
         let data = epoll::EventData::new_u64(SIGNALS);
         epoll::add(&epoll, &signals, data, epoll::EventFlags::IN)?;
         Ok(Self {
-            slots: Slots::new(config.max_sandboxes),
-            config,
+            slots: Slots::new(config.max_sandboxes.saturating_add(seeds::MOST)),
             _lock: lock,
             agent,
             filters: Filters::compile()?,
@@ -208,13 +282,21 @@ impl Launcher {
             epoll,
             signals,
             pools: BTreeMap::new(),
+            admission: Admission::new(
+                config.memory_reserve.unwrap_or_else(|| default_reserve(host::memory_total())),
+                File::open("/proc/meminfo").ok(),
+            ),
             live: BTreeMap::new(),
+            seeds: Seeds::default(),
+            places: BTreeMap::new(),
             over: Over::default(),
             lost: Lost::default(),
-            lingering: Vec::new(),
+            lingering: Lingering::default(),
             server: Server::default(),
             stopping: None,
-            next_tick: Instant::now() + TICK,
+            short_of_memory: BTreeSet::new(),
+            next_tick: Instant::now(),
+            config,
         })
     }
 
@@ -228,7 +310,8 @@ impl Launcher {
         while let Some(id) = self.live.keys().next().copied() {
             self.sandbox_ended(id, true);
         }
-        self.sweep_lingering();
+        self.end_seeds(None);
+        self.lingering.sweep_at_last(&mut self.slots);
         self.groups.close();
         result
     }
@@ -265,12 +348,11 @@ impl Launcher {
     fn wait(&self) -> Duration {
         let now = Instant::now();
         let mut next = now + Duration::from_secs(3600);
-        if !self.live.is_empty() || !self.lingering.is_empty() {
+        if !self.short_of_memory.is_empty() {
             next = next.min(self.next_tick);
         }
-        if let Some(at) = self.server.starts_at() {
-            next = next.min(at);
-        }
+        let due = [self.server.starts_at(), self.lingering.due(), self.seeds.due(self.pools.keys())];
+        next = due.into_iter().flatten().fold(next, Instant::min);
         if let Some(stopping) = &self.stopping {
             next = next.min(stopping.kill_at.max(now + Duration::from_millis(20)));
         }
@@ -288,10 +370,17 @@ impl Launcher {
             SERVER_SOCKET => self.serve_calls(flags),
             SERVER_END => self.server_ended(),
             sandbox => {
-                let (slot, is_start) = ((sandbox - SANDBOXES) / 2, sandbox % 2 == 1);
-                let found = self.live.iter().find(|(_, live)| u64::from(live.slot) == slot);
-                if let Some(id) = found.map(|(id, _)| *id) {
-                    if is_start { self.start_spoke(id) } else { self.sandbox_ended(id, false) }
+                let (slot, end) = slot_and_end(sandbox);
+                // Of several events of one sandbox, its end may have been the first.
+                match (self.places.get(&slot).cloned(), end) {
+                    (None, _) => {}
+                    (Some(Place::Sandbox(id)), End::Process) => self.sandbox_ended(id, false),
+                    (Some(Place::Sandbox(id)), End::Words) => self.start_spoke(id),
+                    (Some(Place::Sandbox(id)), End::Alarm) => self.memory_is_short(id),
+                    (Some(Place::Seed(pool)), End::Process) => self.seed_ended(&pool, slot),
+                    (Some(Place::Seed(pool)), End::Words) => self.seed_spoke(&pool, slot),
+                    // Its limit is the pool's: what fails in it for want of memory ends it.
+                    (Some(Place::Seed(_)), End::Alarm) => {}
                 }
             }
         }
@@ -302,28 +391,14 @@ impl Launcher {
         if self.stopping.is_none() && self.server.starts_at().is_some_and(|at| now >= at) {
             self.start_server();
         }
-        if now < self.next_tick {
-            return;
+        self.lingering.sweep(now, &mut self.slots);
+        if self.stopping.is_none() {
+            self.grow_seed(now);
         }
-        self.next_tick = now + TICK;
-        self.sweep_lingering();
-        for live in self.live.values_mut() {
-            if live.is_thrashing() {
-                live.kill_reason.get_or_insert(Why::OutOfMemory);
-                live.kill();
-            }
+        if !self.short_of_memory.is_empty() && now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.look_at_memory();
         }
-    }
-
-    fn sweep_lingering(&mut self) {
-        let slots = &mut self.slots;
-        self.lingering.retain(|(slot, group)| {
-            let busy = group.remove().is_err();
-            if !busy {
-                slots.free(*slot);
-            }
-            busy
-        });
     }
 
     fn stop(&mut self, code: u8) {
@@ -446,7 +521,16 @@ impl Launcher {
         if !self.pools.values().any(|pool| pool.rootfs == rootfs) {
             warmth::keep(&rootfs);
         }
-        self.pools.insert(name, Pool { runtime, rootfs, rootfs_is: (meta.dev(), meta.ino()), limits });
+        let rootfs_is = (meta.dev(), meta.ino());
+        let is_known = self.pools.get(&name).is_some_and(|pool| {
+            pool.runtime == runtime && pool.rootfs == rootfs && pool.rootfs_is == rootfs_is && pool.limits == limits
+        });
+        if !is_known {
+            // What was made from the old one is not what is asked for.
+            self.end_seeds(Some(&name));
+            let expected = Expected::new(runtime, limits.memory);
+            self.pools.insert(name, Pool { runtime, rootfs, rootfs_is, limits, expected });
+        }
         Ok(())
     }
 
@@ -482,6 +566,21 @@ impl Launcher {
         sandboxes.truncate(PAGE);
         Answer::Page { sandboxes, more }
     }
+}
+
+/// Lets this process, and the server, have as many descriptors as so many sandboxes need.
+fn allow_descriptors(max_sandboxes: u32) -> io::Result<()> {
+    let allowed = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let needed = u64::from(max_sandboxes.saturating_add(seeds::MOST)) * DESCRIPTORS_EACH + DESCRIPTORS;
+    let raised = allowed.map(|allowed| allowed.max(needed));
+    // Where more than was allowed is not allowed to us either, what was allowed must do; the refusal that follows when
+    // it is used up says so.
+    [raised, allowed]
+        .into_iter()
+        .map(|limit| rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }))
+        .reduce(|first, second| first.or(second))
+        .unwrap_or(Ok(()))
+        .map_err(io::Error::from)
 }
 
 /// Puts a program into memory where nobody, we included, can change it.

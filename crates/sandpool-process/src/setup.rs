@@ -152,7 +152,7 @@ pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
 /// Takes the place of root in namespaces that the process was cloned into.
 pub(crate) fn enter_namespaces() -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
-    sandbox::new_cgroup_namespace().map_err(step("the cgroup namespace"))?;
+    sandbox::new_network_and_cgroup_namespaces().map_err(step("the network and cgroup namespaces"))?;
     become_id(0).map_err(step("the user namespace"))?;
     // NS4, NS6.
     rustix::process::setsid()?;
@@ -352,12 +352,20 @@ fn mask_proc() -> io::Result<()> {
             bind(&place, &place, read_only)?;
         }
     }
+    // Mounts of their own, so that each further place for them, of which there are many, is one call and inherits the
+    // attributes.
+    for mask in ["empty", "nothing"] {
+        bind(mask, mask, read_only)?;
+    }
     let (file, directory) = (fs::metadata("empty")?, fs::metadata("nothing")?);
     for name in MASKED {
         let place = format!("root/proc/{name}");
         let Ok(found) = fs::symlink_metadata(&place) else { continue };
+        if found.is_symlink() {
+            return Err(io::Error::other(format!("/proc/{name} is a link, and cannot be masked")));
+        }
         let (mask, stand_in) = if found.is_dir() { ("nothing", &directory) } else { ("empty", &file) };
-        bind(mask, &place, read_only)?;
+        rustix::mount::mount_bind(mask, &place).map_err(|error| failed(&place, &io::Error::from(error)))?;
         // A mask that points elsewhere has been a hole more than once: look at what is there now.
         let now = fs::metadata(&place)?;
         use std::os::unix::fs::MetadataExt;

@@ -94,6 +94,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
         home,
         images: images.clone(),
         max_sandboxes: 300,
+        memory_reserve: None,
         server: ServerProcess {
             uid: 65_534,
             gid: 65_534,

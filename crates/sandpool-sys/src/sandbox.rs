@@ -21,12 +21,16 @@ pub enum Cloned {
     Child,
 }
 
-/// Forks into new user, pid, mount, network, IPC and UTS namespaces.
+/// Forks into new user, pid, mount, IPC and UTS namespaces. The dear one, the network's, is for the new process to make
+/// ([`new_network_and_cgroup_namespaces`]), so that the caller does not wait for it. The new process is in `group`, a
+/// directory of control groups of version 2, or else where the caller is.
 ///
 /// # Errors
 /// What `clone3` answers; `Unsupported` when the calling process has more than one thread, since only a copy of
 /// all threads could go on safely.
-pub fn clone_into_namespaces() -> io::Result<Cloned> {
+pub fn clone_into_namespaces(group: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    // CLONE_INTO_CGROUP of linux/sched.h, which is above the 32 bits that the C library's names have.
+    const INTO_GROUP: u64 = 0x2_0000_0000;
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "the launcher must have one thread"));
     }
@@ -35,11 +39,11 @@ pub fn clone_into_namespaces() -> io::Result<Cloned> {
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNS
-        | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS;
     let mut arguments = CloneArguments {
-        flags: u64::from(flags.cast_unsigned()),
+        flags: u64::from(flags.cast_unsigned()) | if group.is_some() { INTO_GROUP } else { 0 },
+        cgroup: group.map_or(0, |group| u64::from(group.as_raw_fd().cast_unsigned())),
         pidfd: &raw mut pidfd as u64,
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         ..CloneArguments::default()
@@ -60,7 +64,7 @@ pub fn clone_into_namespaces() -> io::Result<Cloned> {
     }
 }
 
-/// `struct clone_args` of clone3(2), first version.
+/// `struct clone_args` of clone3(2), its version of Linux 5.7.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArguments {
@@ -72,6 +76,9 @@ struct CloneArguments {
     stack: u64,
     stack_size: u64,
     tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// The version of Landlock that the kernel has.
@@ -87,13 +94,22 @@ pub fn landlock_version() -> io::Result<i32> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(answer).map_err(io::Error::other) }
 }
 
-/// Makes the calling process's place in the cgroup trees look like their root.
+/// Gives the calling process an empty network of its own, and makes its place in the cgroup trees look like their root.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN` in the user namespace.
-pub fn new_cgroup_namespace() -> io::Result<()> {
-    // SAFETY: the call takes an integer, and with this flag shares or closes nothing.
-    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map(drop)
+pub fn new_network_and_cgroup_namespaces() -> io::Result<()> {
+    // SAFETY: the call takes an integer, and with these flags shares or closes nothing.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP) }).map(drop)
+}
+
+/// A counter that another part of the kernel can add to, as its descriptor: readable when it is not 0. Does not block.
+///
+/// # Errors
+/// `EMFILE` and the like.
+pub fn counter() -> io::Result<OwnedFd> {
+    let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+    Ok(rustix::event::eventfd(0, flags)?)
 }
 
 /// Brings up the loopback interface of the calling process's network namespace.
@@ -273,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_process_with_threads_is_not_cloned() {
-        let error = std::thread::spawn(clone_into_namespaces).join().unwrap().unwrap_err();
+        let error = std::thread::spawn(|| clone_into_namespaces(None)).join().unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
     }
 }

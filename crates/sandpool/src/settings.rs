@@ -42,6 +42,10 @@ pub(crate) struct Settings {
     /// The image store; `<home>/images` if not given.
     #[serde(default)]
     pub(crate) images: Option<PathBuf>,
+    /// Memory of the host that stays free: a sandbox that would need of it is refused. A twentieth, and 256Mi at least,
+    /// if not given.
+    #[serde(default)]
+    pub(crate) memory_reserve: Option<Size>,
     /// Who may call.
     #[serde(default)]
     pub(crate) auth: AuthSettings,
@@ -367,6 +371,7 @@ impl Default for Settings {
             https: None,
             home: None,
             images: None,
+            memory_reserve: None,
             auth: AuthSettings::default(),
             pools: default_pools(),
         }

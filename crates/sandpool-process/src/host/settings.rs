@@ -27,6 +27,15 @@ const SETTINGS: [Setting; 6] = [
     ("io-uring", "kernel/io_uring_disabled", |value| value >= 1, "sysctl kernel.io_uring_disabled=2"),
 ];
 
+/// Less memory than that to give out is no room for a handful of sessions, in bytes.
+const LITTLE: u64 = 256 << 20;
+
+/// Ids that a sandbox takes, by the dearest interpreter: Node's threads, and the agent.
+const IDS_EACH: i64 = 9;
+
+/// The kernel's own choice, on a host with few processors.
+const MANY_IDS: i64 = 32_768;
+
 /// Links and files in directories that everybody may write to.
 const PROTECTED: [&str; 4] = ["symlinks", "hardlinks", "fifos", "regular"];
 
@@ -80,6 +89,8 @@ pub(super) fn all(host: &Host) -> Vec<Line> {
         core_pattern(host),
         sys_resource(host),
         cgroup_mode(host),
+        memory(host),
+        process_ids(host),
     ]);
     lines
 }
@@ -202,6 +213,27 @@ fn blocked_modules(directory: &Path) -> Vec<String> {
         .collect()
 }
 
+/// How much the rule that refuses sandboxes for want of memory has to give out.
+fn memory(host: &Host) -> Line {
+    let text = host.read("proc/meminfo").unwrap_or_default();
+    let [total, available] = ["MemTotal", "MemAvailable"].map(|name| super::memory(&text, name).unwrap_or(0));
+    let reserve = crate::launcher::default_reserve(total);
+    let found = format!(
+        "{} of {} MiB are available; {} MiB stay free unless the setting memoryReserve says otherwise, and a sandbox that \
+         would need of them is refused",
+        available >> 20,
+        total >> 20,
+        reserve >> 20
+    );
+    Line::wanted("memory", available > reserve + LITTLE, found, "stop what takes the memory, or give the host more")
+}
+
+fn process_ids(host: &Host) -> Line {
+    let most = host.number("proc/sys/kernel/pid_max").unwrap_or(0);
+    let found = format!("{most} process ids: for some {} sandboxes with an interpreter", most / IDS_EACH);
+    Line::wanted("pid-max", most >= MANY_IDS, found, "sysctl kernel.pid_max=4194304")
+}
+
 fn smt(host: &Host) -> Line {
     let is_on = host.number("sys/devices/system/cpu/smt/active") == Some(1);
     let found = if is_on { "on: neighbours may share a core at the same time" } else { "off, or not there" };
@@ -315,6 +347,8 @@ mod tests {
         ("proc/sys/kernel/core_pattern", "core\n"),
         ("proc/swaps", "Filename Type Size Used Priority\n"),
         ("proc/modules", "overlay 1 0 - Live 0x0\n"),
+        ("proc/meminfo", "MemTotal: 8000000 kB\nMemAvailable: 6000000 kB\n"),
+        ("proc/sys/kernel/pid_max", "32768\n"),
         ("sys/devices/system/cpu/vulnerabilities/meltdown", "Mitigation: PTI\n"),
         ("sys/kernel/security/lsm", "lockdown,capability,landlock,yama,apparmor\n"),
     ];
@@ -327,7 +361,9 @@ mod tests {
 
     #[test]
     fn each_weakness_has_its_line() {
-        let weaknesses: [(&str, &str, &str); 16] = [
+        let weaknesses: [(&str, &str, &str); 18] = [
+            ("proc/meminfo", "MemTotal: 8000000 kB\nMemAvailable: 500000 kB\n", "memory"),
+            ("proc/sys/kernel/pid_max", "4096", "pid-max"),
             ("proc/sys/kernel/unprivileged_bpf_disabled", "0", "bpf"),
             ("proc/sys/kernel/perf_event_paranoid", "1", "perf"),
             ("proc/sys/kernel/dmesg_restrict", "0", "dmesg"),

@@ -157,7 +157,7 @@ fn cgroup() -> Result<String, String> {
 fn in_child(work: impl FnOnce(&mut dyn FnMut(&str, Result<String, String>))) -> io::Result<Findings> {
     let (go_in, go_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let (words_in, words_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    let (pid, process) = match sys::clone_into_namespaces()? {
+    let (pid, process) = match sys::clone_into_namespaces(None)? {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
         Cloned::Child => {
             drop((go_out, words_in));

@@ -3,13 +3,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
+use std::time::Instant;
 
 use rustix::event::epoll;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use sandpool_sys::sandbox::{self as sys, Cloned};
 
-use super::{Launcher, SANDBOXES};
+use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
 use crate::control::{Answer, FromLauncher, Id, Record, Refusal, Why};
 use crate::setup::{Blueprint, become_sandbox};
@@ -23,8 +24,10 @@ const FULL_PERCENT: u64 = 95;
 const FAULTS: u64 = 100;
 /// ... and that so many looks in a row: the sandbox does nothing but reclaim.
 const LOOKS: u32 = 4;
+/// So many looks in a row at which that is not so: the kernel is to tell again when it reclaims.
+const CALM_LOOKS: u32 = 4;
 
-/// A sandbox whose first process has not been reaped.
+/// A sandbox whose first process has not been reaped. Also one that is nobody's yet.
 pub(super) struct Live {
     pub(super) slot: u32,
     pub(super) pool: String,
@@ -40,9 +43,23 @@ pub(super) struct Live {
     /// What a failed start says; closed by a good one.
     words: Option<OwnedFd>,
     said: Vec<u8>,
+    /// Where the kernel tells that it reclaims memory; `None` where it cannot, and looks must do.
+    alarm: Option<(OwnedFd, epoll::EventFlags)>,
     memory_limit: u64,
     pressure: Pressure,
     full_looks: u32,
+    calm_looks: u32,
+}
+
+/// What a look at a sandbox's memory showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// It does nothing but reclaim, and has for a while.
+    Thrashes,
+    /// Something is reclaimed, or was a moment ago.
+    Reclaims,
+    /// Nothing to see any more.
+    Calm,
 }
 
 impl Live {
@@ -67,13 +84,38 @@ impl Live {
     }
 
     /// Looks at its memory, once a tick.
-    pub(super) fn is_thrashing(&mut self) -> bool {
+    fn look(&mut self) -> Look {
         let now = self.group.pressure();
         let faults = now.major_faults.saturating_sub(self.pressure.major_faults);
         let full = now.usage >= self.memory_limit / 100 * FULL_PERCENT && faults >= FAULTS;
         self.pressure = now;
-        self.full_looks = if full { self.full_looks + 1 } else { 0 };
-        self.full_looks >= LOOKS
+        (self.full_looks, self.calm_looks) = if full { (self.full_looks + 1, 0) } else { (0, self.calm_looks + 1) };
+        match (self.full_looks, self.calm_looks) {
+            (LOOKS.., _) => Look::Thrashes,
+            (_, CALM_LOOKS..) if self.alarm.is_some() => Look::Calm,
+            _ => Look::Reclaims,
+        }
+    }
+
+    /// Whether its first process still runs.
+    pub(super) fn is_alive(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(rustix::process::waitid(WaitId::PidFd(self.process.as_fd()), options), Ok(None))
+    }
+
+    /// Waits for the end of its first process, which has been killed or has ended.
+    pub(super) fn reap(&self) {
+        let _ = rustix::process::waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED);
+    }
+
+    /// What its start has said so far, and whether it is over.
+    pub(super) fn start_words(&mut self) -> (&[u8], bool) {
+        self.listen();
+        let closed = self
+            .words
+            .as_ref()
+            .is_none_or(|words| !matches!(rustix::io::read(words, &mut [0; 1]), Err(rustix::io::Errno::AGAIN)));
+        (&self.said, closed)
     }
 
     fn listen(&mut self) {
@@ -83,10 +125,6 @@ impl Live {
             self.said.extend_from_slice(&buffer[..count.min(room)]);
         }
     }
-}
-
-fn token(slot: u32) -> u64 {
-    SANDBOXES + 2 * u64::from(slot)
 }
 
 impl Launcher {
@@ -107,39 +145,62 @@ impl Launcher {
         let Some(found) = self.pools.get(pool) else {
             return Err(Refusal::Invalid(format!("there is no pool {pool}")));
         };
-        let limits = found.limits;
-        let Some(slot) = self.slots.take() else {
+        if self.live.len() >= usize::try_from(self.config.max_sandboxes).unwrap_or(usize::MAX) {
             return Err(Refusal::Exhausted(format!(
                 "all {} places for sandboxes are taken",
                 self.config.max_sandboxes
             )));
+        }
+        let (now, expected) = (Instant::now(), found.expected);
+        if let Err(short) = self.admission.check(now, expected) {
+            return Err(Refusal::Exhausted(short.to_string()));
+        }
+        // One whose image has been replaced must say so: none that was made before can.
+        let is_as_it_was = found.is_as_it_was();
+        let seed = if is_as_it_was { self.seeds.take(pool) } else { None };
+        let live = match seed {
+            Some(seed) => seed,
+            None => self.launch(pool)?,
         };
-        let group = match self.groups.create(slot, &limits) {
+        self.admission.made(now, expected);
+        self.seeds.wanted(now);
+        self.places.insert(live.slot, Place::Sandbox(id));
+        if live.alarm.is_none() {
+            self.short_of_memory.insert(id);
+        }
+        self.live.insert(id, live);
+        Ok(())
+    }
+
+    /// Makes a sandbox of a pool: its groups, and a process that builds the rest around itself.
+    pub(super) fn launch(&mut self, pool: &str) -> Result<Live, Refusal> {
+        let Some(found) = self.pools.get(pool) else {
+            return Err(Refusal::Invalid(format!("there is no pool {pool}")));
+        };
+        let Some(slot) = self.slots.take() else {
+            return Err(Refusal::Exhausted("no range of ids is left".to_owned()));
+        };
+        let group = match self.groups.create(slot, &found.limits) {
             Ok(group) => group,
             Err(error) => {
                 self.slots.free(slot);
-                return Err(Refusal::Unavailable(format!("its control groups: {error}")));
+                return Err(Refusal::Unavailable(format!("its control groups: {}", used_up(&error))));
             }
         };
-        match self.launch(pool, slot, &group) {
-            Ok(live) => {
-                self.live.insert(id, live);
-                Ok(())
-            }
-            Err(error) => {
-                self.lingering.push((slot, group));
-                self.sweep_lingering();
-                Err(Refusal::Unavailable(format!("its first process: {error}")))
-            }
-        }
+        self.clone_first(pool, slot, &group).map_err(|error| {
+            self.lingering.add(slot, group);
+            Refusal::Unavailable(format!("its first process: {}", used_up(&error)))
+        })
     }
 
-    fn launch(&self, name: &str, slot: u32, group: &Group) -> io::Result<Live> {
+    fn clone_first(&self, name: &str, slot: u32, group: &Group) -> io::Result<Live> {
         let pool = self.pools.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let alarm = group.alarm().ok();
+        let entrance = group.entrance()?;
         let (control, agents_end) = crate::control::packet_pair()?;
         let (go_in, go_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (words_in, words_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let (pid, process) = match sys::clone_into_namespaces()? {
+        let (pid, process) = match sys::clone_into_namespaces(entrance.birth())? {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
             Cloned::Child => {
                 let blueprint = Blueprint {
@@ -155,14 +216,19 @@ impl Launcher {
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     // Above the numbers that the agent's descriptors will get.
                     let Ok(words) = rustix::io::fcntl_dupfd_cloexec(&words_out, 16) else { return };
+                    let say = |text: &str| rustix::io::write(&words, text.as_bytes()).map_or((), |_| ());
+                    // Before all else, so that what the sandbox is built with is on its own account.
+                    if let Err(error) = entrance.enter() {
+                        return say(&format!("its control groups: {error}"));
+                    }
+                    drop(entrance);
                     if rustix::io::read(&go_in, &mut [0]) != Ok(1) {
                         return;
                     }
-                    let error = match self.agent.try_clone() {
-                        Ok(agent) => become_sandbox(&blueprint, agent, agents_end),
-                        Err(error) => error.to_string(),
-                    };
-                    let _ = rustix::io::write(&words, error.as_bytes());
+                    match self.agent.try_clone() {
+                        Ok(agent) => say(&become_sandbox(&blueprint, agent, agents_end)),
+                        Err(error) => say(&error.to_string()),
+                    }
                 }));
                 sys::exit_now(1);
             }
@@ -179,52 +245,83 @@ impl Launcher {
             control,
             words: Some(words_in),
             said: Vec::new(),
+            alarm,
             memory_limit: pool.limits.memory,
             pressure: Pressure::default(),
             full_looks: 0,
+            calm_looks: 0,
         };
         drop((agents_end, words_out));
-        let released = self.admit(pid, slot, group).and_then(|()| {
-            let watch = |fd: &OwnedFd, token: u64| {
-                epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
-            };
-            watch(&live.process, token(slot))?;
+        let released = admit(pid, slot).and_then(|()| {
+            let watch =
+                |fd: &OwnedFd, end: End, flags: epoll::EventFlags| epoll::add(&self.epoll, fd, token(slot, end), flags);
+            watch(&live.process, End::Process, epoll::EventFlags::IN)?;
             if let Some(words) = &live.words {
-                watch(words, token(slot) + 1)?;
+                watch(words, End::Words, epoll::EventFlags::IN)?;
+            }
+            if let Some((alarm, flags)) = &live.alarm {
+                hear(alarm);
+                watch(alarm, End::Alarm, *flags | epoll::EventFlags::ONESHOT)?;
             }
             Ok(rustix::io::write(&go_out, b"!")?)
         });
         if let Err(error) = released {
             live.kill();
-            let _ = rustix::process::waitid(WaitId::PidFd(live.process.as_fd()), WaitIdOptions::EXITED);
+            live.reap();
             return Err(error);
         }
         Ok(live)
     }
 
-    /// Gives the waiting child its ids and its place in the control groups.
-    fn admit(&self, pid: Pid, slot: u32, group: &Group) -> io::Result<()> {
-        let first = super::slots::first_id(slot);
-        let pid_text = pid.as_raw_nonzero();
-        for file in ["uid_map", "gid_map"] {
-            std::fs::write(format!("/proc/{pid_text}/{file}"), format!("0 {first} {}\n", super::slots::IDS))?;
-        }
-        // RS1: the kernel, if it must choose, takes a sandbox and not the server.
-        std::fs::write(format!("/proc/{pid_text}/oom_score_adj"), "500")?;
-        group.add(pid)
-    }
-
     /// The start of a sandbox has said something, or has become the agent and closed the pipe.
     pub(super) fn start_spoke(&mut self, id: Id) {
-        let Some(live) = self.live.get_mut(&id) else { return };
-        live.listen();
-        let closed = live
-            .words
-            .as_ref()
-            .is_some_and(|words| !matches!(rustix::io::read(words, &mut [0; 1]), Err(rustix::io::Errno::AGAIN)));
-        if closed && let Some(words) = live.words.take() {
-            let _ = epoll::delete(&self.epoll, &words);
+        if let Some(live) = self.live.get_mut(&id)
+            && let (_, true) = live.start_words()
+        {
+            Self::close_words(&self.epoll, live);
         }
+    }
+
+    pub(super) fn close_words(epoll: &OwnedFd, live: &mut Live) {
+        if let Some(words) = live.words.take() {
+            let _ = epoll::delete(epoll, &words);
+        }
+    }
+
+    /// The kernel reclaims memory from a sandbox: from now on it is looked at.
+    pub(super) fn memory_is_short(&mut self, id: Id) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        live.pressure = live.group.pressure();
+        (live.full_looks, live.calm_looks) = (0, 0);
+        if self.short_of_memory.is_empty() {
+            self.next_tick = Instant::now() + super::TICK;
+        }
+        self.short_of_memory.insert(id);
+    }
+
+    /// Looks at all that are short of memory: ends those that do nothing but reclaim, and leaves those alone that do not
+    /// any more.
+    pub(super) fn look_at_memory(&mut self) {
+        let Self { live, short_of_memory, epoll, .. } = self;
+        short_of_memory.retain(|id| {
+            let Some(live) = live.get_mut(id) else { return false };
+            match live.look() {
+                Look::Reclaims => true,
+                Look::Thrashes => {
+                    live.kill_reason.get_or_insert(Why::OutOfMemory);
+                    live.kill();
+                    true
+                }
+                Look::Calm => {
+                    if let Some((alarm, flags)) = &live.alarm {
+                        hear(alarm);
+                        let flags = *flags | epoll::EventFlags::ONESHOT;
+                        let _ = epoll::modify(&*epoll, alarm, token(live.slot, End::Alarm), flags);
+                    }
+                    false
+                }
+            }
+        });
     }
 
     /// The first process of a sandbox has ended: reaps it, tells, and takes the rest away.
@@ -242,10 +339,8 @@ impl Launcher {
         live.listen();
         let Some(live) = self.live.remove(&id) else { return };
         self.over.add(id);
-        let _ = epoll::delete(&self.epoll, &live.process);
-        if let Some(words) = &live.words {
-            let _ = epoll::delete(&self.epoll, words);
-        }
+        self.short_of_memory.remove(&id);
+        self.forget(&live);
         let said = String::from_utf8_lossy(&live.said).into_owned();
         // What a failed start said explains its end better than the server's wish to be rid of it.
         let why = match live.kill_reason {
@@ -254,19 +349,84 @@ impl Launcher {
             None if live.group.usage().oom_kills > 0 => Why::OutOfMemory,
             None => Why::Died(how(status.as_ref())),
         };
+        let (pool, peak) = (live.pool, live.group.memory_peak());
         if live.activated && !matches!(why, Why::Destroyed) {
-            let (pool, owner) = (live.pool, live.owner);
+            let (pool, owner) = (pool.clone(), live.owner);
             self.lost.add(Record { id, pool, owner, activated: true, leaving: false, lost: true });
         }
-        if live.group.remove().is_ok() {
-            self.slots.free(live.slot);
-        } else {
-            self.lingering.push((live.slot, live.group));
+        if live.activated
+            && let Some(pool) = self.pools.get_mut(&pool)
+        {
+            // One that nobody used tells nothing of those that are.
+            pool.expected.learn(peak);
         }
+        self.clear(live.slot, live.group);
         self.say(&FromLauncher::Gone { id, why }, None);
         for request in live.awaited_by {
             self.say(&FromLauncher::Reply { request, result: Ok(Answer::Done) }, None);
         }
+    }
+
+    /// Waits no more for what a sandbox tells.
+    pub(super) fn forget(&mut self, live: &Live) {
+        self.places.remove(&live.slot);
+        for fd in [Some(&live.process), live.words.as_ref(), live.alarm.as_ref().map(|(alarm, _)| alarm)] {
+            // A descriptor that was not watched is not watched.
+            let _ = fd.map(|fd| epoll::delete(&self.epoll, fd));
+        }
+    }
+
+    /// Removes what a reaped sandbox leaves, now or as soon as it can be.
+    pub(super) fn clear(&mut self, slot: u32, group: Group) {
+        if group.remove().is_ok() {
+            self.slots.free(slot);
+        } else {
+            self.lingering.add(slot, group);
+        }
+    }
+}
+
+/// Takes note of all that an alarm has told: only what comes after it wakes us.
+fn hear(alarm: &OwnedFd) {
+    let mut buffer = [0; 512];
+    // A file of version 2, from its beginning; a counter of version 1 knows no places.
+    if rustix::io::pread(alarm, &mut buffer, 0).is_err() {
+        let _ = rustix::io::read(alarm, &mut buffer);
+    }
+}
+
+/// Gives the waiting child its ids.
+fn admit(pid: Pid, slot: u32) -> io::Result<()> {
+    let first = super::slots::first_id(slot);
+    let pid = pid.as_raw_nonzero();
+    for file in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{pid}/{file}"), format!("0 {first} {}\n", super::slots::IDS))?;
+    }
+    // RS1: the kernel, if it must choose, takes a sandbox and not the server.
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), "500")
+}
+
+/// An error, and where it is one of being used up, what: errno names it only half.
+fn used_up(error: &io::Error) -> String {
+    let number = |file: &str| std::fs::read_to_string(file).unwrap_or_default().trim().to_owned();
+    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::MFILE) => {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+            format!("{error}: the launcher may have {limit} descriptors (RLIMIT_NOFILE)")
+        }
+        Some(rustix::io::Errno::NFILE) => {
+            format!("{error}: the host may have {} open files (fs.file-max)", number("/proc/sys/fs/file-max"))
+        }
+        Some(rustix::io::Errno::AGAIN) => format!(
+            "{error}: the host may have {} process ids (kernel.pid_max) and {} threads (kernel.threads-max)",
+            number("/proc/sys/kernel/pid_max"),
+            number("/proc/sys/kernel/threads-max"),
+        ),
+        Some(rustix::io::Errno::NOSPC) => format!(
+            "{error}: the host may have {} user namespaces (user.max_user_namespaces, and likewise those of other kinds)",
+            number("/proc/sys/user/max_user_namespaces"),
+        ),
+        _ => error.to_string(),
     }
 }
 

@@ -249,6 +249,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
         home,
         images,
         max_sandboxes: 300,
+        memory_reserve: None,
         server: ServerProcess {
             uid: 65_534,
             gid: 65_534,
@@ -282,7 +283,7 @@ impl Stage {
         Ok(PoolSpec {
             name: PoolName::parse(name)?,
             runtime: Runtime::from_word(image).ok_or("an image without a runtime")?,
-            rootfs: self.images.get(image).ok_or("an image that was not asked for")?.clone(),
+            rootfs: self.image(image)?,
             scale: Scale { max_sessions, ready: 0, boots: 4 },
             life: Life { cooldown: Duration::from_secs(600), max_alive: None },
             limits,
@@ -291,6 +292,11 @@ impl Stage {
             max_timeout: Duration::from_secs(120),
             env: Vec::new(),
         })
+    }
+
+    /// An image's root file system.
+    pub(crate) fn image(&self, name: &str) -> Outcome<PathBuf> {
+        Ok(self.images.get(name).ok_or("an image that was not asked for")?.clone())
     }
 
     pub(crate) async fn node(&self, pools: Vec<PoolSpec>) -> Outcome<Arc<Node>> {

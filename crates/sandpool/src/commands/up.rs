@@ -28,6 +28,10 @@ use crate::settings::{Https, Settings};
 /// below the range from which sandboxes take theirs.
 const SERVER_ID: u32 = 0x1FFF_0000;
 
+/// Sandboxes of all pools at the same time, at most: each has a range of ids of its own, a few descriptors and, with an
+/// interpreter, up to 9 process ids, of which a host has 32,768 unless it was told otherwise.
+const MAX_SANDBOXES: u32 = 4096;
+
 /// How long `--detach` waits for the pools, once images are there.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 
@@ -129,7 +133,8 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
         agent: crate::AGENT,
         home: home.path().to_owned(),
         images: start.settings.images.clone().unwrap_or_else(|| home.images()),
-        max_sandboxes: 4096,
+        max_sandboxes: MAX_SANDBOXES,
+        memory_reserve: start.settings.memory_reserve.map(|size| size.0),
         server: ServerProcess {
             uid: server.0,
             gid: server.1,
