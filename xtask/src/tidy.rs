@@ -37,13 +37,14 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
     ("sandpool-driver", &["sandpool-core", "sandpool-wire"]),
     ("sandpool-agent", &["sandpool-wire", "sandpool-sys"]),
     ("sandpool-image", &[]),
+    ("sandpool-bench", &["sandpool-sys"]),
     ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver"]),
     ("sandpool-http", &["sandpool-core", "sandpool-node"]),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sandpool_bench::scenario::Scenario;
 
 /// Runs code that nobody has read, in warm, isolated sandboxes on this machine
 ///
@@ -81,6 +82,9 @@ pub(crate) enum Command {
     /// Look at the settings
     #[command(subcommand)]
     Config(Config),
+    /// Measure what a caller feels, beside the same work without Sandpool
+    #[command(subcommand)]
+    Bench(Bench),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -371,6 +375,75 @@ pub(crate) enum Config {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Measure scenarios on a server of its own, each beside its floor, and keep what was found
+    Run(BenchRun),
+    /// List the scenarios
+    List,
+    /// Measure two programs in turns and print ratios with 95 % intervals
+    Compare(BenchCompare),
+    /// Print the report of a run again
+    Show {
+        /// The run's directory
+        #[arg(value_name = "DIR")]
+        run: PathBuf,
+    },
+    /// The same work without Sandpool; a run starts it
+    #[command(name = "__floor", hide = true)]
+    Floor {
+        /// What it is told, as JSON
+        plan: String,
+    },
+}
+
+/// What is measured, and how.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchWhat {
+    /// Samples for a look, not for a judgement: seconds instead of minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Requests arrive at random times, from this seed, instead of evenly
+    #[arg(long, value_name = "SEED")]
+    pub(crate) poisson: Option<u64>,
+    /// Directory of the images [default: <home>/images]
+    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchRun {
+    #[command(flatten)]
+    pub(crate) what: BenchWhat,
+    /// Directory of the run [default: bench/runs/<date>-<machine>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// The program that is measured [default: this one]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) program: Option<PathBuf>,
+    /// The scenarios [default: all]
+    #[arg(value_name = "SCENARIO")]
+    pub(crate) scenarios: Vec<Scenario>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchCompare {
+    #[command(flatten)]
+    pub(crate) what: BenchWhat,
+    /// Turns of each program in each scenario [default: the scenario's own number, at least 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000))]
+    pub(crate) rounds: Option<u32>,
+    /// The first program
+    #[arg(value_name = "A")]
+    pub(crate) a: PathBuf,
+    /// The second program
+    #[arg(value_name = "B")]
+    pub(crate) b: PathBuf,
+    /// The scenarios
+    #[arg(value_name = "SCENARIO", default_value = "warm")]
+    pub(crate) scenarios: Vec<Scenario>,
 }
 
 /// Reads `90`, `90s`, `15m`, `12h` or `7d`.

@@ -1,5 +1,6 @@
 //! One module per command. Each takes the context and its arguments, and answers the exit code.
 
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod doctor;

@@ -69,6 +69,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pool(pool) => commands::pool::run(&context, &pool),
         Command::Image(image) => commands::image::run(&context, &image),
         Command::Config(config) => commands::config::run(&context, &config),
+        Command::Bench(bench) => commands::bench::run(&context, &bench),
         Command::Completions { shell } => commands::completions::run(shell),
     }?;
     Ok(ExitCode::from(code))

@@ -39,7 +39,9 @@ fn an_empty_file_means_the_defaults_of_up() {
 fn unknown_keys_are_errors_that_name_their_path() {
     check(
         "listn: 127.0.0.1:1",
-        &expect!["unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `pools`"],
+        &expect![
+            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `pools`"
+        ],
     );
     check(
         &pool("resources: { memroy: 2Gi }"),
