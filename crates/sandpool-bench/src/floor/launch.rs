@@ -23,7 +23,7 @@ impl Place {
     pub(super) fn launch() -> Result<Self> {
         let (wait, go) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (ready, running) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        match sandbox::clone_into_namespaces().context("no namespaces")? {
+        match sandbox::clone_into_namespaces(None).context("no namespaces")? {
             Cloned::Child => {
                 drop((go, ready));
                 let error = enter(&wait);
