@@ -28,8 +28,10 @@ impl Default for Limits {
 pub struct Scale {
     /// Sessions at the same time, at most.
     pub max_sessions: u32,
-    /// Sandboxes kept ready for the next sessions.
+    /// Sandboxes kept ready for the next sessions, at least.
     pub ready: u32,
+    /// Sandboxes kept ready when new sessions come fast, at most. Fewer than `ready` counts as `ready`.
+    pub most_ready: u32,
     /// Sandboxes that are being made at the same time, at most.
     pub boots: u32,
 }
@@ -41,4 +43,13 @@ pub struct Life {
     pub cooldown: Duration,
     /// After this long in any case.
     pub max_alive: Option<Duration>,
+}
+
+impl Life {
+    /// When a session ends that was made and last used then, both times since the same start.
+    #[must_use]
+    pub fn ends(&self, created: Duration, used: Duration) -> Duration {
+        let by_idleness = used + self.cooldown;
+        self.max_alive.map_or(by_idleness, |most| by_idleness.min(created + most))
+    }
 }

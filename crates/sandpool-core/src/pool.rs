@@ -2,9 +2,22 @@
 //!
 //! Nothing here waits, makes or destroys anything, or knows what time it is: callers say `now`, a time since any start
 //! that they keep to, and do what the answers say.
+//!
+//! ```text
+//! claim ----> demand: how fast new sessions come, how long a boot takes ----> target: sandboxes to have ready
+//!   |                                                                            |         within the scale
+//!   +-- its replacement is put off until the first answer is out, or ANSWER ---> wanted: begin so many now
+//!                                                                                surplus: end one, slowly
+//! ```
+//!
+//! Callers that wait for a sandbox put nothing off: what they need begins at once.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod demand;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
+
+use demand::Demand;
 
 use crate::ids::{Identifier, SandboxId};
 use crate::limits::{Life, Scale};
@@ -14,6 +27,16 @@ pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest pause after sandboxes that did not start.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest that a new session's sandbox is not replaced because its first request has not been answered.
+pub const ANSWER: Duration = Duration::from_millis(250);
+
+/// The pause between a first answer and the replacement, in which the answer leaves: a millisecond is several times
+/// what that takes, and timers of a millisecond fire up to one later.
+pub const LEAVES: Duration = Duration::from_millis(1);
+
+/// Of the sandboxes that are ready and more than wanted, one is ended in so much time.
+pub const SHRINK: Duration = Duration::from_secs(2);
 
 /// A time since some start.
 pub type Moment = Duration;
@@ -25,9 +48,15 @@ pub struct Pool {
     life: Life,
     /// Ready for a session, the longest waiting first.
     ready: VecDeque<SandboxId>,
-    booting: BTreeSet<SandboxId>,
+    /// Those being made, and since when.
+    booting: BTreeMap<SandboxId, Moment>,
     sessions: HashMap<Identifier, Session>,
     owners: HashMap<SandboxId, Identifier>,
+    demand: Demand,
+    /// Sandboxes of sessions that may still be waiting for their first answer, and until when that puts refills off.
+    unanswered: BTreeMap<SandboxId, Moment>,
+    /// When a sandbox last became ready, or one was too many and ended.
+    moved: Moment,
     failures: u32,
     not_before: Option<Moment>,
 }
@@ -73,9 +102,12 @@ impl Pool {
             scale,
             life,
             ready: VecDeque::new(),
-            booting: BTreeSet::new(),
+            booting: BTreeMap::new(),
             sessions: HashMap::new(),
             owners: HashMap::new(),
+            demand: Demand::default(),
+            unanswered: BTreeMap::new(),
+            moved: Moment::ZERO,
             failures: 0,
             not_before: None,
         }
@@ -95,6 +127,9 @@ impl Pool {
         }
         match self.ready.pop_front() {
             Some(sandbox) => {
+                self.demand.arrived(now);
+                self.unanswered.retain(|_, until| *until > now);
+                self.unanswered.insert(sandbox, now + ANSWER);
                 self.place(identifier.clone(), sandbox, now, now);
                 Claim::Fresh(sandbox)
             }
@@ -115,7 +150,7 @@ impl Pool {
         match other.map(|other| (other.sandbox, other.created)) {
             Some((_, later)) if later > created => Some(sandbox),
             Some((earlier, _)) => {
-                self.owners.remove(&earlier);
+                self.disown(earlier);
                 self.place(identifier, sandbox, created, now);
                 Some(earlier)
             }
@@ -133,37 +168,49 @@ impl Pool {
         self.sessions.insert(identifier, Session { sandbox, created, used: now, busy: 0 });
     }
 
+    fn disown(&mut self, sandbox: SandboxId) -> Option<Identifier> {
+        self.unanswered.remove(&sandbox);
+        self.owners.remove(&sandbox)
+    }
+
+    /// The first request of a sandbox's session has been answered: its replacement may begin.
+    pub fn answered(&mut self, sandbox: SandboxId, now: Moment) {
+        if let Some(until) = self.unanswered.get_mut(&sandbox) {
+            *until = (*until).min(now + LEAVES);
+        }
+    }
+
     /// A sandbox is being made. Nothing changes for one that is known already.
-    pub fn booting(&mut self, sandbox: SandboxId) {
+    pub fn booting(&mut self, sandbox: SandboxId, now: Moment) {
         if !self.knows(sandbox) {
-            self.booting.insert(sandbox);
+            self.booting.insert(sandbox, now);
         }
     }
 
     /// It is one of this pool's.
     #[must_use]
     pub fn knows(&self, sandbox: SandboxId) -> bool {
-        self.booting.contains(&sandbox) || self.owners.contains_key(&sandbox) || self.ready.contains(&sandbox)
+        self.booting.contains_key(&sandbox) || self.owners.contains_key(&sandbox) || self.ready.contains(&sandbox)
     }
 
     /// A sandbox is ready. Whether it is one of ours that waited for this.
-    pub fn ready(&mut self, sandbox: SandboxId) -> bool {
-        let ours = self.booting.remove(&sandbox);
-        if ours {
-            self.ready.push_back(sandbox);
-            self.failures = 0;
-            self.not_before = None;
-        }
-        ours
+    pub fn ready(&mut self, sandbox: SandboxId, now: Moment) -> bool {
+        let Some(began) = self.booting.remove(&sandbox) else { return false };
+        self.demand.booted(now.saturating_sub(began));
+        self.ready.push_back(sandbox);
+        self.moved = now;
+        self.failures = 0;
+        self.not_before = None;
+        true
     }
 
     /// A sandbox is gone. Answers the session that has lost it.
     pub fn gone(&mut self, sandbox: SandboxId, now: Moment) -> Option<Identifier> {
-        if self.booting.remove(&sandbox) {
+        if self.booting.remove(&sandbox).is_some() {
             self.failed(now);
         }
         self.ready.retain(|ready| *ready != sandbox);
-        let identifier = self.owners.remove(&sandbox)?;
+        let identifier = self.disown(sandbox)?;
         self.sessions.remove(&identifier);
         Some(identifier)
     }
@@ -178,8 +225,20 @@ impl Pool {
     /// Ends a session. Answers the sandbox to destroy.
     pub fn remove(&mut self, identifier: &Identifier) -> Option<SandboxId> {
         let session = self.sessions.remove(identifier)?;
-        self.owners.remove(&session.sandbox);
+        self.disown(session.sandbox);
         Some(session.sandbox)
+    }
+
+    /// The sandboxes to have ready now: as many as the rate of new sessions asks for, within the pool's scale.
+    #[must_use]
+    pub fn target(&self, now: Moment) -> u32 {
+        let most = self.scale.most_ready.max(self.scale.ready);
+        self.demand.forecast(now).clamp(self.scale.ready, most).min(self.room())
+    }
+
+    /// Sandboxes there may be besides those of sessions.
+    fn room(&self) -> u32 {
+        self.scale.max_sessions.saturating_sub(count(self.sessions.len()))
     }
 
     /// How many sandboxes to begin now, when `waiting` callers wait for one.
@@ -188,26 +247,56 @@ impl Pool {
         if self.not_before.is_some_and(|at| now < at) {
             return 0;
         }
-        let room = self.scale.max_sessions.saturating_sub(count(self.sessions.len()));
-        let target = self.scale.ready.saturating_add(count(waiting)).min(room);
-        let coming = count(self.booting.len());
-        let missing = target.saturating_sub(count(self.ready.len()).saturating_add(coming));
-        missing.min(self.scale.boots.max(1).saturating_sub(coming))
+        let target = self.target(now).saturating_add(count(waiting)).min(self.room());
+        let (coming, boots) = (count(self.booting.len()), self.scale.boots.max(1));
+        let have = count(self.ready.len()).saturating_add(coming);
+        let missing = target.saturating_sub(have).min(boots.saturating_sub(coming));
+        let unanswered = count(self.unanswered.values().filter(|until| **until > now).count());
+        match unanswered {
+            _ if waiting > 0 => missing,
+            0 => missing,
+            // More than half full: nobody will miss it meanwhile.
+            _ if have.saturating_mul(2) >= target => 0,
+            // Else one boot is put off for each.
+            _ => target.saturating_sub(have).saturating_sub(unanswered.min(boots)).min(missing),
+        }
     }
 
-    /// When [`Pool::wanted`] is worth asking again, after failures.
+    /// A ready sandbox that is one too many although `waiting` callers wait for one, when for [`SHRINK`] none has become
+    /// ready and none was too many: it is none of this pool's any more, and to be destroyed.
+    pub fn surplus(&mut self, waiting: usize, now: Moment) -> Option<SandboxId> {
+        let wanted = self.target(now).saturating_add(count(waiting));
+        if now < self.moved + SHRINK || count(self.ready.len()) <= wanted {
+            return None;
+        }
+        self.moved = now;
+        self.ready.pop_back()
+    }
+
+    /// When [`Pool::wanted`] and [`Pool::surplus`] are worth asking again, if nothing happens before.
+    #[must_use]
+    pub fn looks_again(&self, now: Moment) -> Option<Moment> {
+        let put_off = self.unanswered.values().copied().filter(|until| *until > now).min();
+        let paused = self.not_before.filter(|at| *at > now);
+        // What is not too many now may be with the time that passes.
+        let may_shrink = count(self.ready.len()) > self.scale.ready.min(self.room());
+        let shrinks = may_shrink.then(|| (self.moved + SHRINK).max(now + SHRINK / 2));
+        [put_off, paused, shrinks].into_iter().flatten().min()
+    }
+
+    /// Until when failures keep [`Pool::wanted`] at none.
     #[must_use]
     pub fn not_before(&self) -> Option<Moment> {
         self.not_before
     }
 
-    /// Something begins in a sandbox's session (`true`) or ends. Both count as use. By its sandbox, because the same
-    /// name may be another session by now, and what ends in the one says nothing of the other.
-    pub fn busy(&mut self, sandbox: SandboxId, begins: bool, now: Moment) {
+    /// What goes on in a sandbox's session: when it was last used, and how many executions and transfers there are. By
+    /// its sandbox, because the same name may be another session by now.
+    pub fn seen(&mut self, sandbox: SandboxId, used: Moment, busy: usize) {
         let session = self.owners.get(&sandbox).and_then(|identifier| self.sessions.get_mut(identifier));
         if let Some(session) = session {
-            session.used = session.used.max(now);
-            session.busy = if begins { session.busy + 1 } else { session.busy.saturating_sub(1) };
+            session.used = session.used.max(used);
+            session.busy = busy;
         }
     }
 
@@ -230,9 +319,7 @@ impl Pool {
     /// When a session ends, if it is not used again.
     #[must_use]
     pub fn ends(&self, session: &Session, now: Moment) -> Moment {
-        let used = if session.busy > 0 { now } else { session.used };
-        let by_idleness = used + self.life.cooldown;
-        self.life.max_alive.map_or(by_idleness, |most| by_idleness.min(session.created + most))
+        self.life.ends(session.created, if session.busy > 0 { now } else { session.used })
     }
 
     /// A session.
@@ -254,7 +341,7 @@ impl Pool {
     /// It is being made.
     #[must_use]
     pub fn is_booting(&self, sandbox: SandboxId) -> bool {
-        self.booting.contains(&sandbox)
+        self.booting.contains_key(&sandbox)
     }
 
     /// The session that a sandbox belongs to.
@@ -269,11 +356,10 @@ impl Pool {
         (count(self.ready.len()), count(self.booting.len()), count(self.sessions.len()))
     }
 
-    /// The reservoir is as full as it can be.
+    /// The reservoir has at least what the pool always keeps, or all that there is room for.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        let room = self.scale.max_sessions.saturating_sub(count(self.sessions.len()));
-        count(self.ready.len()) >= self.scale.ready.min(room)
+        count(self.ready.len()) >= self.scale.ready.min(self.room())
     }
 }
 

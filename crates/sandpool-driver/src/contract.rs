@@ -73,6 +73,7 @@ pub async fn run(harness: &dyn Harness) {
         a_sandbox_is_assigned_when_it_is_ready_and_not_before
         sixty_four_tasks_race_for_eight_sandboxes_and_eight_win
         a_sandbox_is_configured_once_and_by_its_owner_only
+        of_many_that_ask_to_be_given_a_sandbox_one_has_it_whole
         destroy_is_idempotent_and_final
         the_list_tells_all_and_the_watch_tells_the_same
         a_watcher_that_lags_is_told_so_and_finds_all_in_the_list
@@ -153,12 +154,16 @@ impl<'a> Case<'a> {
     }
 
     async fn dial(&self, id: SandboxId) -> Dialled {
-        let stream = self.driver().dial(id).await.expect("a stream");
-        let mut dialled = Dialled { stream };
-        match dialled.hear().await {
-            Some(FromAgent::Hello { protocol: PROTOCOL, .. }) => dialled,
-            other => panic!("the first word on a stream was {other:?}"),
-        }
+        greeted(self.driver().dial(id).await.expect("a stream")).await
+    }
+}
+
+/// Hears the hello on a new stream.
+async fn greeted(stream: Stream) -> Dialled {
+    let mut dialled = Dialled { stream };
+    match dialled.hear().await {
+        Some(FromAgent::Hello { protocol: PROTOCOL, .. }) => dialled,
+        other => panic!("the first word on a stream was {other:?}"),
     }
 }
 
@@ -311,6 +316,49 @@ async fn a_sandbox_is_configured_once_and_by_its_owner_only(case: &Case<'_>) {
     assert_eq!(case.dial(id(20)).await.call(Call::Executions).await, Ok(Answer::Executions(Vec::new())));
 }
 
+async fn of_many_that_ask_to_be_given_a_sandbox_one_has_it_whole(case: &Case<'_>) {
+    let nothing = Activation::default();
+    let (driver, watch) = (case.driver(), case.driver().watch());
+    case.create(id(60)).await;
+    let early = driver.give(id(60), &owner("early"), &nothing).await;
+    assert!(matches!(early, Ok(_) | Err(DriverError::Unavailable { .. })), "{:?}", early.err());
+    case.ready(id(60), watch).await;
+    for which in [id(61), id(62)] {
+        case.made(which).await;
+    }
+    // One of them has told of itself on a stream that somebody has.
+    let other = case.dial(id(62)).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..24_usize {
+        let driver = case.driver();
+        tasks.spawn(async move {
+            let me = owner(&format!("task {number}"));
+            let which = id(61 + u8::try_from(number % 2).unwrap_or_default());
+            match driver.give(which, &me, &Activation::default()).await {
+                Ok(stream) => Some((which, (me, stream))),
+                Err(DriverError::Conflict(_)) => None,
+                Err(error) => panic!("{error}"),
+            }
+        });
+    }
+    let won: BTreeMap<SandboxId, (Owner, Stream)> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(won.len(), 2, "each sandbox has one winner");
+    for (which, (winner, stream)) in won {
+        let mut stream = greeted(stream).await;
+        assert_eq!(stream.call(Call::Executions).await, Ok(Answer::Executions(Vec::new())), "it is configured");
+        let found = case.find(which).await.expect("it is there");
+        assert_eq!((found.phase, found.owner.as_ref(), found.activated), (Phase::Ready, Some(&winner), true));
+        refused!(driver.give(which, &owner("late"), &nothing).await, DriverError::Conflict(_));
+        refused!(driver.give(which, &winner, &nothing).await, DriverError::Conflict(_));
+        refused!(driver.assign(which, &owner("late")).await, DriverError::Conflict(_));
+        refused!(driver.activate(which, &nothing).await, DriverError::Conflict(_));
+    }
+    drop(other);
+    refused!(driver.give(id(63), &owner("me"), &nothing).await, DriverError::Gone(_));
+    let long = Owner { record: vec![0; MAX_RECORD + 1] };
+    refused!(driver.give(id(60), &long, &nothing).await, DriverError::Invalid(_));
+}
+
 async fn destroy_is_idempotent_and_final(case: &Case<'_>) {
     let driver = case.driver();
     let mut watch = driver.watch();
@@ -440,7 +488,12 @@ async fn a_dropped_call_is_done_or_not_done(case: &Case<'_>) {
         assert!(listed || begun.is_err(), "what was answered is so");
         // Repeating it, or taking it back, works either way.
         case.made(which).await;
-        let _ = tokio::time::timeout(Duration::ZERO, driver.assign(which, &owner("me"))).await;
+        if number % 2 == 0 {
+            let _ = tokio::time::timeout(Duration::ZERO, driver.assign(which, &owner("me"))).await;
+        } else {
+            let _ =
+                tokio::time::timeout(Duration::ZERO, driver.give(which, &owner("me"), &Activation::default())).await;
+        }
         driver.assign(which, &owner("me")).await.expect("it is mine, or free");
         let _ = tokio::time::timeout(Duration::ZERO, driver.destroy(which)).await;
         driver.destroy(which).await.expect("again is fine");
@@ -455,6 +508,15 @@ async fn a_server_killed_between_create_assign_and_activate_finds_all_as_it_was(
     case.driver().assign(id(42), &owner("me")).await.expect("it is assigned");
     let given = case.given(id(43)).await;
     let mut stream = case.dial(id(43)).await;
+    case.made(id(45)).await;
+    let gift = case.driver().give(id(45), &owner("you"), &Activation::default()).await.expect("it is given");
+    let whole = case.find(id(45)).await.expect("it is there");
+    assert_eq!((whole.owner.as_ref(), whole.activated), (Some(&owner("you")), true));
+    case.made(id(46)).await;
+    // Cut off in the middle.
+    let (driver, half, nothing) = (case.driver(), owner("half"), Activation::default());
+    drop(tokio::time::timeout(Duration::ZERO, driver.give(id(46), &half, &nothing)).await);
+    drop(driver);
     case.driver().destroy(id(44)).await.expect("one that never was");
     let (before, old) = (case.driver(), case.driver().watch());
     if !case.harness.restart().await {
@@ -463,10 +525,12 @@ async fn a_server_killed_between_create_assign_and_activate_finds_all_as_it_was(
     drop(old);
     refused!(before.list().await, DriverError::Unavailable { .. });
     while stream.hear().await.is_some() {}
+    let mut gift = greeted(gift).await;
+    while gift.hear().await.is_some() {}
     case.driver().ensure_pool(&case.harness.template()).await.expect("the pool again");
     let ids: BTreeSet<u8> = case.list().await.iter().map(|sandbox| sandbox.id.0[0]).collect();
-    assert_eq!(ids, BTreeSet::from([40, 41, 42, 43]), "nothing leaked, nothing lost");
-    for number in 40..44 {
+    assert_eq!(ids, BTreeSet::from([40, 41, 42, 43, 45, 46]), "nothing leaked, nothing lost");
+    for number in [40, 41, 42, 43, 45, 46] {
         case.ready(id(number), case.driver().watch()).await;
     }
     let driver = case.driver();
@@ -475,13 +539,19 @@ async fn a_server_killed_between_create_assign_and_activate_finds_all_as_it_was(
         assert_eq!((found.owner, found.activated), (expected.map(owner), number == 43));
     }
     assert_eq!(case.find(id(43)).await, Some(given), "also its boot is the same");
+    assert_eq!(case.find(id(45)).await, Some(whole), "as when it was given");
+    let half = case.find(id(46)).await.and_then(|sandbox| sandbox.owner);
+    assert!(half.is_none() || half == Some(owner("half")), "{half:?}");
     refused!(driver.assign(id(42), &owner("you")).await, DriverError::Conflict(_));
     driver.assign(id(42), &owner("me")).await.expect("the same owner again is fine");
     driver.activate(id(42), &Activation::default()).await.expect("it had not been configured");
     refused!(driver.activate(id(43), &Activation::default()).await, DriverError::Conflict(_));
     driver.assign(id(41), &owner("you")).await.expect("it was free");
     refused!(driver.create(id(44), &case.pool).await, DriverError::Gone(_));
-    assert_eq!(case.dial(id(43)).await.call(Call::Executions).await, Ok(Answer::Executions(Vec::new())));
+    for number in [43, 45] {
+        let known = case.dial(id(number)).await.call(Call::Executions).await;
+        assert_eq!(known, Ok(Answer::Executions(Vec::new())));
+    }
 }
 
 async fn another_boot_has_another_id(case: &Case<'_>) {

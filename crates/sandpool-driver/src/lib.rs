@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! ensure_pool -> create -> (watch: Ready) -> assign -> activate -> dial ... -> destroy
+//!                                            `-------- give --------'
 //! ```
 
 pub mod contract;
@@ -55,6 +56,23 @@ pub trait Driver: Send + Sync + 'static {
     /// Gives an assigned sandbox its session's configuration. Once per boot; a second time with the same boot is
     /// `Conflict`.
     async fn activate(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError>;
+
+    /// Gives a ready sandbox to its one owner, with its configuration, and answers with a stream to its agent:
+    /// [`Driver::assign`], [`Driver::activate`] and [`Driver::dial`] in one, for the way of a caller that waits. A
+    /// driver that can does them at the same time. Two promises are as in the single calls: when it answers, both the
+    /// owner and the configuration are there, durably; and of several owners one has it.
+    ///
+    /// Once per sandbox: the same owner again is `Conflict`. After an error, and after a server that was killed in the
+    /// middle, the sandbox may be half given away: free, or owned and not activated, or listed as activated while its
+    /// agent refuses every call. It is good for nobody then, and to be destroyed.
+    ///
+    /// # Errors
+    /// Those of the three.
+    async fn give(&self, id: SandboxId, owner: &Owner, activation: &Activation) -> Result<Stream, DriverError> {
+        self.assign(id, owner).await?;
+        self.activate(id, activation).await?;
+        self.dial(id).await
+    }
 
     /// Ends a sandbox and removes every trace of it. Idempotent; a destroyed id never comes back. Answers when its
     /// processes are gone.

@@ -71,7 +71,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         name: PoolName::parse(name).unwrap(),
         runtime,
         rootfs: "/nowhere".into(),
-        scale: Scale { max_sessions: 3, ready: 1, boots: 4 },
+        scale: Scale { max_sessions: 3, ready: 1, most_ready: 1, boots: 4 },
         life: Life { cooldown: Duration::from_secs(300), max_alive: None },
         limits: Limits::default(),
         queue: 2,

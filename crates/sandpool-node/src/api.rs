@@ -42,6 +42,8 @@ pub struct PoolStatus {
     pub spec: PoolSpec,
     /// Sandboxes that are ready for a session.
     pub ready: u32,
+    /// Sandboxes that should be ready: what the rate of new sessions asks for, within the pool's scale.
+    pub target: u32,
     /// Sandboxes that are being made.
     pub booting: u32,
     /// Sandboxes that belong to a session.

@@ -222,8 +222,8 @@ impl Node {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         let pool = self.state(pool)?;
-        let (_, new) = pool.open(identifier, open, caller).await?;
-        Ok(Opened { session: pool.info(identifier)?, new, took: began.elapsed() })
+        let (session, new) = pool.open(identifier, open, caller).await?;
+        Ok(Opened { session: pool.describe_session(&session), new, took: began.elapsed() })
     }
 
     /// A session, without counting as use.

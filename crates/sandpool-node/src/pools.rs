@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandpool_core::ids::{ExecutionId, Identifier, SandboxId};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
 use crate::link::Link;
-use crate::session::Session;
+use crate::session::{Activity, Session};
 
 /// Lost sessions that are remembered until their owner hears of it; the oldest are forgotten first.
 const LOST: usize = 4096;
@@ -48,13 +48,16 @@ pub(crate) struct PoolState {
     driver: Shared,
     start: Instant,
     inner: Mutex<Inner>,
+    /// The sessions there are, or will be in a moment. Changed under the lock of `inner` only; a request on a session
+    /// that is there reads this and takes no other lock that sessions share.
+    sessions: RwLock<HashMap<Identifier, Coming>>,
     /// Callers that wait for a sandbox.
     waiting: AtomicUsize,
     /// A sandbox became ready, or there is none to hope for.
     changed: Notify,
     /// The reservoir may want filling.
     refill: Notify,
-    /// The next end of a session may be sooner than it was.
+    /// There is a session, and there was none whose end to wait for.
     ends: Notify,
 }
 
@@ -70,7 +73,6 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug)]
 struct Inner {
     rules: Pool,
-    sessions: HashMap<Identifier, Coming>,
     lost: Lost,
     /// Sandboxes that are being made and that the driver knows. (Of the others being made it may not know yet.)
     created: HashSet<SandboxId>,
@@ -138,12 +140,12 @@ impl PoolState {
             start,
             inner: Mutex::new(Inner {
                 rules,
-                sessions: HashMap::new(),
                 lost: Lost::default(),
                 created: HashSet::new(),
                 boots: HashMap::new(),
                 trouble: None,
             }),
+            sessions: RwLock::default(),
             waiting: AtomicUsize::new(0),
             changed: Notify::new(),
             refill: Notify::new(),
@@ -155,7 +157,22 @@ impl PoolState {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Moment {
+    /// Whoever locks `inner` too locks it first.
+    fn sessions(&self) -> RwLockReadGuard<'_, HashMap<Identifier, Coming>> {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For whoever has locked `inner`.
+    fn change_sessions(&self) -> RwLockWriteGuard<'_, HashMap<Identifier, Coming>> {
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session that is there now.
+    fn settled_now(&self, identifier: &Identifier) -> Option<Arc<Session>> {
+        self.sessions().get(identifier)?.borrow().clone()?.ok()
+    }
+
+    pub(crate) fn now(&self) -> Moment {
         ORIGIN + self.start.elapsed()
     }
 
@@ -163,12 +180,11 @@ impl PoolState {
         self.start + at.saturating_sub(ORIGIN)
     }
 
-    pub(crate) fn busy(&self, sandbox: SandboxId, begins: bool) {
+    /// The first request of a new session has been answered.
+    pub(crate) fn answered(&self, sandbox: SandboxId) {
         let now = self.now();
-        self.inner().rules.busy(sandbox, begins, now);
-        if !begins {
-            self.ends.notify_one();
-        }
+        self.inner().rules.answered(sandbox, now);
+        self.refill.notify_one();
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
@@ -177,6 +193,7 @@ impl PoolState {
         PoolStatus {
             spec: self.spec.clone(),
             ready,
+            target: inner.rules.target(self.now()),
             booting,
             sessions,
             is_full: inner.rules.is_full(),
@@ -206,7 +223,7 @@ impl PoolState {
             None => {
                 {
                     let mut inner = self.inner();
-                    inner.rules.booting(id);
+                    inner.rules.booting(id, self.now());
                     inner.created.insert(id);
                 }
                 self.upsert(sandbox);
@@ -239,7 +256,7 @@ impl PoolState {
             }
             let surplus = inner.rules.bind(record.identifier.clone(), sandbox, now.saturating_sub(age), now);
             if surplus != Some(sandbox) {
-                inner.sessions.insert(record.identifier.clone(), coming);
+                self.change_sessions().insert(record.identifier.clone(), coming);
             }
             surplus
         };
@@ -267,9 +284,8 @@ impl PoolState {
         }
         let mut inner = self.inner();
         if let Some(identifier) = inner.rules.owner(id).cloned() {
-            let session = inner.sessions.get(&identifier).and_then(|coming| coming.borrow().clone()?.ok());
-            let began = session.map(|session| session.link.boot_id());
             drop(inner);
+            let began = self.settled_now(&identifier).map(|session| session.link.boot_id());
             if began.is_some_and(|began| sandbox.boot_id.is_some_and(|now| now != began)) {
                 self.lose(id, "its sandbox started anew");
             }
@@ -278,7 +294,7 @@ impl PoolState {
                 inner.boots.insert(id, boot);
             }
             inner.created.remove(&id);
-            if inner.rules.ready(id) {
+            if inner.rules.ready(id, self.now()) {
                 inner.trouble = None;
                 drop(inner);
                 self.changed.notify_waiters();
@@ -311,7 +327,7 @@ impl PoolState {
                     GoneReason::OutOfMemory => "its memory was used up".to_owned(),
                     GoneReason::Died(how) | GoneReason::BootFailed(how) => how.clone(),
                 };
-                inner.forget(&identifier, Some(why), sandbox);
+                self.forget(&mut inner, &identifier, Some(why), sandbox);
             }
         }
         self.changed.notify_waiters();
@@ -337,7 +353,7 @@ impl PoolState {
         let identifier = inner.rules.owner(sandbox)?.clone();
         inner.rules.remove(&identifier);
         inner.boots.remove(&sandbox);
-        inner.forget(&identifier, lost.map(str::to_owned), sandbox);
+        self.forget(&mut inner, &identifier, lost.map(str::to_owned), sandbox);
         Some(identifier)
     }
 
@@ -383,6 +399,15 @@ impl PoolState {
         Ok(())
     }
 
+    fn forget(&self, inner: &mut Inner, identifier: &Identifier, lost: Option<String>, sandbox: SandboxId) {
+        let was_there = self.change_sessions().remove(identifier).is_some();
+        match lost {
+            Some(why) if was_there => inner.lost.add(identifier.clone(), why, sandbox),
+            Some(_) => {}
+            None => drop(inner.lost.take(identifier)),
+        }
+    }
+
     fn destroy(&self, sandbox: SandboxId) -> JoinHandle<()> {
         let driver = Arc::clone(&self.driver.0);
         tokio::spawn(async move {
@@ -402,29 +427,35 @@ impl PoolState {
         open: Open,
         caller: &Caller,
     ) -> Result<(Arc<Session>, bool), NodeError> {
+        if let Some(session) = self.settled_now(identifier) {
+            session.activity.touch(self.now());
+            return Ok((session, false));
+        }
         let patience = Instant::now() + BOOT_LIMIT;
         let mut attempts = 0;
-        let mut has_waited = false;
+        // Kept until there is a sandbox: one that is ready for who waits is not one too many.
+        let mut waiting = None;
         loop {
             // Registered before the look, so that nothing happens unseen between the two.
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             match self.claim(identifier, open, caller)? {
-                Some((coming, new)) => match settled(coming).await {
-                    // Its sandbox turned out to be of no use: the next one may be.
-                    Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
-                    outcome => return outcome.map(|session| (session, new)),
-                },
+                Some((coming, new)) => {
+                    waiting = None;
+                    match settled(coming).await {
+                        // Its sandbox turned out to be of no use: the next one may be.
+                        Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
+                        outcome => return outcome.map(|session| (session, new)),
+                    }
+                }
                 None => {
-                    if let Some(reason) = self.hopeless(has_waited) {
+                    if let Some(reason) = self.hopeless(waiting.is_some()) {
                         return Err(NodeError::PoolBroken { pool: self.spec.name.clone(), reason });
                     }
-                    has_waited = true;
-                    let waiting = Waiting::begin(&self.waiting);
+                    waiting.get_or_insert_with(|| Waiting::begin(&self.waiting));
                     self.refill.notify_one();
                     let waited = tokio::time::timeout_at(patience, changed).await;
-                    drop(waiting);
                     if waited.is_err() {
                         return Err(NodeError::Unavailable("no sandbox became ready in time".to_owned()));
                     }
@@ -458,14 +489,20 @@ impl PoolState {
         if open == Open::Existing && inner.rules.session(identifier).is_none() {
             return Err(NodeError::NoSession(identifier.clone()));
         }
-        match inner.rules.claim(identifier, now) {
+        let mut claim = inner.rules.claim(identifier, now);
+        if matches!(claim, Claim::Full { .. }) {
+            // When a place becomes free is asked again, with what goes on in the sessions now.
+            self.look_at_sessions(&mut inner);
+            claim = inner.rules.claim(identifier, now);
+        }
+        match claim {
             Claim::Existing(_) => {
-                let coming = inner.sessions.get(identifier).cloned();
+                let coming = self.sessions().get(identifier).cloned();
                 coming.map(|coming| Some((coming, false))).ok_or_else(|| NodeError::NoSession(identifier.clone()))
             }
             Claim::Fresh(sandbox) => {
                 let (sender, coming) = watch::channel(None);
-                inner.sessions.insert(identifier.clone(), coming.clone());
+                self.change_sessions().insert(identifier.clone(), coming.clone());
                 drop(inner);
                 let record = OwnerRecord {
                     identifier: identifier.clone(),
@@ -512,20 +549,24 @@ impl PoolState {
     ) -> Result<Arc<Session>, NodeError> {
         let driver = &self.driver.0;
         let failed = |error: DriverError| NodeError::Unavailable(error.to_string());
-        if !adopted {
-            driver.assign(sandbox, &Owner { record: record.encode() }).await.map_err(failed)?;
+        let stream = if adopted {
+            driver.dial(sandbox).await
+        } else {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| NodeError::Unavailable(error.to_string()))?;
             let activation = Activation { env: self.spec.env.clone(), seed };
-            driver.activate(sandbox, &activation).await.map_err(failed)?;
-        }
-        let stream = driver.dial(sandbox).await.map_err(failed)?;
+            driver.give(sandbox, &Owner { record: record.encode() }, &activation).await
+        };
+        let stream = stream.map_err(failed)?;
         let link = Link::open(stream).await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
         let expected = self.inner().boots.get(&sandbox).copied();
         if expected.is_some_and(|expected| expected != link.boot_id()) {
             return Err(NodeError::Unavailable("its sandbox started anew".to_owned()));
         }
-        let session = Session::new(record.identifier, sandbox, record.subject, record.created, link);
+        let now = self.now();
+        let born = now.saturating_sub(record.created.elapsed().unwrap_or_default());
+        let session =
+            Session::new(record.identifier, sandbox, record.subject, record.created, Activity::new(born, now), link);
         let session = Arc::new(session);
         if adopted {
             let known = match session.link.call(Call::Executions).await? {
@@ -548,13 +589,16 @@ impl PoolState {
     }
 
     pub(crate) async fn existing(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
+        if let Some(session) = self.settled_now(identifier) {
+            return Ok(session);
+        }
         let coming = {
             let mut inner = self.inner();
             if let Some((reason, sandbox)) = inner.lost.take(identifier) {
                 self.destroy(sandbox);
                 return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
             }
-            inner.sessions.get(identifier).cloned()
+            self.sessions().get(identifier).cloned()
         };
         settled(coming.ok_or_else(|| NodeError::NoSession(identifier.clone()))?).await
     }
@@ -566,7 +610,7 @@ impl PoolState {
         if let Some(reason) = inner.lost.get(identifier) {
             return Err(NodeError::SessionLost { identifier: identifier.clone(), reason: reason.clone() });
         }
-        let coming = inner.sessions.get(identifier).map(|coming| coming.borrow().clone());
+        let coming = self.sessions().get(identifier).map(|coming| coming.borrow().clone());
         match coming {
             Some(Some(session)) => session,
             _ => Err(NodeError::NoSession(identifier.clone())),
@@ -574,6 +618,9 @@ impl PoolState {
     }
 
     pub(crate) fn info(&self, identifier: &Identifier) -> Result<SessionInfo, NodeError> {
+        if let Some(session) = self.settled_now(identifier) {
+            return Ok(self.describe_session(&session));
+        }
         let inner = self.inner();
         let session = inner.rules.session(identifier).ok_or_else(|| NodeError::NoSession(identifier.clone()))?;
         Ok(self.describe(&inner, identifier, session))
@@ -587,33 +634,75 @@ impl PoolState {
         all
     }
 
+    /// A session's description; of one that is still being made, what the rules know of it.
     fn describe(&self, inner: &Inner, identifier: &Identifier, place: &sandpool_core::pool::Session) -> SessionInfo {
+        if let Some(session) = self.settled_now(identifier).filter(|session| session.sandbox == place.sandbox) {
+            return self.describe_session(&session);
+        }
         let now = self.now();
         let clock = SystemTime::now();
-        let session = inner.sessions.get(identifier).and_then(|coming| coming.borrow().clone()).and_then(Result::ok);
         SessionInfo {
             pool: self.spec.name.clone(),
             identifier: identifier.clone(),
             sandbox: place.sandbox,
-            owner: session.as_ref().map(|session| session.owner.clone()).unwrap_or_default(),
+            owner: String::new(),
             level: self.level.clone(),
-            created: session.map_or(clock, |session| session.created),
+            created: clock,
             used: clock - now.saturating_sub(place.used),
             expires: clock + inner.rules.ends(place, now).saturating_sub(now),
             busy: place.busy,
         }
     }
 
+    pub(crate) fn describe_session(&self, session: &Session) -> SessionInfo {
+        let now = self.now();
+        let clock = SystemTime::now();
+        let (used, busy) = session.activity.seen();
+        let ends = self.spec.life.ends(session.activity.born(), if busy > 0 { now } else { used });
+        SessionInfo {
+            pool: self.spec.name.clone(),
+            identifier: session.identifier.clone(),
+            sandbox: session.sandbox,
+            owner: session.owner.clone(),
+            level: self.level.clone(),
+            created: session.created,
+            used: clock - now.saturating_sub(used),
+            expires: clock + ends.saturating_sub(now),
+            busy,
+        }
+    }
+
+    /// Tells the rules what goes on in the sessions.
+    fn look_at_sessions(&self, inner: &mut Inner) {
+        for coming in self.sessions().values() {
+            if let Some(Ok(session)) = &*coming.borrow() {
+                let (used, busy) = session.activity.seen();
+                inner.rules.seen(session.sandbox, used, busy);
+            }
+        }
+    }
+
     /// Fills the reservoir whenever it wants filling.
     pub(crate) async fn fill(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            let wanted = self.inner().rules.wanted(self.waiting.load(Ordering::SeqCst), self.now());
+            let (wanted, surplus) = {
+                let (mut inner, now) = (self.inner(), self.now());
+                let waiting = self.waiting.load(Ordering::SeqCst);
+                let surplus = inner.rules.surplus(waiting, now);
+                if let Some(sandbox) = surplus {
+                    inner.boots.remove(&sandbox);
+                }
+                (inner.rules.wanted(waiting, now), surplus)
+            };
+            if let Some(sandbox) = surplus {
+                tracing::debug!(pool = %self.spec.name, %sandbox, "a ready sandbox is one too many");
+                self.destroy(sandbox);
+            }
             for _ in 0..wanted {
                 self.begin_one().await;
             }
             // Asked afterwards: one of those may have failed at once.
-            let not_before = self.inner().rules.not_before();
-            let later = not_before.filter(|at| *at > self.now()).map(|at| self.instant(at));
+            let later = self.inner().rules.looks_again(self.now()).map(|at| self.instant(at));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.refill.notified() => {}
@@ -629,7 +718,8 @@ impl PoolState {
             return;
         }
         let id = SandboxId::from_random(id);
-        self.inner().rules.booting(id);
+        let now = self.now();
+        self.inner().rules.booting(id, now);
         match self.driver.0.create(id, &self.spec.name).await {
             Ok(()) => {
                 let mut inner = self.inner();
@@ -656,7 +746,9 @@ impl PoolState {
     pub(crate) async fn reap(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let (over, next) = {
-                let inner = self.inner();
+                let mut inner = self.inner();
+                // Since the last look sessions may have been used: then they end later.
+                self.look_at_sessions(&mut inner);
                 let (over, next) = inner.rules.expired(self.now());
                 let sandboxes = over.iter().filter_map(|identifier| inner.rules.session(identifier));
                 (sandboxes.map(|session| session.sandbox).collect::<Vec<_>>(), next)
@@ -670,17 +762,6 @@ impl PoolState {
                 () = self.ends.notified() => {}
                 () = until(next.map(|at| self.instant(at))) => {}
             }
-        }
-    }
-}
-
-impl Inner {
-    fn forget(&mut self, identifier: &Identifier, lost: Option<String>, sandbox: SandboxId) {
-        let was_there = self.sessions.remove(identifier).is_some();
-        match lost {
-            Some(why) if was_there => self.lost.add(identifier.clone(), why, sandbox),
-            Some(_) => {}
-            None => drop(self.lost.take(identifier)),
         }
     }
 }

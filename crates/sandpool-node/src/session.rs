@@ -1,10 +1,12 @@
 //! One session: its sandbox's stream, its executions, and the queue for its interpreter.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, Identifier, SandboxId};
+use sandpool_core::pool::Moment;
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::oneshot;
 
@@ -34,7 +36,47 @@ pub(crate) struct Session {
     pub(crate) owner: String,
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
+    pub(crate) activity: Activity,
     queue: Mutex<Queue>,
+}
+
+/// What goes on in a session, kept where no other session's requests come by. The pool's rules are told when they must
+/// decide.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    born: Moment,
+    /// Nanoseconds after `born`.
+    used: AtomicU64,
+    busy: AtomicUsize,
+    /// Something has begun and ended.
+    is_answered: AtomicBool,
+}
+
+impl Activity {
+    pub(crate) fn new(born: Moment, now: Moment) -> Self {
+        let activity =
+            Self { born, used: AtomicU64::new(0), busy: AtomicUsize::new(0), is_answered: AtomicBool::new(false) };
+        activity.touch(now);
+        activity
+    }
+
+    /// When the session was made.
+    pub(crate) fn born(&self) -> Moment {
+        self.born
+    }
+
+    /// It is used.
+    pub(crate) fn touch(&self, now: Moment) {
+        let since = u64::try_from(now.saturating_sub(self.born).as_nanos()).unwrap_or(u64::MAX);
+        self.used.fetch_max(since, Ordering::Relaxed);
+    }
+
+    /// When it was last used, and how many executions and transfers go on.
+    pub(crate) fn seen(&self) -> (Moment, usize) {
+        // In this order: what ends between the two has left its time before it is missing.
+        let busy = self.busy.load(Ordering::Acquire);
+        (self.born + Duration::from_nanos(self.used.load(Ordering::Relaxed)), busy)
+    }
 }
 
 /// The executions, and their order.
@@ -67,19 +109,25 @@ impl Turn {
 /// Something that goes on in a session: while it lives the session is in use.
 pub(crate) struct InUse {
     pool: Arc<PoolState>,
-    sandbox: SandboxId,
+    session: Arc<Session>,
 }
 
 impl InUse {
-    pub(crate) fn begin(pool: &Arc<PoolState>, session: &Session) -> Self {
-        pool.busy(session.sandbox, true);
-        Self { pool: Arc::clone(pool), sandbox: session.sandbox }
+    pub(crate) fn begin(pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
+        session.activity.touch(pool.now());
+        session.activity.busy.fetch_add(1, Ordering::Relaxed);
+        Self { pool: Arc::clone(pool), session: Arc::clone(session) }
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.pool.busy(self.sandbox, false);
+        let activity = &self.session.activity;
+        activity.touch(self.pool.now());
+        activity.busy.fetch_sub(1, Ordering::Release);
+        if !activity.is_answered.swap(true, Ordering::Relaxed) {
+            self.pool.answered(self.session.sandbox);
+        }
     }
 }
 
@@ -89,9 +137,10 @@ impl Session {
         sandbox: SandboxId,
         owner: String,
         created: SystemTime,
+        activity: Activity,
         link: Link,
     ) -> Self {
-        Self { identifier, sandbox, owner, created, link, queue: Mutex::default() }
+        Self { identifier, sandbox, owner, created, link, activity, queue: Mutex::default() }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {

@@ -42,6 +42,27 @@ async fn a_hundred_names_get_three_sessions_and_the_rest_hear_when_to_come_back(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_taken_sandbox_is_replaced_after_the_first_answer_and_not_before() {
+    let bench = Bench::new(|_| ()).await;
+    bench.until_full().await;
+    let reservoir = || {
+        let status = bench.node.pool(&bench.pool).unwrap();
+        status.ready + status.booting
+    };
+    bench.open("answered").await.unwrap();
+    let handle = bench.start("answered", code("sleep 100")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(reservoir(), 0, "the caller comes first");
+    handle.wait(LONG).await;
+    bench.until_full().await;
+    bench.open("silent").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(reservoir(), 0, "its first request may come yet");
+    bench.until_full().await;
+    bench.check_no_leak().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deleted_session_leaves_nothing_to_the_next_of_its_name() {
     let bench = Bench::new(|_| ()).await;
     let first = bench.open("mine").await.unwrap().session.sandbox;
@@ -394,6 +415,7 @@ async fn shutdown_lets_what_runs_end_refuses_what_is_new_and_leaves_no_sandbox()
     bench.open("mine").await.unwrap();
     let short = bench.start("mine", code("sleep 3000\nout short")).await.unwrap();
     let endless = bench.start("mine", shell("wait")).await.unwrap();
+    bench.until_full().await;
     let node = bench.node.clone();
     let shutdown = tokio::spawn(async move { node.shutdown(seconds(10)).await });
     bench.until("it is stopping", |bench| !bench.node.is_ready()).await;

@@ -53,6 +53,11 @@ pub(crate) enum Call {
     Activated {
         id: Id,
     },
+    /// Both in one: it has an owner, and its configuration is on its way.
+    Give {
+        id: Id,
+        record: Vec<u8>,
+    },
     Destroy {
         id: Id,
     },

@@ -265,6 +265,14 @@ impl Driver for ProcessDriver {
         .await
     }
 
+    async fn give(&self, id: SandboxId, owner: &Owner, activation: &Activation) -> Result<Stream, DriverError> {
+        if owner.record.len() > MAX_RECORD {
+            return Err(DriverError::Invalid(format!("the owner's record is over {MAX_RECORD} bytes")));
+        }
+        let (driver, owner, activation) = (self.shared()?, owner.clone(), activation.clone());
+        whole(async move { driver.give_at_once(id, owner, &activation).await }).await
+    }
+
     async fn destroy(&self, id: SandboxId) -> Result<(), DriverError> {
         if let Some(known) = self.state().known.get_mut(&id) {
             known.sandbox.phase = Phase::Leaving;
@@ -320,7 +328,9 @@ impl Driver for ProcessDriver {
 }
 
 /// Goes through with a call also when its caller does not wait for it, so that nothing is left half done.
-async fn whole(call: impl Future<Output = Result<(), DriverError>> + Send + 'static) -> Result<(), DriverError> {
+async fn whole<T: Send + 'static>(
+    call: impl Future<Output = Result<T, DriverError>> + Send + 'static,
+) -> Result<T, DriverError> {
     // An error is a panic, whose message has been printed.
     tokio::spawn(call).await.unwrap_or_else(|error| Err(unavailable(&error)))
 }

@@ -457,6 +457,10 @@ impl Launcher {
                 live.activated = true;
                 Answer::Done
             }),
+            Call::Give { id, record } => self.assign(id, record).and_then(|()| {
+                self.present(id)?.activated = true;
+                Ok(Answer::Done)
+            }),
             Call::Destroy { id } => match self.live.get_mut(&id) {
                 Some(live) => {
                     live.kill_reason.get_or_insert(Why::Destroyed);

@@ -443,7 +443,7 @@ fn spec(template: &Template) -> PoolSpec {
         name: template.pool.clone(),
         runtime: Runtime::Shell,
         rootfs: template.rootfs.clone(),
-        scale: Scale { max_sessions: 2, ready: 1, boots: 2 },
+        scale: Scale { max_sessions: 2, ready: 1, most_ready: 1, boots: 2 },
         life: Life { cooldown: Duration::from_secs(300), max_alive: None },
         limits: template.limits,
         queue: 4,

@@ -113,7 +113,7 @@ pub(crate) struct Up {
     /// Sessions that each pool may have at the same time [default: 250]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) max_sessions: Option<u32>,
-    /// Sandboxes that each pool keeps ready [default: 2]
+    /// Sandboxes that each pool keeps ready, at least [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub(crate) ready: Option<u32>,
     /// Seconds without use after which a session ends [default: 300]

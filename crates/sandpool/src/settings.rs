@@ -209,12 +209,27 @@ impl ContainerType {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct ScaleSettings {
     pub(crate) max_concurrent_sessions: u32,
+    /// Sandboxes ready, at least.
     pub(crate) ready_session_instances: u32,
+    /// Sandboxes ready when new sessions come fast, at most; [`MOST_READY`] times the least if not given.
+    pub(crate) max_ready_session_instances: Option<u32>,
+}
+
+/// How many times its least a reservoir may grow to by itself. With the default of 2 that is 32: enough for the random
+/// bursts of 40 new sessions a second, and none where a pool was told to keep none.
+const MOST_READY: u32 = 16;
+
+impl ScaleSettings {
+    /// Sandboxes ready, at most.
+    fn most_ready(&self) -> u32 {
+        let by_itself = self.ready_session_instances.saturating_mul(MOST_READY);
+        self.max_ready_session_instances.unwrap_or(by_itself).min(self.max_concurrent_sessions)
+    }
 }
 
 impl Default for ScaleSettings {
     fn default() -> Self {
-        Self { max_concurrent_sessions: 250, ready_session_instances: 2 }
+        Self { max_concurrent_sessions: 250, ready_session_instances: 2, max_ready_session_instances: None }
     }
 }
 
@@ -517,6 +532,9 @@ impl PoolObject {
         let (sessions, ready) = (scale.max_concurrent_sessions, scale.ready_session_instances);
         within("spec.scaleConfiguration.maxConcurrentSessions", sessions.into(), 1, 100_000)?;
         within("spec.scaleConfiguration.readySessionInstances", ready.into(), 0, sessions.into())?;
+        if let Some(most) = scale.max_ready_session_instances {
+            within("spec.scaleConfiguration.maxReadySessionInstances", most.into(), ready.into(), sessions.into())?;
+        }
         let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
         let life_key = "spec.dynamicPoolConfiguration.lifecycleConfiguration";
         within(&format!("{life_key}.cooldownPeriodInSeconds"), life.cooldown_period_in_seconds, 1, 31_536_000)?;
@@ -575,6 +593,7 @@ impl PoolObject {
             scale: Scale {
                 max_sessions: spec.scale_configuration.max_concurrent_sessions,
                 ready: spec.scale_configuration.ready_session_instances,
+                most_ready: spec.scale_configuration.most_ready(),
                 boots: boots_at_once(),
             },
             life: Life {

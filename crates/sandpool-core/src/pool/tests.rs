@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! 90ms claim s1     a sandbox for the session s1            -> fresh, existing, wait, full
+//! 90ms come 3        as many new sessions, as far as there are sandboxes for them
 //! 80ms fill 1       begins as many sandboxes as are wanted when one caller waits; they are called a, b, c, ...
-//! ready, gone, fail, busy, idle, remove, expire, bind: as the functions of those names
+//! 85ms look         begins as many as are wanted when nobody waits, ends one that is too many, and says when to look again
+//! busy, idle        one execution more, or one less, in that sandbox's session
+//! ready, gone, fail, answered, remove, expire, bind: as the functions of those names
 //! ```
 
 use expect_test::{Expect, expect};
@@ -20,7 +23,26 @@ struct Story {
 impl Story {
     fn new(max_sessions: u32, ready: u32, boots: u32) -> Self {
         let life = Life { cooldown: Duration::from_secs(10), max_alive: Some(Duration::from_secs(60)) };
-        Self { pool: Pool::new(Scale { max_sessions, ready, boots }, life), next: 0 }
+        Self { pool: Pool::new(Scale { max_sessions, ready, most_ready: ready, boots }, life), next: 0 }
+    }
+
+    /// A pool whose reservoir grows with demand.
+    fn growing(max_sessions: u32, ready: u32, most_ready: u32, boots: u32) -> Self {
+        let mut story = Self::new(max_sessions, ready, boots);
+        story.pool.scale.most_ready = most_ready;
+        story
+    }
+
+    fn begin(&mut self, count: u32, now: Moment) -> String {
+        let made: Vec<_> = (0..count)
+            .map(|_| {
+                let sandbox = SandboxId([self.next; 16]);
+                self.next += 1;
+                self.pool.booting(sandbox, now);
+                show(sandbox)
+            })
+            .collect();
+        format!("boot {}", made.join(" "))
     }
 
     fn step(&mut self, now: Moment, words: &[&str]) -> String {
@@ -32,19 +54,29 @@ impl Story {
                 Claim::Wait => "wait".to_owned(),
                 Claim::Full { active, limit, retry_after } => format!("full {active}/{limit} retry {retry_after:?}"),
             },
+            ["come", number] => {
+                let came = (0..number.parse().unwrap()).filter_map(|_| {
+                    let who = name(&format!("guest{}", pool.counts().2));
+                    if let Claim::Fresh(sandbox) = pool.claim(&who, now) { Some(show(sandbox)) } else { None }
+                });
+                format!("fresh {}", came.collect::<Vec<_>>().join(" "))
+            }
             ["fill", waiting] => {
                 let wanted = pool.wanted(waiting.parse().unwrap(), now);
-                let made: Vec<_> = (0..wanted)
-                    .map(|_| {
-                        let sandbox = SandboxId([self.next; 16]);
-                        self.next += 1;
-                        pool.booting(sandbox);
-                        show(sandbox)
-                    })
-                    .collect();
-                format!("boot {}", made.join(" "))
+                self.begin(wanted, now)
             }
-            ["ready", which] => if pool.ready(sandbox(which)) { "ours" } else { "not ours" }.to_owned(),
+            ["look"] => {
+                let (wanted, surplus) = (pool.wanted(0, now), pool.surplus(0, now));
+                let began = self.begin(wanted, now);
+                let ended = surplus.map_or(String::new(), |sandbox| format!(" destroy {}", show(sandbox)));
+                let again = self.pool.looks_again(now).map_or("event".to_owned(), |at| format!("{at:?}"));
+                format!("{began}{ended} of {} until {again}", self.pool.target(now))
+            }
+            ["answered", which] => {
+                pool.answered(sandbox(which), now);
+                String::new()
+            }
+            ["ready", which] => if pool.ready(sandbox(which), now) { "ours" } else { "not ours" }.to_owned(),
             ["gone", which] => {
                 pool.gone(sandbox(which), now).map_or("no session".to_owned(), |who| format!("lost {who}"))
             }
@@ -52,12 +84,11 @@ impl Story {
                 pool.failed(now);
                 format!("next at {:?}", pool.not_before().unwrap())
             }
-            ["busy", which] => {
-                pool.busy(sandbox(which), true, now);
-                String::new()
-            }
-            ["idle", which] => {
-                pool.busy(sandbox(which), false, now);
+            ["busy" | "idle", which] => {
+                let session = pool.owner(sandbox(which)).and_then(|who| pool.session(who));
+                let busy = session.map_or(0, |session| session.busy);
+                let busy = if words[0] == "busy" { busy + 1 } else { busy.saturating_sub(1) };
+                pool.seen(sandbox(which), now, busy);
                 String::new()
             }
             ["remove", who] => {
@@ -267,8 +298,140 @@ fn failures_wait_longer_each_time_and_a_good_start_forgives() {
             38s fill 0 -> boot c
             39s ready c -> ours
             40s claim first -> fresh c
-            40s fill 0 -> boot d
-            ready 0, booting 1, sessions 1
+            40s fill 0 -> boot
+            ready 0, booting 0, sessions 1
+        "#]],
+    );
+}
+
+#[test]
+fn a_refill_begins_after_the_first_answer_or_a_short_time_later() {
+    check(
+        Story::growing(20, 2, 2, 4),
+        "0s fill 0
+         0s ready a
+         0s ready b
+         1s claim first
+         1s look
+         1.1s answered a
+         1.1s look
+         1.101s look
+         1.2s ready c
+         2s claim second
+         2s claim third
+         2s look
+         2.1s answered c
+         2.1s look
+         2.102s look
+         2.25s look
+         3s answered c
+         3s answered x",
+        &expect![[r#"
+            0s fill 0 -> boot a b
+            0s ready a -> ours
+            0s ready b -> ours
+            1s claim first -> fresh a
+            1s look -> boot  of 2 until 1.25s
+            1.1s answered a
+            1.1s look -> boot  of 2 until 1.101s
+            1.101s look -> boot c of 2 until event
+            1.2s ready c -> ours
+            2s claim second -> fresh b
+            2s claim third -> fresh c
+            2s look -> boot  of 2 until 2.25s
+            2.1s answered c
+            2.1s look -> boot  of 2 until 2.101s
+            2.102s look -> boot d of 2 until 2.25s
+            2.25s look -> boot e of 2 until event
+            3s answered c
+            3s answered x
+            ready 0, booting 2, sessions 3
+        "#]],
+    );
+}
+
+#[test]
+fn callers_that_wait_put_nothing_off() {
+    check(
+        Story::growing(20, 1, 1, 2),
+        "0s fill 0
+         0s ready a
+         1s claim first
+         1s fill 0
+         1s claim second
+         1s fill 1",
+        &expect![[r#"
+            0s fill 0 -> boot a
+            0s ready a -> ours
+            1s claim first -> fresh a
+            1s fill 0 -> boot
+            1s claim second -> wait
+            1s fill 1 -> boot b c
+            ready 0, booting 2, sessions 1
+        "#]],
+    );
+}
+
+#[test]
+fn the_reservoir_grows_with_demand_and_shrinks_slowly_when_it_is_quiet() {
+    check(
+        Story::growing(100, 3, 7, 4),
+        "0s fill 0
+         0.1s ready a
+         0.1s ready b
+         0.1s ready c
+         10s come 3
+         10.1s fill 4
+         10.3s ready d
+         10.3s ready e
+         10.3s ready f
+         10.3s ready g
+         10.3s come 4
+         10.4s look
+         10.5s look
+         10.6s look
+         10.7s ready h
+         10.7s ready i
+         10.7s ready j
+         10.7s ready k
+         10.7s look
+         11s ready l
+         11s look
+         12s look
+         12.1s look
+         14s look
+         14.1s look
+         17s look
+         60s look",
+        &expect![[r#"
+            0s fill 0 -> boot a b c
+            0.1s ready a -> ours
+            0.1s ready b -> ours
+            0.1s ready c -> ours
+            10s come 3 -> fresh a b c
+            10.1s fill 4 -> boot d e f g
+            10.3s ready d -> ours
+            10.3s ready e -> ours
+            10.3s ready f -> ours
+            10.3s ready g -> ours
+            10.3s come 4 -> fresh d e f g
+            10.4s look -> boot h of 5 until 10.55s
+            10.5s look -> boot  of 5 until 10.55s
+            10.6s look -> boot i j k of 5 until event
+            10.7s ready h -> ours
+            10.7s ready i -> ours
+            10.7s ready j -> ours
+            10.7s ready k -> ours
+            10.7s look -> boot l of 5 until 12.7s
+            11s ready l -> ours
+            11s look -> boot  of 5 until 13s
+            12s look -> boot  of 3 until 13s
+            12.1s look -> boot  of 3 until 13.1s
+            14s look -> boot  destroy l of 3 until 16s
+            14.1s look -> boot  of 3 until 16s
+            17s look -> boot  destroy k of 3 until event
+            60s look -> boot  of 3 until event
+            ready 3, booting 0, sessions 7
         "#]],
     );
 }
@@ -355,6 +518,10 @@ enum Happening {
     Idle(u8),
     Later(u64),
     Expire,
+    /// One that is too many ends, if there is one.
+    Shrink,
+    /// The first answer of a session is out.
+    Answered(u8),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -369,6 +536,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => (0..8_u8).prop_map(Happening::Idle),
         2 => (1..8_000_u64).prop_map(Happening::Later),
         1 => Just(Happening::Expire),
+        2 => Just(Happening::Shrink),
+        2 => (0..8_u8).prop_map(Happening::Answered),
     ]
 }
 
@@ -377,11 +546,12 @@ proptest! {
     fn whatever_happens_the_rules_hold(
         max in 1..6_u32,
         ready in 0..8_u32,
+        more in 0..8_u32,
         boots in 1..4_u32,
         all in proptest::collection::vec(happening(), 0..120),
     ) {
         let life = Life { cooldown: Duration::from_secs(10), max_alive: Some(Duration::from_secs(30)) };
-        let mut pool = Pool::new(Scale { max_sessions: max, ready, boots }, life);
+        let mut pool = Pool::new(Scale { max_sessions: max, ready, most_ready: ready + more, boots }, life);
         let mut now = Duration::ZERO;
         // The model: which sandboxes were made, which session each has served, and what goes on in each.
         let mut made: Vec<SandboxId> = Vec::new();
@@ -391,6 +561,8 @@ proptest! {
         let mut sessions: HashMap<Identifier, SandboxId> = HashMap::new();
         // Tells two sessions of one name apart.
         let mut number = 0;
+        // Names the sandboxes.
+        let mut next = 0_u8;
         let who = |digit: u8| Identifier::parse(&format!("name{digit}")).unwrap();
         for happening in all {
             match happening {
@@ -415,15 +587,18 @@ proptest! {
                 Happening::Fill(waiting) => {
                     let wanted = pool.wanted(waiting, now);
                     prop_assert!(wanted + count(being_made.len()) <= boots || wanted == 0);
-                    prop_assert!(wanted <= ready + count(waiting));
+                    prop_assert!(wanted <= ready + more + count(waiting));
+                    let (have_ready, booting, have_sessions) = pool.counts();
+                    let is_paused = pool.not_before().is_some_and(|at| now < at);
+                    let is_starving = have_ready == 0 && booting == 0 && have_sessions < max && !is_paused;
+                    prop_assert!(wanted > 0 || waiting == 0 || !is_starving, "callers wait for nothing");
                     for _ in 0..wanted {
-                        let sandbox = SandboxId([u8::try_from(made.len() % 251).unwrap(); 16]);
-                        if made.contains(&sandbox) {
-                            return Ok(());
-                        }
+                        let sandbox = SandboxId([next; 16]);
+                        let Some(after) = next.checked_add(1) else { return Ok(()) };
+                        next = after;
                         made.push(sandbox);
                         being_made.push(sandbox);
-                        pool.booting(sandbox);
+                        pool.booting(sandbox, now);
                     }
                     prop_assert!(
                         wanted == 0 || pool.counts().0 + pool.counts().1 + pool.counts().2 <= max,
@@ -432,7 +607,7 @@ proptest! {
                 }
                 Happening::Ready => {
                     if !being_made.is_empty() {
-                        prop_assert!(pool.ready(being_made.remove(0)));
+                        prop_assert!(pool.ready(being_made.remove(0), now));
                     }
                 }
                 Happening::Fails => {
@@ -458,16 +633,18 @@ proptest! {
                 Happening::Remove(digit) => prop_assert_eq!(pool.remove(&who(digit)), sessions.remove(&who(digit))),
                 Happening::Busy(digit) => {
                     if let Some(sandbox) = sessions.get(&who(digit)) {
-                        pool.busy(*sandbox, true, now);
-                        *busy.entry(*sandbox).or_default() += 1;
+                        let count = busy.entry(*sandbox).or_default();
+                        *count += 1;
+                        pool.seen(*sandbox, now, *count);
                     }
                 }
                 Happening::Idle(digit) => {
                     // Also in a sandbox whose session is over: its last execution ends when it ends.
                     let found = busy.iter().find(|(sandbox, count)| **count > 0 && sandbox.0[0] % 8 == digit);
                     if let Some(sandbox) = found.map(|(sandbox, _)| *sandbox) {
-                        pool.busy(sandbox, false, now);
-                        busy.entry(sandbox).and_modify(|count| *count -= 1);
+                        let count = busy.entry(sandbox).or_default();
+                        *count -= 1;
+                        pool.seen(sandbox, now, *count);
                     }
                 }
                 Happening::Later(time) => now += Duration::from_millis(time),
@@ -483,7 +660,30 @@ proptest! {
                     prop_assert!(next.is_none_or(|next| next > now));
                     prop_assert_eq!(next.is_none(), sessions.is_empty());
                 }
+                Happening::Shrink => {
+                    let (before, target) = (pool.counts().0, pool.target(now));
+                    if let Some(sandbox) = pool.surplus(1, now) {
+                        prop_assert!(!served.contains_key(&sandbox) && !pool.knows(sandbox));
+                        prop_assert!(before > target + 1 && pool.surplus(0, now).is_none(), "slowly");
+                        made.retain(|other| *other != sandbox);
+                    }
+                }
+                Happening::Answered(digit) => {
+                    if let Some(sandbox) = sessions.get(&who(digit)) {
+                        pool.answered(*sandbox, now);
+                    }
+                }
             }
+            let target = pool.target(now);
+            prop_assert!(target <= ready + more && target + count(sessions.len()) <= max);
+            // Nothing is put off for longer than ANSWER, and in the long run the reservoir is what was declared.
+            let (have_ready, booting, _) = pool.counts();
+            if have_ready + booting < target && booting < boots && pool.not_before().is_none_or(|at| at <= now) {
+                prop_assert!(pool.wanted(0, now + ANSWER) > 0 || pool.target(now + ANSWER) <= have_ready + booting);
+            }
+            let later = now + Duration::from_secs(600);
+            prop_assert_eq!(pool.target(later), ready.min(max - count(sessions.len())));
+            prop_assert!(pool.looks_again(now).is_none_or(|at| at > now), "nothing spins");
             let (have_ready, booting, have_sessions) = pool.counts();
             prop_assert_eq!(count(being_made.len()), booting);
             prop_assert_eq!(count(sessions.len()), have_sessions);

@@ -72,7 +72,7 @@ async fn world(name: &str) -> World {
         name: PoolName::parse(name).unwrap(),
         runtime,
         rootfs: PathBuf::from("/nowhere"),
-        scale: Scale { max_sessions: 2, ready: 1, boots: 2 },
+        scale: Scale { max_sessions: 2, ready: 1, most_ready: 1, boots: 2 },
         life: Life { cooldown: Duration::from_secs(300), max_alive: None },
         limits: Limits::default(),
         queue: 2,

@@ -58,6 +58,8 @@ fn shown(app: &App, pool: &PoolStatus) -> Value {
         "isReady": pool.is_full,
         "ready": ready,
         "readyWanted": spec.scale.ready,
+        "readyTarget": pool.target,
+        "maxReady": spec.scale.most_ready.max(spec.scale.ready),
         "booting": booting,
         "sessions": sessions,
         "maxSessions": spec.scale.max_sessions,

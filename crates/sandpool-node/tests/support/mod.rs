@@ -37,7 +37,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         name: PoolName::parse(pool).unwrap(),
         runtime: Runtime::Python,
         rootfs: "/nowhere".into(),
-        scale: Scale { max_sessions: 3, ready: 1, boots: 2 },
+        scale: Scale { max_sessions: 3, ready: 1, most_ready: 1, boots: 2 },
         life: Life { cooldown: seconds(300), max_alive: None },
         limits: Limits::default(),
         queue: 2,

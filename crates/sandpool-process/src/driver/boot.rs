@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Driver, DriverError, GoneReason, Phase, Sandbox};
+use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Stream};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -190,6 +190,49 @@ impl ProcessDriver {
         change(&mut known.sandbox);
         self.changed(&known.sandbox);
         Ok(())
+    }
+
+    /// Gives a sandbox away with two messages sent at the same time: the owner to the launcher, the configuration to
+    /// the agent. The launcher's is sent first: what it has been sent it remembers, also if this server is killed
+    /// before the other leaves, and then nobody else gets the sandbox.
+    pub(super) async fn give_at_once(
+        &self,
+        id: SandboxId,
+        owner: Owner,
+        activation: &Activation,
+    ) -> Result<Stream, DriverError> {
+        let record = owner.record.clone();
+        let kept = {
+            let mut state = self.state();
+            let known = state.known.get_mut(&id).ok_or_else(|| DriverError::Gone(id.to_string()))?;
+            let Sandbox { phase, owner: other, .. } = &known.sandbox;
+            match (phase, other) {
+                (Phase::Leaving | Phase::Lost, _) => return Err(DriverError::Gone(id.to_string())),
+                (Phase::Booting, _) => return Err(unavailable(&"the sandbox is not ready yet")),
+                (Phase::Ready, Some(_)) => return Err(DriverError::Conflict("it has an owner".to_owned())),
+                (Phase::Ready, None) => {}
+            }
+            // This server is the only one there is, so who comes first is decided here.
+            known.sandbox.owner = Some(owner);
+            known.stream.take()
+        };
+        let mut dialled = match kept {
+            Some(dialled) => dialled,
+            // Somebody has dialled, and took the stream that told of its readiness.
+            None => Dialled::greet(self.dial_new(id).await?, |_| ()).await.map_err(|error| unavailable(&error))?,
+        };
+        let assigned = self.ask(Call::Give { id: id.0, record });
+        let configured = async {
+            let answer = tokio::time::timeout(ACTIVATION, dialled.configure(activation)).await;
+            let answer = answer.map_err(|_| unavailable(&"the agent did not take its configuration in time"))?;
+            answer.map_err(|error| unavailable(&error))?.map_err(|refusal| DriverError::Conflict(refusal.to_string()))
+        };
+        // The first is polled first, and sends before it waits.
+        let (assigned, configured) = tokio::join!(biased; assigned, configured);
+        assigned?;
+        configured?;
+        self.update(id, |sandbox| sandbox.activated = true)?;
+        Ok(Box::new(dialled.replay()))
     }
 
     pub(super) async fn configure(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError> {

@@ -284,7 +284,7 @@ impl Stage {
             name: PoolName::parse(name)?,
             runtime: Runtime::from_word(image).ok_or("an image without a runtime")?,
             rootfs: self.image(image)?,
-            scale: Scale { max_sessions, ready: 0, boots: 4 },
+            scale: Scale { max_sessions, ready: 0, most_ready: 0, boots: 4 },
             life: Life { cooldown: Duration::from_secs(600), max_alive: None },
             limits,
             queue: 4,

@@ -17,7 +17,10 @@ pub(crate) fn run(context: &Context, pool: &Pool) -> Outcome {
                     print::json(&answer)?;
                 } else {
                     let rows: Vec<_> = answer["value"].as_array().into_iter().flatten().map(row).collect();
-                    print::table(&["POOL", "TYPE", "READY", "BOOTING", "SESSIONS", "MAX", "LEVEL", "TROUBLE"], &rows)?;
+                    print::table(
+                        &["POOL", "TYPE", "READY", "TARGET", "BOOTING", "SESSIONS", "MAX", "LEVEL", "TROUBLE"],
+                        &rows,
+                    )?;
                 }
             }
             Pool::Get { pool } => {
@@ -34,7 +37,7 @@ pub(crate) fn run(context: &Context, pool: &Pool) -> Outcome {
 }
 
 fn row(pool: &Value) -> Vec<String> {
-    ["name", "containerType", "ready", "booting", "sessions", "maxSessions", "level", "trouble"]
+    ["name", "containerType", "ready", "readyTarget", "booting", "sessions", "maxSessions", "level", "trouble"]
         .iter()
         .map(|field| cell(&pool[*field]))
         .collect()

@@ -100,6 +100,10 @@ fn values_out_of_range_are_errors_that_name_their_path() {
         &expect!["pools[0].spec.scaleConfiguration.readySessionInstances: is 2, must be from 0 to 1"],
     );
     check(
+        &pool("scaleConfiguration: { readySessionInstances: 8, maxReadySessionInstances: 4 }"),
+        &expect!["pools[0].spec.scaleConfiguration.maxReadySessionInstances: is 4, must be from 8 to 250"],
+    );
+    check(
         &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { cooldownPeriodInSeconds: 0 } }"),
         &expect![
             "pools[0].spec.dynamicPoolConfiguration.lifecycleConfiguration.cooldownPeriodInSeconds: is 0, must be from 1 to 31536000"

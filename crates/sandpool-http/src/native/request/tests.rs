@@ -10,7 +10,7 @@ fn spec() -> PoolSpec {
         name: PoolName::parse("python").unwrap(),
         runtime: Runtime::Python,
         rootfs: "/".into(),
-        scale: Scale { max_sessions: 1, ready: 0, boots: 1 },
+        scale: Scale { max_sessions: 1, ready: 0, most_ready: 0, boots: 1 },
         life: Life { cooldown: Duration::from_secs(1), max_alive: None },
         limits: Limits::default(),
         queue: 1,
