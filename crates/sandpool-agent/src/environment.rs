@@ -20,12 +20,15 @@ const MAX_BYTES: usize = 128 * 1024;
 pub struct Environment {
     variables: BTreeMap<String, String>,
     directory: PathBuf,
+    version: String,
 }
 
 #[derive(Default, serde::Deserialize)]
 struct ImageFile {
     #[serde(default)]
     env: BTreeMap<String, String>,
+    #[serde(default)]
+    version: String,
 }
 
 impl Environment {
@@ -59,7 +62,13 @@ impl Environment {
         // An image is made by the operator; a file of it that cannot be read says nothing, and is no reason to stop.
         let image: ImageFile = image.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         variables.extend(image.env.into_iter().filter(|(name, value)| check(name, value).is_ok()));
-        Self { variables, directory }
+        Self { variables, directory, version: image.version }
+    }
+
+    /// The version of what answers code, as the image says it; empty when it does not.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Where programs start.

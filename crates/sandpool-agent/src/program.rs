@@ -255,15 +255,23 @@ impl Program {
     }
 }
 
-/// The version of the shell, which shows that it can be started. Waits for it: nothing runs beside it yet.
+/// What runs commands.
+const SHELL: &str = "/bin/bash";
+
+/// The version of the shell, which shows that it can be started: as the image says it, or else as the shell says itself,
+/// and then waits for it, since nothing runs beside it yet.
 ///
 /// # Errors
 /// Why it could not be started, or did not answer.
 pub fn shell_version(environment: &Environment, identity: Option<Identity>) -> std::io::Result<String> {
+    // The image's build asked the shell itself: to ask again in each sandbox took a fifth of what the sandbox took in all.
+    if !environment.version().is_empty() && rustix::fs::access(SHELL, rustix::fs::Access::EXEC_OK).is_ok() {
+        return Ok(environment.version().chars().take(64).collect());
+    }
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let pid = sandpool_sys::workload::spawn(Workload {
-        argv: ["/bin/bash", "-c", r#"printf %s "$BASH_VERSION""#].into_iter().map(Into::into).collect(),
+        argv: [SHELL, "-c", r#"printf %s "$BASH_VERSION""#].into_iter().map(Into::into).collect(),
         env: environment.with(&[]),
         directory: environment.directory().to_owned(),
         identity,

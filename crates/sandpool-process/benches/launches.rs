@@ -4,6 +4,7 @@
 //! create -> agent ready    one after another, with a pause before each (and none)
 //! destroy -> gone          the first process reaped, its groups removed as far as the launcher waits for that
 //! a life                   created, ready, destroyed: how many in a second, one after another and several at once
+//! idle                     what 1, 100, 500 and 1,000 of them take of memory, and of the launcher's time
 //! ```
 //!
 //! Needs root and the image `shell`. Prints a line for each figure; asserts nothing.
@@ -74,11 +75,74 @@ async fn run(stage: Stage) -> Outcome<()> {
         let rate = count as f64 / began.elapsed().as_secs_f64();
         println!("{rate:8.1} lives in a second, {at_once} at once");
     }
+    let counts = std::env::var("IDLE").unwrap_or_else(|_| "1 100 500 1000".to_owned());
+    let mut held = Vec::new();
+    let empty = settled(&stage).await?;
+    for count in counts.split_whitespace() {
+        let count: usize = count.parse()?;
+        while held.len() < count {
+            next += 1;
+            let id = SandboxId(next.to_be_bytes());
+            ready(&stage, &pool, id).await?;
+            held.push(id);
+        }
+        let full = settled(&stage).await?;
+        let each = |before: u64, after: u64| after.saturating_sub(before) as f64 / count as f64 / 1024.0;
+        println!(
+            "{count} idle sandboxes: {:.0} KiB of the host's memory each, {:.0} KiB of it their processes' own (PSS); the \
+             launcher used {} ticks of processor time in {IDLE:?}",
+            each(full.available, empty.available),
+            each(empty.processes, full.processes),
+            full.ticks,
+        );
+    }
+    for id in held {
+        stage.driver.destroy(id).await?;
+    }
     stage.end()
 }
 
-/// One sandbox's life: the time to the answer of `create`, from there on to its readiness, and from `destroy` to its end.
+/// How long nothing is done before a look.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// What is seen when nothing is done.
+struct Seen {
+    /// Bytes that the host has left.
+    available: u64,
+    /// Bytes of the processes below the launcher, each with its share of what it has in common with others.
+    processes: u64,
+    /// Hundredths of a second of the launcher's, while nothing was done.
+    ticks: u64,
+}
+
+async fn settled(stage: &Stage) -> Outcome<Seen> {
+    let launcher = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let ticks = || -> Outcome<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{launcher}/stat"))?;
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        Ok(fields.get(11).ok_or("no time")?.parse::<u64>()? + fields.get(12).ok_or("no time")?.parse::<u64>()?)
+    };
+    // What is made after a call has been made by then.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = ticks()?;
+    tokio::time::sleep(IDLE).await;
+    let ticks = ticks()? - before;
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
+    let available = line.split_whitespace().next().unwrap_or_default().parse::<u64>()? * 1024;
+    Ok(Seen { available, processes: stage.look().await?.get("memory").copied().unwrap_or(0), ticks })
+}
+
+/// One sandbox's life: the time to the answer of `create`, to its readiness, and from `destroy` to its end.
 async fn life(stage: &Stage, pool: &PoolName, id: SandboxId) -> Outcome<[Duration; 3]> {
+    let [created, ready] = ready(stage, pool, id).await?;
+    let began = Instant::now();
+    stage.driver.destroy(id).await?;
+    Ok([created, ready, began.elapsed()])
+}
+
+/// The time to the answer of `create`, and to readiness.
+async fn ready(stage: &Stage, pool: &PoolName, id: SandboxId) -> Outcome<[Duration; 2]> {
     let mut changes = stage.driver.watch();
     let began = Instant::now();
     stage.driver.create(id, pool).await?;
@@ -90,10 +154,7 @@ async fn life(stage: &Stage, pool: &PoolName, id: SandboxId) -> Outcome<[Duratio
             _ => {}
         }
     }
-    let ready = began.elapsed();
-    let began = Instant::now();
-    stage.driver.destroy(id).await?;
-    Ok([created, ready, began.elapsed()])
+    Ok([created, began.elapsed()])
 }
 
 fn print(what: &str, taken: &mut [Duration]) {

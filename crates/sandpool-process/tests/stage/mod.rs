@@ -248,7 +248,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
         agent: Box::leak(agent.into_boxed_slice()),
         home,
         images,
-        max_sandboxes: 300,
+        max_sandboxes: 4_096,
         memory_reserve: None,
         server: ServerProcess {
             uid: 65_534,
