@@ -4,7 +4,7 @@
 //! create -> agent ready    one after another, with a pause before each (and none)
 //! destroy -> gone          the first process reaped, its groups removed as far as the launcher waits for that
 //! a life                   created, ready, destroyed: how many in a second, one after another and several at once
-//! idle                     what 1, 100, 500 and 1,000 of them take of memory, and of the launcher's time
+//! idle                     what 1 to 3,000 of them take of memory, and of the launcher's time
 //! ```
 //!
 //! Needs root and the image `shell`. Prints a line for each figure; asserts nothing.
@@ -22,6 +22,12 @@ use sandpool_driver::{Change, Driver, Phase, Template};
 use sandpool_wire::agent::Runtime;
 use stage::{Outcome, Stage};
 
+/// Sandboxes whose times are taken, for each line.
+const ROUNDS: usize = 100;
+
+/// Idle sandboxes that are held.
+const COUNTS: [usize; 5] = [1, 100, 500, 1_000, 3_000];
+
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts benchmarks too, to see that they can be.
     let word = std::env::args().nth(1).unwrap_or_default();
@@ -32,7 +38,6 @@ fn main() -> ExitCode {
 }
 
 async fn run(stage: Stage) -> Outcome<()> {
-    let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(300);
     let pool = PoolName::parse("shell")?;
     stage
         .driver
@@ -47,7 +52,7 @@ async fn run(stage: Stage) -> Outcome<()> {
     let mut next = 0_u128;
     for pause in [Duration::ZERO, Duration::from_millis(100)] {
         let (mut created, mut ready, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..rounds {
+        for _ in 0..ROUNDS {
             tokio::time::sleep(pause).await;
             next += 1;
             let took = life(&stage, &pool, SandboxId(next.to_be_bytes())).await?;
@@ -62,7 +67,7 @@ async fn run(stage: Stage) -> Outcome<()> {
     }
     for at_once in [1, 4] {
         let began = Instant::now();
-        let count = rounds * 2;
+        let count = ROUNDS * 2;
         let all = (0..count).map(|_| {
             next += 1;
             SandboxId(next.to_be_bytes())
@@ -75,11 +80,9 @@ async fn run(stage: Stage) -> Outcome<()> {
         let rate = count as f64 / began.elapsed().as_secs_f64();
         println!("{rate:8.1} lives in a second, {at_once} at once");
     }
-    let counts = std::env::var("IDLE").unwrap_or_else(|_| "1 100 500 1000".to_owned());
     let mut held = Vec::new();
     let empty = settled(&stage).await?;
-    for count in counts.split_whitespace() {
-        let count: usize = count.parse()?;
+    for count in COUNTS {
         while held.len() < count {
             next += 1;
             let id = SandboxId(next.to_be_bytes());

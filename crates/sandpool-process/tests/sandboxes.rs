@@ -174,6 +174,8 @@ async fn tests(images: &Path) -> Outcome<()> {
     println!("test many ... ok");
     wrong_pools(&driver, &template).await?;
     println!("test wrong_pools ... ok");
+    changed_pool(&driver, &template).await?;
+    println!("test changed_pool ... ok");
     node(&driver, &template).await?;
     println!("test node ... ok");
     let harness = Real { driver: Arc::clone(&driver), template: template.clone(), killer };
@@ -425,6 +427,31 @@ async fn many(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
     }
     assert!(driver.list().await?.is_empty());
     Ok(())
+}
+
+/// What was made ahead for a pool is not given out once the pool is another.
+async fn changed_pool(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
+    let mut watch = driver.watch();
+    let mut used = Vec::new();
+    for (round, data) in [3_u64 << 20, 5 << 20].into_iter().enumerate() {
+        let limits = Limits { data, ..template.limits };
+        driver.ensure_pool(&Template { limits, ..template.clone() }).await?;
+        // More than are made ahead, so that there are also such as are made when they are asked for.
+        for number in 0..6 {
+            let which = id(70 + u8::try_from(round)? * 10 + number);
+            driver.create(which, &template.pool).await?;
+            ready(driver, &mut watch, which).await?;
+            driver.assign(which, &Owner { record: b"me".to_vec() }).await?;
+            driver.activate(which, &Activation::default()).await?;
+            let seen = shell(driver, which, "df -B1 --output=size /mnt/data | tail -n 1").await?;
+            assert_eq!(seen.trim(), data.to_string(), "{which} {seen}");
+            used.push(which);
+        }
+    }
+    for which in used {
+        driver.destroy(which).await?;
+    }
+    Ok(driver.ensure_pool(template).await?)
 }
 
 async fn wrong_pools(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
