@@ -26,6 +26,7 @@ use crate::log::{Channel, Log};
 use crate::pipe::{self, Got, WAITING};
 use crate::program::Program;
 use crate::stream::{Closed, Stream};
+use crate::zygote::Zygote;
 
 /// The most streams at one time; a further one is closed at once.
 const STREAMS: usize = 256;
@@ -53,6 +54,8 @@ pub struct Config {
     pub directory: PathBuf,
     /// The text of [`crate::environment::IMAGE_FILE`].
     pub image: Option<String>,
+    /// What the interpreter has to do with its pool's zygote.
+    pub zygote: Option<Zygote>,
 }
 
 /// The agent of a sandbox.
@@ -111,7 +114,7 @@ impl Agent {
     /// # Errors
     /// `EMFILE` and the like.
     pub fn new(config: Config) -> std::io::Result<Self> {
-        let Config { runtime, control, identity, directory, image } = config;
+        let Config { runtime, control, identity, directory, image, zygote } = config;
         pipe::set_nonblocking(&control)?;
         workload::ignore_write_signals();
         let children = workload::child_signal()?;
@@ -139,7 +142,7 @@ impl Agent {
                 Err(error) => agent.broken(&format!("the shell cannot be started: {error}")),
             }
         } else {
-            let interpreter = Interpreter::start(runtime, &agent.environment, identity);
+            let interpreter = Interpreter::start(runtime, &agent.environment, identity, zygote);
             if let Some(reason) = interpreter.broken() {
                 agent.broken(reason);
             }

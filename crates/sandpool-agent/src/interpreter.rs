@@ -20,12 +20,16 @@ use crate::pipe::{self, Got, Sink};
 use crate::procs::{self, Belonging};
 use crate::program::{Ending, KILL_AFTER, TERMINATE_AFTER};
 use crate::runner::{self, FromRunner, Report, ToRunner};
+use crate::zygote::{self, Zygote};
 
 /// How long code has after SIGINT when its time is up, before the interpreter is replaced.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How long an interpreter may take to become ready again; the first time is limited by whoever waits for `Ready`.
 const REBOOT: Duration = Duration::from_secs(60);
+
+/// Attempts to start from a zygote before one without it.
+const THAWS: u32 = 3;
 
 /// Bytes of error output that are kept while it boots.
 const TAIL: usize = 2048;
@@ -49,6 +53,9 @@ const LOAD_NODE: &str = "{const f=require('fs'),s=f.readFileSync(3,'utf8');f.clo
 pub struct Interpreter {
     runtime: Runtime,
     identity: Option<Identity>,
+    zygote: Option<Zygote>,
+    /// Starts from the zygote that failed since one was good.
+    failed_thaws: u32,
     state: State,
     run: Option<Run>,
     /// Variables were lost since the last run ended.
@@ -73,6 +80,7 @@ enum State {
 pub struct Alive {
     pid: i32,
     is_ready: bool,
+    is_thawed: bool,
     booted: Instant,
     to: Option<Sink>,
     from: Option<OwnedFd>,
@@ -142,14 +150,21 @@ pub enum News {
 impl Interpreter {
     /// Starts one.
     #[must_use]
-    pub fn start(runtime: Runtime, environment: &Environment, identity: Option<Identity>) -> Self {
-        let state = match Alive::start(runtime, environment, identity) {
+    pub fn start(
+        runtime: Runtime,
+        environment: &Environment,
+        identity: Option<Identity>,
+        zygote: Option<Zygote>,
+    ) -> Self {
+        let state = match Alive::start(runtime, environment, identity, zygote.as_ref()) {
             Ok(alive) => State::Alive(alive),
             Err(error) => State::Broken(format!("{} cannot be started: {error}", runtime.word())),
         };
         Self {
             runtime,
             identity,
+            zygote,
+            failed_thaws: 0,
             state,
             run: None,
             is_state_lost: false,
@@ -338,9 +353,30 @@ impl Interpreter {
             FromRunner::Ready { version } if !alive.is_ready => {
                 alive.is_ready = true;
                 alive.tail = Vec::new();
+                self.failed_thaws = 0;
                 let is_first = self.version.is_empty();
                 self.version = version.chars().take(64).collect();
+                if let Some(Zygote::Freeze(_)) = self.zygote {
+                    match (zygote::ask(), &mut alive.to) {
+                        (Some(message), Some(to)) => {
+                            to.push(&message);
+                            let _ = to.flush();
+                        }
+                        _ => alive.end("it cannot be frozen on this processor"),
+                    }
+                    return None;
+                }
                 return is_first.then_some(News::Ready);
+            }
+            FromRunner::Frozen(result) if matches!(self.zygote, Some(Zygote::Freeze(_))) => {
+                return Some(match result {
+                    Ok(()) => News::Ready,
+                    Err(why) => News::Broken(format!("{} cannot be frozen: {why}", self.runtime.word())),
+                });
+            }
+            FromRunner::Frozen(_) => {
+                alive.end("it was frozen and nobody asked for it");
+                return None;
             }
             FromRunner::Ready { .. } => {
                 alive.end("a second greeting came on its channel");
@@ -389,11 +425,23 @@ impl Interpreter {
             let tail = String::from_utf8_lossy(&alive.tail);
             let reason = alive.fault.as_deref().unwrap_or(how);
             let reason = format!("{} did not start: {reason}; it wrote: {tail}", self.runtime.word());
+            if alive.is_thawed {
+                // Most often an address was taken, which another attempt finds free. In the end it starts without.
+                self.failed_thaws += 1;
+                self.boot_again(environment);
+                if matches!(self.state, State::Alive(_)) {
+                    return (None, Vec::new());
+                }
+            }
             if self.version.is_empty() {
                 self.state = State::Broken(reason.clone());
                 return (Some(News::Broken(reason)), Vec::new());
             }
             return (self.finish(Outcome::Died(reason), now), Vec::new());
+        }
+        if let Some(Zygote::Freeze(_)) = self.zygote {
+            // Its memory is in the file, or it has said why not.
+            return (None, Vec::new());
         }
         self.is_state_lost = true;
         let began = self.run.as_ref().and_then(|run| Some((run.exec, run.began.as_ref()?)));
@@ -425,7 +473,8 @@ impl Interpreter {
     }
 
     fn boot_again(&mut self, environment: &Environment) {
-        if let Ok(mut alive) = Alive::start(self.runtime, environment, self.identity) {
+        let zygote = self.zygote.as_ref().filter(|_| self.failed_thaws < THAWS);
+        if let Ok(mut alive) = Alive::start(self.runtime, environment, self.identity, zygote) {
             if let (Some(activation), Some(to)) = (&self.activation, &mut alive.to) {
                 to.push(&activate_message(activation, false));
                 let _ = to.flush();
@@ -509,7 +558,12 @@ impl Interpreter {
 }
 
 impl Alive {
-    fn start(runtime: Runtime, environment: &Environment, identity: Option<Identity>) -> std::io::Result<Self> {
+    fn start(
+        runtime: Runtime,
+        environment: &Environment,
+        identity: Option<Identity>,
+        zygote: Option<&Zygote>,
+    ) -> std::io::Result<Self> {
         let (argv, source) = match runtime {
             // -P: no module of the working directory replaces one that the runner itself imports.
             Runtime::Python => (vec!["python3", "-P", "-c", LOAD_PYTHON], PYTHON),
@@ -521,22 +575,33 @@ impl Alive {
         let (from, their_to) = pipe::from_program()?;
         let (their_from, to) = pipe::to_program()?;
         let stdin = std::fs::File::open("/dev/null")?.into();
+        let mut pass = vec![(their_from, FROM_AGENT), (their_to, TO_AGENT)];
+        let mut file = None;
+        match zygote {
+            Some(Zygote::Thaw(zygote)) => {
+                pass.push((zygote.try_clone()?, SOURCE));
+                file = Some(format!("/proc/self/fd/{SOURCE}").into());
+            }
+            _ => pass.push((crate::program::script(source.as_bytes())?, SOURCE)),
+        }
+        if let Some(Zygote::Freeze(zygote)) = zygote {
+            pass.push((zygote.try_clone()?, zygote::FILE));
+        }
+        let is_thawed = file.is_some();
         let pid = sandpool_sys::workload::spawn(Workload {
             argv: argv.into_iter().map(Into::into).collect(),
+            file,
             env: environment.with(&[]),
             directory: environment.directory().to_owned(),
             identity,
             stdio: [stdin, their_stdout, their_stderr],
-            pass: vec![
-                (crate::program::script(source.as_bytes())?, SOURCE),
-                (their_from, FROM_AGENT),
-                (their_to, TO_AGENT),
-            ],
+            pass,
             terminal: false,
         })?;
         Ok(Self {
             pid: pid.cast_signed(),
             is_ready: false,
+            is_thawed,
             booted: Instant::now(),
             to: Some(Sink::new(to)),
             from: Some(from),

@@ -18,3 +18,4 @@ pub mod procs;
 pub mod program;
 pub mod runner;
 pub mod stream;
+pub mod zygote;

@@ -1,6 +1,7 @@
 //! The static program that is pid 1 of every sandbox.
 //!
-//! It is started by the launcher as `sandpool-agent python|node|shell`, with its control socket as descriptor 3.
+//! It is started by the launcher as `sandpool-agent python|node|shell [freeze|thaw]`, with its control socket as
+//! descriptor 3, and the file of the pool's zygote, to be written or to be started from, as descriptor 4.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -10,11 +11,15 @@ use rustix::fs::Mode;
 use rustix::process::DumpableBehavior;
 use sandpool_agent::agent::{Agent, Config};
 use sandpool_agent::environment::{DIRECTORY, IMAGE_FILE};
+use sandpool_agent::zygote::Zygote;
 use sandpool_sys::workload::{self, Identity};
 use sandpool_wire::agent::Runtime;
 
 /// Where the launcher puts the control socket.
 const CONTROL: i32 = 3;
+
+/// Where it puts the file of the pool's zygote.
+const ZYGOTE: i32 = 4;
 
 /// Whom everything runs as that a session starts, and who its files belong to.
 const WORKLOAD: Identity = Identity { uid: 1000, gid: 1000 };
@@ -36,9 +41,16 @@ fn serve() -> std::io::Result<()> {
     // First of all, so that nothing of the sandbox can look into this process.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let word = std::env::args().nth(1).unwrap_or_default();
-    let runtime = Runtime::from_word(&word)
-        .ok_or_else(|| std::io::Error::other("usage: sandpool-agent python|node|shell, control socket on 3"))?;
+    let runtime = Runtime::from_word(&word).ok_or_else(|| {
+        std::io::Error::other("usage: sandpool-agent python|node|shell [freeze|thaw], control socket on 3, zygote on 4")
+    })?;
     let control = workload::inherited(CONTROL)?;
+    let zygote = match std::env::args().nth(2).as_deref() {
+        None => None,
+        Some("freeze") => Some(Zygote::Freeze(workload::inherited(ZYGOTE)?)),
+        Some("thaw") => Some(Zygote::Thaw(workload::inherited(ZYGOTE)?)),
+        Some(word) => return Err(std::io::Error::other(format!("what is {word}?"))),
+    };
     let mut image = String::new();
     if let Ok(file) = std::fs::File::open(IMAGE_FILE) {
         // An image without the file, or with one that is not text, has nothing to add to the environment.
@@ -48,11 +60,11 @@ fn serve() -> std::io::Result<()> {
     workload::set_file_identity(WORKLOAD)?;
     // The kernel sets this to a default of its own when the ids of files change.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    if runtime != Runtime::Shell {
+    if runtime != Runtime::Shell && !matches!(zygote, Some(Zygote::Freeze(_))) {
         // The launcher makes sandboxes ahead of those who ask for them. An interpreter is dear to keep, so that it waits
         // for the first stream; a shell is not started before a command wants one.
         rustix::event::poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
     }
-    let config = Config { runtime, control, identity: Some(WORKLOAD), directory: DIRECTORY.into(), image: Some(image) };
-    Agent::new(config)?.run()
+    let (identity, directory, image) = (Some(WORKLOAD), DIRECTORY.into(), Some(image));
+    Agent::new(Config { runtime, control, identity, directory, image, zygote })?.run()
 }

@@ -161,7 +161,7 @@ impl Program {
             }
         };
         let is_terminal = screen.is_some();
-        let workload = Workload { argv, env, directory, identity, stdio, pass, terminal: is_terminal };
+        let workload = Workload { argv, file: None, env, directory, identity, stdio, pass, terminal: is_terminal };
         let pid = sandpool_sys::workload::spawn(workload)?.cast_signed();
         let belonging = Belonging { marker: marker.to_owned(), leader: Some(pid), interpreter: None };
         let stdout = Some(stdout);
@@ -271,6 +271,7 @@ pub fn shell_version(environment: &Environment, identity: Option<Identity>) -> s
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let pid = sandpool_sys::workload::spawn(Workload {
+        file: None,
         argv: [SHELL, "-c", r#"printf %s "$BASH_VERSION""#].into_iter().map(Into::into).collect(),
         env: environment.with(&[]),
         directory: environment.directory().to_owned(),

@@ -91,6 +91,9 @@ class Channel:
                 self.was_interrupted = True
                 raise KeyboardInterrupt
 
+    def greet(self):
+        self.send({"t": "ready", "version": ".".join(map(str, sys.version_info[:3]))})
+
     @staticmethod
     def shorten(message):
         rich = message.get("rich", message)
@@ -174,7 +177,15 @@ class Foundations:
 
     def __init__(self):
         self.builtins = [(name, value) for name, value in vars(builtins).items() if callable(value)]
+        self.open()
+
+    def open(self):
         self.copies = {fd: os.dup(fd) for fd in (1, 2)}
+
+    def close(self):
+        for copy in self.copies.values():
+            os.close(copy)
+        self.copies = {}
 
     def mend(self):
         for name, value in self.builtins:
@@ -389,6 +400,39 @@ class Runner:
                 self.activate(message)
             elif message["op"] == "run":
                 self.run(message)
+            elif message["op"] == "freeze":
+                self.freeze(message)
+
+    def freeze(self, message):
+        """Comes back as another process, started from what this one was."""
+        scope = dict(globals(), __name__="sandpool_zygote")
+        try:
+            exec(compile(message["source"], "<sandpool zygote>", "exec"), scope)
+            scope["freeze"](self, message)
+        except BaseException as error:
+            self.channel.send({"t": "unfit", "why": clean(f"{type(error).__name__}: {error}", MAX_MESSAGE)})
+            return
+        self.rehearse()
+        self.channel.greet()
+
+    def wake(self):
+        """This process is a copy of one that was frozen: what belongs to a process and not to its memory is made anew."""
+        self.channel.pid = getpid()
+        self.foundations.open()
+        signal.signal(signal.SIGINT, self.channel.on_interrupt)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_IGN)
+        with open("/proc/self/comm", "w") as file:
+            file.write("python3")
+
+    def rehearse(self):
+        """Touches what a run touches, before anybody waits for one."""
+        send, self.channel.send = self.channel.send, lambda *_: None
+        try:
+            self.run({"code": "1", "fresh": True, "exec": "", "nonce": ""})
+        finally:
+            self.channel.send = send
+            os.environ.pop("SANDPOOL_EXECUTION", None)
 
     def activate(self, message):
         os.environ.update(dict(message["env"]))
@@ -525,8 +569,9 @@ def main():
     # autogen asks for the packages in this way, and takes what is on stderr for the first of them.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated as an API")
     sys.meta_path.insert(0, FiguresInline(shell))
-    channel.send({"t": "ready", "version": ".".join(map(str, sys.version_info[:3]))})
-    Runner(channel, shell).serve()
+    runner = Runner(channel, shell)
+    channel.greet()
+    runner.serve()
     # The agent is gone, and with it everything that could be done for it.
     os._exit(0)
 

@@ -40,6 +40,15 @@ pub enum ToRunner<'a> {
         /// In an empty namespace that is thrown away afterwards.
         fresh: bool,
     },
+    /// Become a zygote: load what sessions load, and write this process's memory to descriptor 6.
+    Freeze {
+        /// The source text that does it.
+        source: &'a str,
+        /// Hexadecimal machine code (see `sandpool_sys::frozen`).
+        thawer: &'a str,
+        /// Likewise.
+        freezer: &'a str,
+    },
     /// End the present run. It comes besides SIGINT, which an interpreter may not hear while its code runs.
     Interrupt,
 }
@@ -65,6 +74,8 @@ pub enum FromRunner {
         /// The interpreter's version.
         version: String,
     },
+    /// Its memory is in the file, or it says why not.
+    Frozen(Result<(), String>),
     /// Something about the run with this number.
     Run {
         /// The number.
@@ -102,6 +113,8 @@ pub enum Malformed {
 #[serde(tag = "t", rename_all = "lowercase", deny_unknown_fields)]
 enum Said {
     Ready { version: String },
+    Frozen {},
+    Unfit { why: String },
     Display { n: String, rich: Shown },
     Value { n: String, rich: Shown },
     Error { n: String, name: String, message: String, traceback: String },
@@ -150,6 +163,8 @@ pub fn take(buffer: &[u8]) -> Result<Option<(FromRunner, usize)>, Malformed> {
     let without_blob = |message| if blob.is_empty() { Ok(message) } else { Err(Malformed::Content) };
     let message = match said {
         Said::Ready { version } => without_blob(FromRunner::Ready { version })?,
+        Said::Frozen {} => without_blob(FromRunner::Frozen(Ok(())))?,
+        Said::Unfit { why } => without_blob(FromRunner::Frozen(Err(why)))?,
         Said::Display { n, rich } => run(n, Report::Display(rich.with(blob)?)),
         Said::Value { n, rich } => run(n, Report::Value(rich.with(blob)?)),
         Said::Error { n, name, message, traceback } => {

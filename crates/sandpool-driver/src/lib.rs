@@ -126,6 +126,19 @@ pub struct Template {
     pub limits: Limits,
     /// How long a sandbox may take from `create` to ready, before it is given up.
     pub boot_limit: Duration,
+    /// How its interpreters start.
+    pub start: Start,
+}
+
+/// How interpreters start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Each from its own beginning: nothing at all is alike in two of them.
+    #[default]
+    Cold,
+    /// From the pool's zygote, where the driver can make one: in milliseconds, with libraries loaded that they share.
+    /// Alike in sessions of one pool are then the addresses of what is loaded, and the seed of `hash`.
+    Zygote,
 }
 
 /// Whom a sandbox belongs to.

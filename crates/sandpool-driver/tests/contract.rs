@@ -8,7 +8,7 @@ use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
 use sandpool_driver::contract::{Harness, run};
 use sandpool_driver::memory::{Memory, MemoryConfig, MemoryDriver};
-use sandpool_driver::{Driver, GoneReason, Template};
+use sandpool_driver::{Driver, GoneReason, Start, Template};
 use sandpool_wire::agent::{Runtime, Stdin, Work};
 
 struct InMemory {
@@ -29,6 +29,7 @@ impl Harness for InMemory {
             rootfs: "/nowhere".into(),
             limits: Limits::default(),
             boot_limit: Duration::from_secs(20),
+            start: Start::default(),
         }
     }
 

@@ -78,6 +78,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         output_limit: OUTPUT_LIMIT,
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
+        start: sandpool_node::Start::Cold,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
 use sandpool_core::limits::{Life, Limits, Scale};
-pub use sandpool_driver::Usage;
+pub use sandpool_driver::{Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
@@ -33,6 +33,8 @@ pub struct PoolSpec {
     pub max_timeout: Duration,
     /// Environment variables of every session.
     pub env: Vec<(String, String)>,
+    /// How interpreters start.
+    pub start: Start,
 }
 
 /// A pool, as it is now.

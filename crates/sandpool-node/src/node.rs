@@ -66,6 +66,7 @@ impl Node {
                 rootfs: spec.rootfs.clone(),
                 limits: spec.limits,
                 boot_limit: BOOT_LIMIT,
+                start: spec.start,
             };
             let name = spec.name.clone();
             driver

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
-use sandpool_driver::{Change, Driver, Phase, Template};
+use sandpool_driver::{Change, Driver, Phase, Start, Template};
 use sandpool_wire::agent::Runtime;
 use stage::{Outcome, Stage};
 
@@ -47,6 +47,7 @@ async fn run(stage: Stage) -> Outcome<()> {
             rootfs: stage.image("shell")?,
             limits: Limits { memory: 256 << 20, ..Limits::default() },
             boot_limit: Duration::from_secs(20),
+            start: Start::Zygote,
         })
         .await?;
     let mut next = 0_u128;

@@ -44,6 +44,11 @@ pub(crate) enum Call {
     Create {
         id: Id,
         pool: String,
+        purpose: Purpose,
+    },
+    /// The zygote that this sandbox was for is in its file: the sandbox ends, and others of its pool start from it.
+    KeepZygote {
+        id: Id,
     },
     Assign {
         id: Id,
@@ -71,6 +76,15 @@ pub(crate) enum Call {
     Usage {
         id: Id,
     },
+}
+
+/// What a sandbox is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Purpose {
+    /// One session.
+    Session,
+    /// Its pool's zygote. No session ever gets it.
+    Zygote,
 }
 
 /// [`Limits`], as they travel.
@@ -120,6 +134,10 @@ pub(crate) enum FromLauncher {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
+    /// A pool is known, and may have its zygote already.
+    Pool {
+        has_zygote: bool,
+    },
     /// The stream is the packet's descriptor.
     Dialled,
     Page {
@@ -140,6 +158,7 @@ pub(crate) enum Answer {
 pub(crate) struct Record {
     pub(crate) id: Id,
     pub(crate) pool: String,
+    pub(crate) purpose: Purpose,
     pub(crate) owner: Option<Vec<u8>>,
     pub(crate) activated: bool,
     pub(crate) leaving: bool,
@@ -264,7 +283,7 @@ mod tests {
         ) {
             let calls = [
                 Call::Assign { id, record },
-                Call::Create { id, pool: "pool".to_owned() },
+                Call::Create { id, pool: "pool".to_owned(), purpose: Purpose::Session },
                 Call::EnsurePool {
                     pool: "pool".to_owned(),
                     runtime: Runtime::Shell,
@@ -312,6 +331,7 @@ mod tests {
         let record = Record {
             id: [255; 16],
             pool: "p".repeat(63),
+            purpose: Purpose::Session,
             owner: Some(vec![255; sandpool_driver::MAX_RECORD]),
             activated: true,
             leaving: true,

@@ -14,14 +14,15 @@ use async_trait::async_trait;
 use rustix::net::SocketType;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_driver::{
-    Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Stream, Template, Usage,
+    Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Start, Stream, Template,
+    Usage,
 };
-use sandpool_wire::agent::Activation;
+use sandpool_wire::agent::{Activation, Runtime};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::control::{self, Answer, Call, FromLauncher, Record, Refusal, ToLauncher, Why};
+use crate::control::{self, Answer, Call, FromLauncher, Purpose, Record, Refusal, ToLauncher, Why};
 use boot::Dialled;
 
 /// The longest wait for the launcher's answer. It builds a sandbox in milliseconds.
@@ -94,6 +95,11 @@ impl ProcessDriver {
         tokio::spawn(Arc::clone(&driver).listen());
         for record in driver.records().await?.into_iter().filter(|record| !record.leaving && !record.lost) {
             let id = SandboxId(record.id);
+            if record.purpose == Purpose::Zygote {
+                // Its maker is gone. The pool's next one begins anew.
+                driver.ask(Call::Destroy { id: record.id }).await?;
+                continue;
+            }
             let Ok(pool) = PoolName::parse(&record.pool) else { continue };
             let sandbox = Sandbox {
                 id,
@@ -232,8 +238,17 @@ impl Driver for ProcessDriver {
             rootfs: rootfs.to_owned(),
             limits: template.limits.into(),
         };
-        self.ask(call).await?;
+        let has_zygote = match self.ask(call).await?.0 {
+            Answer::Pool { has_zygote } => has_zygote,
+            _ => return Err(unavailable(&"the launcher answered something else")),
+        };
         self.state().boot_limits.insert(template.pool.clone(), template.boot_limit);
+        let can_be_frozen = template.runtime == Runtime::Python;
+        if template.start == Start::Zygote && can_be_frozen && !has_zygote {
+            let driver = self.shared()?;
+            let template = template.clone();
+            whole(async move { driver.make_zygote(&template).await }).await?;
+        }
         Ok(())
     }
 
@@ -283,7 +298,7 @@ impl Driver for ProcessDriver {
     async fn list(&self) -> Result<Vec<Sandbox>, DriverError> {
         let records = self.records().await?;
         let state = self.state();
-        let sandboxes = records.into_iter().filter_map(|record| {
+        let sandboxes = records.into_iter().filter(|record| record.purpose == Purpose::Session).filter_map(|record| {
             let known = state.known.get(&SandboxId(record.id)).map(|known| &known.sandbox);
             let phase = known.map_or(Phase::Booting, |known| known.phase);
             Some(Sandbox {

@@ -113,6 +113,8 @@ struct Pool {
     limits: Limits,
     /// What a sandbox takes of the host's memory.
     expected: Expected,
+    /// What interpreters of new sandboxes start from, open for reading alone.
+    zygote: Option<OwnedFd>,
 }
 
 impl Pool {
@@ -449,9 +451,18 @@ impl Launcher {
     fn call(&mut self, request: u32, call: Call) -> Option<(Result<Answer, Refusal>, Option<OwnedFd>)> {
         let result = match call {
             Call::EnsurePool { pool, runtime, rootfs, limits } => {
-                self.ensure_pool(pool, runtime, &rootfs, limits.check()).map(|()| Answer::Done)
+                self.ensure_pool(&pool, runtime, &rootfs, limits.check()).map(|has_zygote| Answer::Pool { has_zygote })
             }
-            Call::Create { id, pool } => self.create(id, &pool).map(|()| Answer::Done),
+            Call::Create { id, pool, purpose } => self.create(id, &pool, purpose).map(|()| Answer::Done),
+            Call::KeepZygote { id } => match self.present(id).and_then(|live| live.keep_zygote()) {
+                Ok(()) => {
+                    if let Some(live) = self.live.get_mut(&id) {
+                        live.awaited_by.push(request);
+                    }
+                    return None;
+                }
+                Err(refusal) => Err(refusal),
+            },
             Call::Assign { id, record } => self.assign(id, record).map(|()| Answer::Done),
             Call::Activated { id } => self.present(id).map(|live| {
                 live.activated = true;
@@ -500,11 +511,11 @@ impl Launcher {
 
     fn ensure_pool(
         &mut self,
-        name: String,
+        name: &str,
         runtime: Runtime,
         rootfs: &str,
         limits: Result<Limits, String>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let limits = limits.map_err(Refusal::Invalid)?;
         let rootfs = PathBuf::from(rootfs);
         let images = std::fs::canonicalize(&self.config.images)
@@ -526,16 +537,19 @@ impl Launcher {
             warmth::keep(&rootfs);
         }
         let rootfs_is = (meta.dev(), meta.ino());
-        let is_known = self.pools.get(&name).is_some_and(|pool| {
+        let is_known = self.pools.get(name).is_some_and(|pool| {
             pool.runtime == runtime && pool.rootfs == rootfs && pool.rootfs_is == rootfs_is && pool.limits == limits
         });
         if !is_known {
-            // What was made from the old one is not what is asked for.
-            self.end_seeds(Some(&name));
+            // What was made from the old one is not what is asked for. A zygote is of its image and runtime alone.
+            self.end_seeds(Some(name));
+            let old = self.pools.remove(name);
+            let zygote =
+                old.filter(|old| (old.runtime, old.rootfs_is) == (runtime, rootfs_is)).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
-            self.pools.insert(name, Pool { runtime, rootfs, rootfs_is, limits, expected });
+            self.pools.insert(name.to_owned(), Pool { runtime, rootfs, rootfs_is, limits, expected, zygote });
         }
-        Ok(())
+        Ok(self.pools.get(name).is_some_and(|pool| pool.zygote.is_some()))
     }
 
     fn assign(&mut self, id: Id, record: Vec<u8>) -> Result<(), Refusal> {
@@ -558,6 +572,7 @@ impl Launcher {
         let live = self.live.range(rest).take(PAGE + 1).map(|(id, live)| Record {
             id: *id,
             pool: live.pool.clone(),
+            purpose: live.purpose(),
             owner: live.owner.clone(),
             activated: live.activated,
             leaving: live.is_leaving(),
@@ -594,8 +609,22 @@ fn sealed(program: &[u8]) -> io::Result<OwnedFd> {
     let mut file = File::from(fd);
     io::Write::write_all(&mut file, program)?;
     let fd = OwnedFd::from(file);
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    seal(&fd)
+}
+
+/// Takes from everybody, us included, the power to change a file in memory; answers it open for reading alone.
+///
+/// # Errors
+/// `EBUSY` when somebody has it mapped for writing.
+fn seal(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    rustix::fs::fcntl_add_seals(fd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     // Executed through a descriptor that cannot write.
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd));
     Ok(File::open(path)?.into())
+}
+
+/// A file in memory for one sandbox to write a zygote to, until it is sealed. It is a program.
+fn empty_zygote() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    Ok(rustix::fs::memfd_create("sandpool-zygote", flags)?)
 }

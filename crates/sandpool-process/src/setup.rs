@@ -104,11 +104,34 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) filters: &'a Filters,
 }
 
+/// The file of a pool's zygote, and what the agent does with it.
+pub(crate) enum Zygote {
+    Freeze(OwnedFd),
+    Thaw(OwnedFd),
+}
+
 /// Builds the sandbox around the calling process and becomes its agent. Comes back only with what went wrong.
-pub(crate) fn become_sandbox(blueprint: &Blueprint<'_>, agent: OwnedFd, control: OwnedFd) -> String {
+pub(crate) fn become_sandbox(
+    blueprint: &Blueprint<'_>,
+    agent: OwnedFd,
+    control: OwnedFd,
+    zygote: Option<Zygote>,
+) -> String {
     let built = build(blueprint).and_then(|()| {
         let text = |text: &str| CString::new(text).map_err(io::Error::from);
-        let argv = [text("sandpool-agent")?, text(blueprint.runtime)?];
+        let mut argv = vec![text("sandpool-agent")?, text(blueprint.runtime)?];
+        let mut keep = vec![control];
+        match zygote {
+            None => {}
+            Some(Zygote::Freeze(file)) => {
+                argv.push(text("freeze")?);
+                keep.push(file);
+            }
+            Some(Zygote::Thaw(file)) => {
+                argv.push(text("thaw")?);
+                keep.push(file);
+            }
+        }
         // ID6: nothing of the launcher's environment.
         let env = [
             text("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")?,
@@ -117,7 +140,7 @@ pub(crate) fn become_sandbox(blueprint: &Blueprint<'_>, agent: OwnedFd, control:
             text("TMPDIR=/tmp")?,
         ];
         let filters = || blueprint.filters.install().map_err(|error| failed("the system call filter", &error));
-        Err(failed("starting the agent", &sandbox::become_program(agent, vec![control], &argv, &env, filters)))
+        Err(failed("starting the agent", &sandbox::become_program(agent, keep, &argv, &env, filters)))
     });
     match built {
         Ok(()) => "nothing went wrong".to_owned(),

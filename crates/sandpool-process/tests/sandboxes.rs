@@ -19,7 +19,7 @@ use std::time::Duration;
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::contract::Harness;
-use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Template};
+use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Start, Template};
 use sandpool_node::{Caller, ExecuteRequest, ExecutionState, Node, NodeConfig, NodeError, Open, PoolSpec};
 use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
@@ -159,6 +159,7 @@ async fn tests(images: &Path) -> Outcome<()> {
         rootfs: images.join("shell"),
         limits: Limits { memory: 128 << 20, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
+        start: Start::default(),
     };
     driver.ensure_pool(&template).await?;
     let life = lives.metadata()?.len();
@@ -477,6 +478,7 @@ fn spec(template: &Template) -> PoolSpec {
         output_limit: 1 << 20,
         max_timeout: Duration::from_secs(60),
         env: vec![("SAID".into(), "hello".into())],
+        start: template.start,
     }
 }
 

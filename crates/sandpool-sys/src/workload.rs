@@ -25,6 +25,8 @@ pub struct Identity {
 pub struct Workload {
     /// The program (looked up in the PATH of `env`), then its arguments.
     pub argv: Vec<OsString>,
+    /// The file to execute in place of the program, which then only gives its name.
+    pub file: Option<PathBuf>,
     /// Its whole environment.
     pub env: Vec<(OsString, OsString)>,
     /// Where it starts.
@@ -46,7 +48,7 @@ pub struct Workload {
 /// Whatever kept the program from being started, also from inside the new process: `ENOENT` when it is not in PATH,
 /// `E2BIG` when the arguments are too long.
 pub fn spawn(workload: Workload) -> io::Result<u32> {
-    let Workload { argv, env, directory, identity, stdio: [stdin, stdout, stderr], pass, terminal } = workload;
+    let Workload { argv, file, env, directory, identity, stdio: [stdin, stdout, stderr], pass, terminal } = workload;
     let mut words = argv.into_iter();
     let program = words.next().ok_or(io::ErrorKind::InvalidInput)?;
     if pass.iter().any(|(_, number)| !(3..=HIGHEST_PASSED).contains(number)) {
@@ -60,7 +62,14 @@ pub fn spawn(workload: Workload) -> io::Result<u32> {
     // The pipe on which `Command` reports a failed exec takes the lowest free numbers. Holding all numbers that may
     // be a target of `dup2` keeps it above them.
     let held = if pass.is_empty() { Vec::new() } else { hold_up_to(HIGHEST_PASSED)? };
-    let mut command = Command::new(program);
+    let mut command = match file {
+        Some(file) => {
+            let mut command = Command::new(file);
+            command.arg0(program);
+            command
+        }
+        None => Command::new(program),
+    };
     command.args(words).env_clear().envs(env).current_dir(directory);
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     // `Command` changes directory before it runs this closure: with the file system ids of the caller, which are
@@ -260,6 +269,7 @@ mod tests {
 
     fn workload(argv: &[&str], stdout: OwnedFd) -> Workload {
         Workload {
+            file: None,
             argv: argv.iter().map(OsString::from).collect(),
             env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("ONLY".into(), "this".into())],
             directory: "/".into(),

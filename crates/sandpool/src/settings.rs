@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_node::{PoolSpec, Runtime};
+use sandpool_node::{PoolSpec, Runtime, Start};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
@@ -164,9 +164,19 @@ pub(crate) struct PoolObjectSpec {
     pub(crate) resources: ResourceSettings,
     #[serde(default)]
     pub(crate) execution: ExecutionSettings,
+    /// By default from a zygote, where the container type has one.
+    #[serde(default)]
+    pub(crate) interpreter_start: Option<InterpreterStart>,
     /// Environment variables of every session.
     #[serde(default)]
     pub(crate) env: Vec<EnvVariable>,
+}
+
+/// How interpreters start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum InterpreterStart {
+    Zygote,
+    Cold,
 }
 
 /// What answers code.
@@ -373,6 +383,7 @@ fn default_pools() -> Vec<PoolObject> {
                 dynamic_pool_configuration: DynamicSettings::default(),
                 resources: ResourceSettings::default(),
                 execution: ExecutionSettings::default(),
+                interpreter_start: None,
                 env: Vec::new(),
             },
         })
@@ -556,6 +567,10 @@ impl PoolObject {
         size("spec.execution.outputLimit", execution.output_limit, 1 << 10, 64 << 20)?;
         within("spec.execution.outputStreamsMaxLength", execution.output_streams_max_length, 1, 64 << 20)?;
         within("spec.execution.queue", execution.queue.into(), 0, 1_000)?;
+        if spec.interpreter_start == Some(InterpreterStart::Zygote) && spec.container_type != ContainerType::PythonLTS {
+            let why = format!("is Zygote, which {} has none of: leave it out", spec.container_type.word());
+            return Err(value(key("spec.interpreterStart"), why));
+        }
         if let Some(image) = &spec.image {
             let fits = !image.is_empty()
                 && image.len() <= 63
@@ -611,6 +626,12 @@ impl PoolObject {
             output_limit: spec.execution.output_limit.0,
             max_timeout: Duration::from_secs(max_timeout),
             env: spec.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())).collect(),
+            start: match (spec.interpreter_start, spec.container_type) {
+                (Some(InterpreterStart::Zygote), _) | (None, ContainerType::PythonLTS) => Start::Zygote,
+                (Some(InterpreterStart::Cold), _) | (None, ContainerType::NodeLTS | ContainerType::Shell) => {
+                    Start::Cold
+                }
+            },
         })
     }
 }

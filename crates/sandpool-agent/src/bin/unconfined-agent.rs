@@ -16,5 +16,5 @@ fn main() -> Result<(), Error> {
     let control = workload::inherited(3)?;
     // What pid 1 of a sandbox is to orphans without asking.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    Agent::new(Config { runtime, control, identity: None, directory, image: words.next() })?.run()
+    Agent::new(Config { runtime, control, identity: None, directory, image: words.next(), zygote: None })?.run()
 }

@@ -47,6 +47,7 @@ impl Agent {
         let stderr = OwnedFd::from(std::fs::File::create(directory.join(".agent.log")).unwrap());
         let program = env!("CARGO_BIN_EXE_unconfined-agent");
         let pid = spawn(Workload {
+            file: None,
             argv: [program, runtime.word(), home, &image].iter().map(Into::into).collect(),
             env: Vec::new(),
             directory: "/".into(),

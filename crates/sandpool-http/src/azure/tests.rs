@@ -79,6 +79,7 @@ async fn world(name: &str) -> World {
         output_limit: 1 << 20,
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
+        start: sandpool_node::Start::Cold,
     });
     let pools = specs.iter().map(|spec| {
         let metadata = Metadata {

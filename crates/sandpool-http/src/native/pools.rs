@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use sandpool_core::ids::Identifier;
-use sandpool_node::PoolStatus;
+use sandpool_node::{PoolStatus, Start};
 use serde_json::{Value, json};
 
 use super::asked::Asked;
@@ -79,5 +79,9 @@ fn shown(app: &App, pool: &PoolStatus) -> Value {
         "maxTimeoutSeconds": spec.max_timeout.as_secs_f64(),
         "outputLimitBytes": spec.output_limit,
         "queue": spec.queue,
+        "interpreterStart": match spec.start {
+            Start::Zygote => "zygote",
+            Start::Cold => "cold",
+        },
     })
 }

@@ -185,6 +185,9 @@ fn native() -> Value {
             "maxTimeoutSeconds": kind("number", "The longest time-out of an execution."),
             "outputLimitBytes": kind("integer", "Bytes of output that one execution keeps."),
             "queue": kind("integer", "Executions that may wait in one session."),
+            "interpreterStart": json!({
+                "type": "string", "enum": ["zygote", "cold"], "description": "How interpreters start.",
+            }),
         })),
         "Pools": object("The pools.", json!({ "value": list("Pool") })),
         "Session": object("A session.", session),

@@ -44,6 +44,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         output_limit: 1 << 20,
         max_timeout: seconds(120),
         env: vec![("SAID".to_owned(), "hello".to_owned())],
+        start: sandpool_node::Start::Cold,
     }
 }
 

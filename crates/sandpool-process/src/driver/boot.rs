@@ -4,17 +4,20 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Stream};
+use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Stream, Template};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::{Known, ProcessDriver, unavailable};
-use crate::control::Call;
+use crate::control::{Call, Purpose};
+
+/// The longest wait for a zygote: an interpreter starts, loads what sessions load, and writes its memory.
+const ZYGOTE: Duration = Duration::from_secs(90);
 
 /// The longest wait for the agent's answer to its configuration.
 const ACTIVATION: Duration = Duration::from_secs(10);
@@ -132,7 +135,7 @@ impl ProcessDriver {
         if is_new {
             self.state().known.insert(id, Known { sandbox: sandbox.clone(), stream: None, fate: None });
         }
-        let created = self.ask(Call::Create { id: id.0, pool: pool.to_string() }).await;
+        let created = self.ask(Call::Create { id: id.0, pool: pool.to_string(), purpose: Purpose::Session }).await;
         if !is_new {
             return created.map(drop);
         }
@@ -145,6 +148,34 @@ impl ProcessDriver {
             tokio::spawn(driver.watch_boot(id, limit));
         }
         Ok(())
+    }
+
+    /// Makes a pool's zygote, in a sandbox that no session gets. A pool that cannot have one works without: its
+    /// interpreters start cold, and the log says why.
+    ///
+    /// # Errors
+    /// Those of a launcher that does not answer.
+    pub(super) async fn make_zygote(&self, template: &Template) -> Result<(), DriverError> {
+        let began = Instant::now();
+        let pool = &template.pool;
+        let mut id = [0; 16];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|error| unavailable(&error))?;
+        self.ask(Call::Create { id, pool: pool.to_string(), purpose: Purpose::Zygote }).await?;
+        let made = tokio::time::timeout(ZYGOTE, async {
+            let stream = self.dial_new(SandboxId(id)).await.map_err(io::Error::other)?;
+            Dialled::greet(stream, |_| ()).await
+        });
+        let why = match made.await {
+            Ok(Ok(_)) => {
+                self.ask(Call::KeepZygote { id }).await?;
+                tracing::info!(%pool, took = ?began.elapsed(), "the zygote is made");
+                return Ok(());
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it was not made after {} s", ZYGOTE.as_secs()),
+        };
+        tracing::warn!(%pool, why, "the pool has no zygote: its interpreters start cold");
+        self.ask(Call::Destroy { id }).await.map(drop)
     }
 
     /// Waits until the sandbox is ready, or ends it.

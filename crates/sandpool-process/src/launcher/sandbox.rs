@@ -8,15 +8,23 @@ use std::time::Instant;
 use rustix::event::epoll;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox::{self as sys, Cloned};
 
 use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
-use crate::control::{Answer, FromLauncher, Id, Record, Refusal, Why};
-use crate::setup::{Blueprint, become_sandbox};
+use crate::control::{Answer, FromLauncher, Id, Purpose, Record, Refusal, Why};
+use crate::setup::{Blueprint, Zygote, become_sandbox};
 
 /// The longest sentence taken from a start that failed, in bytes.
 const MAX_WORDS: usize = 2048;
+
+/// Memory that a sandbox may use that makes a zygote, in bytes, where its pool allows less: it holds the libraries
+/// twice, once in itself and once in the file.
+const ZYGOTE_MEMORY: u64 = 2 << 30;
+
+/// The longest file of a zygote, in bytes.
+const ZYGOTE_FILE: u64 = 1 << 30;
 
 /// RS1: this much of its memory in use, in percent, ...
 const FULL_PERCENT: u64 = 95;
@@ -38,6 +46,8 @@ pub(super) struct Live {
     pub(super) kill_reason: Option<Why>,
     /// The calls that wait for its end.
     pub(super) awaited_by: Vec<u32>,
+    /// The zygote that it is for, when it is for one.
+    zygote: Option<Making>,
     process: OwnedFd,
     control: OwnedFd,
     /// What a failed start says; closed by a good one.
@@ -62,7 +72,28 @@ enum Look {
     Calm,
 }
 
+/// A zygote in the making.
+struct Making {
+    file: OwnedFd,
+    is_complete: bool,
+}
+
 impl Live {
+    pub(super) fn purpose(&self) -> Purpose {
+        if self.zygote.is_some() { Purpose::Zygote } else { Purpose::Session }
+    }
+
+    /// Its zygote is complete: ends it.
+    pub(super) fn keep_zygote(&mut self) -> Result<(), Refusal> {
+        let Some(making) = &mut self.zygote else {
+            return Err(Refusal::Invalid("this sandbox makes no zygote".to_owned()));
+        };
+        making.is_complete = true;
+        self.kill_reason.get_or_insert(Why::Destroyed);
+        self.kill();
+        Ok(())
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.kill_reason.is_some()
     }
@@ -128,12 +159,12 @@ impl Live {
 }
 
 impl Launcher {
-    pub(super) fn create(&mut self, id: Id, pool: &str) -> Result<(), Refusal> {
+    pub(super) fn create(&mut self, id: Id, pool: &str, purpose: Purpose) -> Result<(), Refusal> {
         if let Some(live) = self.live.get(&id) {
-            return match live.pool == pool {
+            return match live.pool == pool && live.purpose() == purpose {
                 _ if live.is_leaving() => Err(Refusal::Gone),
                 true => Ok(()),
-                false => Err(Refusal::Conflict(format!("it is of the pool {}", live.pool))),
+                false => Err(Refusal::Conflict(format!("it is of the pool {}, or for another purpose", live.pool))),
             };
         }
         if self.over.ids.contains(&id) {
@@ -157,10 +188,10 @@ impl Launcher {
         }
         // One whose image has been replaced must say so: none that was made before can.
         let is_as_it_was = found.is_as_it_was();
-        let seed = if is_as_it_was { self.seeds.take(pool) } else { None };
+        let seed = if is_as_it_was && purpose == Purpose::Session { self.seeds.take(pool) } else { None };
         let live = match seed {
             Some(seed) => seed,
-            None => self.launch(pool)?,
+            None => self.launch(pool, purpose)?,
         };
         self.admission.made(now, expected);
         self.seeds.wanted(now);
@@ -173,28 +204,38 @@ impl Launcher {
     }
 
     /// Makes a sandbox of a pool: its groups, and a process that builds the rest around itself.
-    pub(super) fn launch(&mut self, pool: &str) -> Result<Live, Refusal> {
+    pub(super) fn launch(&mut self, pool: &str, purpose: Purpose) -> Result<Live, Refusal> {
         let Some(found) = self.pools.get(pool) else {
             return Err(Refusal::Invalid(format!("there is no pool {pool}")));
         };
+        let mut limits = found.limits;
+        if purpose == Purpose::Zygote {
+            limits.memory = limits.memory.max(ZYGOTE_MEMORY);
+            // No file can be longer than this (RS5).
+            limits.data = limits.data.max(ZYGOTE_FILE);
+        }
         let Some(slot) = self.slots.take() else {
             return Err(Refusal::Exhausted("no range of ids is left".to_owned()));
         };
-        let group = match self.groups.create(slot, &found.limits) {
+        let group = match self.groups.create(slot, &limits) {
             Ok(group) => group,
             Err(error) => {
                 self.slots.free(slot);
                 return Err(Refusal::Unavailable(format!("its control groups: {}", used_up(&error))));
             }
         };
-        self.clone_first(pool, slot, &group).map_err(|error| {
+        self.clone_first(pool, slot, &group, purpose, limits).map_err(|error| {
             self.lingering.add(slot, group);
             Refusal::Unavailable(format!("its first process: {}", used_up(&error)))
         })
     }
 
-    fn clone_first(&self, name: &str, slot: u32, group: &Group) -> io::Result<Live> {
+    fn clone_first(&self, name: &str, slot: u32, group: &Group, purpose: Purpose, limits: Limits) -> io::Result<Live> {
         let pool = self.pools.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let zygote = match purpose {
+            Purpose::Zygote => Some(super::empty_zygote()?),
+            Purpose::Session => None,
+        };
         let alarm = group.alarm().ok();
         let entrance = group.entrance()?;
         let (control, agents_end) = crate::control::packet_pair()?;
@@ -207,7 +248,7 @@ impl Launcher {
                     rootfs: &pool.rootfs,
                     rootfs_is: pool.rootfs_is,
                     runtime: pool.runtime.word(),
-                    limits: pool.limits,
+                    limits,
                     filters: &self.filters,
                 };
                 // The launcher's ends, so that its death is seen here.
@@ -225,10 +266,15 @@ impl Launcher {
                     if rustix::io::read(&go_in, &mut [0]) != Ok(1) {
                         return;
                     }
-                    match self.agent.try_clone() {
-                        Ok(agent) => say(&become_sandbox(&blueprint, agent, agents_end)),
-                        Err(error) => say(&error.to_string()),
-                    }
+                    let start = || -> io::Result<String> {
+                        let zygote = match (&zygote, &pool.zygote) {
+                            (Some(file), _) => Some(Zygote::Freeze(file.try_clone()?)),
+                            (None, Some(file)) => Some(Zygote::Thaw(file.try_clone()?)),
+                            (None, None) => None,
+                        };
+                        Ok(become_sandbox(&blueprint, self.agent.try_clone()?, agents_end, zygote))
+                    };
+                    say(&start().unwrap_or_else(|error| error.to_string()));
                 }));
                 sys::exit_now(1);
             }
@@ -241,12 +287,13 @@ impl Launcher {
             group: group.clone(),
             kill_reason: None,
             awaited_by: Vec::new(),
+            zygote: zygote.map(|file| Making { file, is_complete: false }),
             process,
             control,
             words: Some(words_in),
             said: Vec::new(),
             alarm,
-            memory_limit: pool.limits.memory,
+            memory_limit: limits.memory,
             pressure: Pressure::default(),
             full_looks: 0,
             calm_looks: 0,
@@ -351,8 +398,11 @@ impl Launcher {
         };
         let (pool, peak) = (live.pool, live.group.memory_peak());
         if live.activated && !matches!(why, Why::Destroyed) {
-            let (pool, owner) = (pool.clone(), live.owner);
-            self.lost.add(Record { id, pool, owner, activated: true, leaving: false, lost: true });
+            let (pool, owner, purpose) = (pool.clone(), live.owner, Purpose::Session);
+            self.lost.add(Record { id, pool, purpose, owner, activated: true, leaving: false, lost: true });
+        }
+        if let Some(Making { file, is_complete: true }) = &live.zygote {
+            self.keep(&pool, file);
         }
         if live.activated
             && let Some(pool) = self.pools.get_mut(&pool)
@@ -365,6 +415,17 @@ impl Launcher {
         for request in live.awaited_by {
             self.say(&FromLauncher::Reply { request, result: Ok(Answer::Done) }, None);
         }
+    }
+
+    /// From now on, interpreters of the pool start from this zygote.
+    fn keep(&mut self, pool: &str, file: &OwnedFd) {
+        let Some(found) = self.pools.get_mut(pool) else { return };
+        match super::seal(file) {
+            Ok(file) => found.zygote = Some(file),
+            Err(error) => return tracing::error!(pool, "its zygote cannot be sealed: {error}"),
+        }
+        // Those that were made ahead know no zygote.
+        self.end_seeds(Some(pool));
     }
 
     /// Waits no more for what a sandbox tells.

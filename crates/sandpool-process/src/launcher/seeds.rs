@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::sandbox::Live;
 use super::{Launcher, Place};
+use crate::control::Purpose;
 
 /// Seeds of one pool. Each takes about 1 MiB, most of it the kernel's.
 const EACH: usize = 4;
@@ -120,7 +121,7 @@ impl Launcher {
         if !has_room {
             return self.seeds.failed(&pool);
         }
-        match self.launch(&pool) {
+        match self.launch(&pool, Purpose::Session) {
             Ok(seed) => {
                 self.places.insert(seed.slot, Place::Seed(pool));
                 self.seeds.add(seed);

@@ -123,6 +123,7 @@ impl Launcher {
             pass.push((fd.try_clone()?, number));
         }
         let workload = Workload {
+            file: None,
             argv: ["/proc/self/exe".into()].into_iter().chain(server.args.iter().cloned()).collect(),
             env: server.env.clone(),
             directory: "/".into(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use sandpool_core::limits::{Limits, Scale};
-use sandpool_node::{ExecuteRequest, Execution, ExecutionHandle, ExecutionState, Node, Outcome as Verdict};
+use sandpool_node::{ExecuteRequest, Execution, ExecutionHandle, ExecutionState, Node, Outcome as Verdict, Start};
 use sandpool_wire::agent::{Event, Rich, Stdin, Stop, Work};
 use stage::{Outcome, Session, Stage, seen};
 
@@ -110,15 +110,21 @@ async fn tests(mut stage: Stage) -> Outcome<()> {
         pool.scale = Scale { ready: 2, ..pool.scale };
         pools.push(pool);
     }
+    let mut zygote = stage.pool("zygote", "python", LIMITS, 24)?;
+    zygote.scale = Scale { ready: 2, ..zygote.scale };
+    zygote.start = Start::Zygote;
+    pools.push(zygote);
     let node = stage.node(pools).await?;
     // One lane for each pool, side by side.
-    let lanes = [("python", python::cases()), ("node", node::cases()), ("shell", shell::cases())];
+    let lanes =
+        [("python", python::cases()), ("zygote", python::cases()), ("node", node::cases()), ("shell", shell::cases())];
     let judged = futures::future::join_all(lanes.iter().map(|(pool, cases)| lane(&node, pool, cases))).await;
     for (name, problem) in judged.into_iter().flatten() {
         stage.judge(&format!("interpreters::{name}"), problem);
     }
     for (name, problem) in [
         ("python::no_two_sessions_draw_the_same", apart(&node, "python", python::DRAWS).await),
+        ("zygote::no_two_sessions_draw_the_same", apart(&node, "zygote", python::DRAWS).await),
         ("node::no_two_sessions_draw_the_same", apart(&node, "node", node::DRAWS).await),
     ] {
         stage.judge(&format!("interpreters::{name}"), problem.err().map(|error| error.to_string()));

@@ -10,7 +10,6 @@ pub(crate) const DRAWS: &str = "import random, uuid, secrets, numpy, tempfile\n\
                                 print(numpy.random.rand())\n\
                                 print(numpy.random.default_rng().random())\n\
                                 print(uuid.uuid4())\n\
-                                print(hash('x'))\n\
                                 print(secrets.token_hex(8))\n\
                                 print(tempfile.mktemp())";
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{Identifier, PoolName};
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_driver::Driver;
+use sandpool_driver::{Driver, Start};
 use sandpool_node::{Caller, ExecuteRequest, Execution, Node, NodeConfig, Open, Outcome as Verdict, PoolSpec};
 use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
@@ -265,6 +265,7 @@ fn server<F: Future<Output = Outcome<()>>>(args: &[OsString], tests: impl FnOnce
     let post = PathBuf::from(args.get(2).cloned().unwrap_or_default());
     let images = args[3..].chunks_exact(2);
     let images = images.map(|pair| (pair[0].to_string_lossy().into_owned(), pair[1].clone().into())).collect();
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
     // The launcher must not start a server again whose test has failed.
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
@@ -278,7 +279,7 @@ fn server<F: Future<Output = Outcome<()>>>(args: &[OsString], tests: impl FnOnce
 }
 
 impl Stage {
-    /// A pool of this image: the runtime is the image's name.
+    /// A pool of this image, whose interpreters start cold: the runtime is the image's name.
     pub(crate) fn pool(&self, name: &str, image: &str, limits: Limits, max_sessions: u32) -> Outcome<PoolSpec> {
         Ok(PoolSpec {
             name: PoolName::parse(name)?,
@@ -291,6 +292,7 @@ impl Stage {
             output_limit: 1 << 20,
             max_timeout: Duration::from_secs(120),
             env: Vec::new(),
+            start: Start::Cold,
         })
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use loud::{Keeps, LOUD, Loud};
 use probes::QUIET;
 use sandpool_core::limits::Limits;
-use sandpool_node::{Node, NodeError};
+use sandpool_node::{Node, NodeError, Start};
 use stage::{Outcome, Session, Stage, seen, succeeded};
 
 const TOOLS: &str = include_str!("tools.py");
@@ -28,16 +28,22 @@ fn main() -> ExitCode {
 }
 
 async fn tests(mut stage: Stage) -> Outcome<()> {
-    let node =
-        stage.node(vec![stage.pool("python", "python", LIMITS, 8)?, stage.pool("shell", "shell", LIMITS, 4)?]).await?;
-    let neighbour = Session::open(&node, "python", "neighbour").await?;
-    let started = neighbour.code(&format!("{TOOLS}\nsecret = 'neighbours'"), 30).await?;
-    assert!(succeeded(&started), "{}", seen(&started));
-    quiet(&mut stage, &node).await?;
-    between(&mut stage, &node, &neighbour).await?;
-    for attack in LOUD {
-        let problem = one_loud(&node, attack, &neighbour).await.err().map(|error| error.to_string());
-        stage.judge(&format!("walls::{}", attack.id), problem);
+    let mut zygote = stage.pool("zygote", "python", LIMITS, 8)?;
+    zygote.start = Start::Zygote;
+    let pools = vec![stage.pool("python", "python", LIMITS, 8)?, zygote, stage.pool("shell", "shell", LIMITS, 4)?];
+    let node = stage.node(pools).await?;
+    // The same attackers in interpreters that started cold, and in some that started from a zygote.
+    for (pool, group) in [("python", "walls"), ("zygote", "walls::zygote")] {
+        let neighbour = Session::open(&node, pool, "neighbour").await?;
+        let started = neighbour.code(&format!("{TOOLS}\nsecret = 'neighbours'"), 30).await?;
+        assert!(succeeded(&started), "{}", seen(&started));
+        quiet(&mut stage, &node, pool, group).await?;
+        between(&mut stage, &node, &neighbour, pool, group).await?;
+        for attack in LOUD {
+            let problem = one_loud(&node, attack, &neighbour, pool).await.err().map(|error| error.to_string());
+            stage.judge(&format!("{group}::{}", attack.id), problem);
+        }
+        neighbour.close().await?;
     }
     shell(&mut stage, &node).await?;
     node.shutdown(Duration::from_secs(2)).await;
@@ -51,20 +57,20 @@ fn same(expected: &str, execution: &sandpool_node::Execution) -> Option<String> 
     (!is_same).then(|| format!("expected:\n{expected}\nseen: {}", seen(execution)))
 }
 
-async fn quiet(stage: &mut Stage, node: &Arc<Node>) -> Outcome<()> {
-    let session = Session::open(node, "python", "quiet").await?;
+async fn quiet(stage: &mut Stage, node: &Arc<Node>, pool: &str, group: &str) -> Outcome<()> {
+    let session = Session::open(node, pool, "quiet").await?;
     let tools = session.code(TOOLS, 30).await?;
     assert!(succeeded(&tools), "{}", seen(&tools));
     for probe in QUIET {
         let execution = session.code(probe.code, 30).await?;
-        stage.judge(&format!("walls::{}", probe.id), same(probe.safe, &execution));
+        stage.judge(&format!("{group}::{}", probe.id), same(probe.safe, &execution));
     }
     session.close().await
 }
 
 /// What one session could see of, or do to, another.
-async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session) -> Outcome<()> {
-    let session = Session::open(node, "python", "other").await?;
+async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session, pool: &str, group: &str) -> Outcome<()> {
+    let session = Session::open(node, pool, "other").await?;
     let tools = session.code(TOOLS, 30).await?;
     assert!(succeeded(&tools), "{}", seen(&tools));
     // What the neighbour does first, and what the attacker must see of it.
@@ -124,34 +130,49 @@ async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session) -> Ou
         let said = String::from_utf8_lossy(&first.stdout).trim().to_owned();
         let second = session.code(&format!("NEIGHBOUR = {said:?}\n{ours}"), 30).await?;
         let problem = if succeeded(&first) { same(safe, &second) } else { Some(seen(&first)) };
-        stage.judge(&format!("walls::{id}"), problem);
+        stage.judge(&format!("{group}::{id}"), problem);
     }
     // The watch of before must not have heard what the neighbour opens.
     neighbour.code("for _ in range(10): open('/etc/passwd').read()", 30).await?;
     let heard = session.code("tell(attempt(os.read, watch, 4096))", 30).await?;
-    stage.judge("walls::FS2-nobody-hears-what-a-neighbour-opens", same("EAGAIN", &heard));
-    // Generators, hashes and addresses of two sessions of one pool have nothing in common.
-    let draw = "import random, uuid\ntell(random.random(), hash('x'), uuid.uuid4(), id(libc), \
-                [line for line in text('/proc/self/maps').splitlines() if 'libc.so' in line][0].split()[0])";
+    stage.judge(&format!("{group}::FS2-nobody-hears-what-a-neighbour-opens"), same("EAGAIN", &heard));
+    // Generators of two sessions of one pool have nothing in common.
+    let draw = "import random, secrets, ssl, tempfile, uuid, numpy\n\
+                tell(random.random(), numpy.random.rand(), numpy.random.default_rng().random(), ssl.RAND_bytes(8), \
+                os.urandom(8), secrets.token_hex(8), uuid.uuid1(), uuid.uuid4(), tempfile.mktemp())";
     let (one, two) = (neighbour.code(draw, 30).await?, session.code(draw, 30).await?);
     let words = |run: &sandpool_node::Execution| -> Vec<String> {
         String::from_utf8_lossy(&run.stdout).lines().map(str::to_owned).collect()
     };
     let common: Vec<_> = words(&one).into_iter().zip(words(&two)).filter(|(one, two)| one == two).collect();
-    let is_apart = common.is_empty() && words(&one).len() == 5;
-    stage.judge("walls::ZG1-nothing-drawn-twice", (!is_apart).then(|| format!("{common:?} {}", seen(&one))));
+    let is_apart = common.is_empty() && words(&one).len() == 9;
+    stage
+        .judge(&format!("{group}::ZG1-nothing-drawn-twice"), (!is_apart).then(|| format!("{common:?} {}", seen(&one))));
+    // Nor have addresses and hashes, unless both started from one zygote.
+    let lie = "tell(hash('x'), id(libc), \
+               [line for line in text('/proc/self/maps').splitlines() if 'libc.so' in line or 'zygote' in line][0])";
+    let (one, two) = (neighbour.code(lie, 30).await?, session.code(lie, 30).await?);
+    let common = words(&one).into_iter().zip(words(&two)).filter(|(one, two)| one == two).count();
+    if pool == "python" {
+        let problem = (common > 0 || words(&one).len() != 3).then(|| format!("{} {}", seen(&one), seen(&two)));
+        stage.judge(&format!("{group}::ZG1-no-address-and-no-hash-in-common"), problem);
+    } else {
+        // That this pool's sessions do share them shows that they did start from a zygote: the other tests mean it.
+        let problem = (common == 0).then(|| format!("{} {}", seen(&one), seen(&two)));
+        stage.judge(&format!("{group}::ZG1-one-layout"), problem);
+    }
     session.close().await?;
     // ZG5: the same name again is another sandbox.
-    let session = Session::open(node, "python", "other").await?;
+    let session = Session::open(node, pool, "other").await?;
     let again = session
         .code("import os\nprint(os.listdir('/mnt/data'), os.listdir('/dev/shm'), 'attempt' in globals())", 30)
         .await?;
-    stage.judge("walls::ZG5-never-used-twice", same("[] [] False", &again));
+    stage.judge(&format!("{group}::ZG5-never-used-twice"), same("[] [] False", &again));
     session.close().await
 }
 
-async fn one_loud(node: &Arc<Node>, attack: &Loud, neighbour: &Session) -> Outcome<()> {
-    let session = Session::open(node, "python", "loud").await?;
+async fn one_loud(node: &Arc<Node>, attack: &Loud, neighbour: &Session, pool: &str) -> Outcome<()> {
+    let session = Session::open(node, pool, "loud").await?;
     let tools = session.code(&format!("{TOOLS}\nkept = 7"), 30).await?;
     if !succeeded(&tools) {
         return Err(format!("before the attack: {}", seen(&tools)).into());

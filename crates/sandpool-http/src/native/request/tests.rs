@@ -17,6 +17,7 @@ fn spec() -> PoolSpec {
         output_limit: 1_000,
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
+        start: sandpool_node::Start::Cold,
     }
 }
 
