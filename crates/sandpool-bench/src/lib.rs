@@ -5,6 +5,7 @@
 //! scenario  what is measured, and its floor      server    one server under test, and its end
 //! load      open and closed loops                http      the generator's client
 //! floor     the same work without us             stats     quantiles, bootstrap
+//! peers     other systems, in the same run       machine   on what
 //! ```
 
 pub mod compare;
@@ -13,6 +14,7 @@ pub mod http;
 pub mod load;
 pub mod machine;
 pub mod memory;
+pub mod peers;
 pub mod report;
 pub mod run;
 pub mod scenario;

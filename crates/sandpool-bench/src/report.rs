@@ -21,7 +21,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Milliseconds => "ms",
             Self::PerSecond => "/s",

@@ -19,6 +19,7 @@ use tokio::task::LocalSet;
 
 use crate::floor::{Floor, Plan};
 use crate::machine::Machine;
+use crate::peers::{self, Peers};
 use crate::report::{self, Row, Unit};
 use crate::scenario::{Block, Measured, Scale, Scenario, Subject, measure_whole, turn_of_floor};
 use crate::server::{Server, Setting};
@@ -45,6 +46,8 @@ pub struct Config {
     pub scenarios: Vec<Scenario>,
     /// How much.
     pub scale: Scale,
+    /// Other systems, if they are asked for.
+    pub peers: Option<peers::Config>,
 }
 
 /// Who is told how far it is.
@@ -71,6 +74,9 @@ pub struct Run {
     pub machine: Machine,
     /// The figures.
     pub rows: Vec<Row>,
+    /// Other systems' figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
     /// Every sample; kept in a file of its own.
     #[serde(skip)]
     pub raw: Vec<Series>,
@@ -113,6 +119,7 @@ pub fn run(config: &Config, progress: &dyn Progress) -> Result<Run> {
             bench.measure(*scenario).await.with_context(|| format!("scenario {}", scenario.name()))?;
         }
         bench.parts().await?;
+        bench.peers().await?;
         bench.finish()
     })
 }
@@ -140,6 +147,7 @@ struct Bench<'a> {
     subject: Option<Subject>,
     parts: Vec<(&'static str, Vec<f64>)>,
     rows: Vec<Row>,
+    peers: Option<Peers>,
     raw: Vec<Series>,
 }
 
@@ -159,6 +167,7 @@ impl<'a> Bench<'a> {
             subject: None,
             parts: Vec::new(),
             rows: Vec::new(),
+            peers: None,
             raw: Vec::new(),
         })
     }
@@ -260,6 +269,21 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Other systems, when nothing of ours runs any more.
+    async fn peers(&mut self) -> Result<()> {
+        let Some(config) = &self.config.peers else { return Ok(()) };
+        self.subject = None;
+        let names = peers::names(&config.peers)?;
+        let mut found = Peers::default();
+        for name in names {
+            self.progress.stage(&format!("peer: {name}"), 1);
+            peers::measure(config, &name, &mut found).await;
+            self.progress.step();
+        }
+        self.peers = Some(found);
+        Ok(())
+    }
+
     fn finish(mut self) -> Result<Run> {
         for (name, samples) in std::mem::take(&mut self.parts) {
             self.raw.push(Series::new(name, "floor", Unit::Milliseconds, std::slice::from_ref(&samples)));
@@ -283,6 +307,7 @@ impl<'a> Bench<'a> {
             quick: self.config.scale.quick,
             machine: self.machine,
             rows: self.rows,
+            peers: self.peers,
             raw: self.raw,
         })
     }
@@ -342,6 +367,10 @@ impl Run {
         if !parts.is_empty() {
             text.push_str("\nWhat floors are made of:\n\n");
             text.push_str(&report::table(&parts));
+        }
+        if let Some(peers) = &self.peers {
+            text.push_str("\nOther systems, in the same run, through their own clients:\n\n");
+            text.push_str(&peers.markdown(&self.rows));
         }
         text
     }

@@ -423,7 +423,10 @@ pub(crate) struct BenchRun {
     /// The program that is measured [default: this one]
     #[arg(long, value_name = "PATH")]
     pub(crate) program: Option<PathBuf>,
-    /// The scenarios [default: all]
+    /// Then run other systems too: the scripts in this directory [default: bench/peers]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "bench/peers")]
+    pub(crate) peers: Option<PathBuf>,
+    /// The scenarios [default: all but `capacity`]
     #[arg(value_name = "SCENARIO")]
     pub(crate) scenarios: Vec<Scenario>,
 }

@@ -47,6 +47,12 @@ fn measure(context: &Context, asked: &BenchRun) -> Outcome {
             asked.scenarios.clone()
         },
         scale: scale(&asked.what),
+        peers: asked.peers.clone().map(|peers| sandpool_bench::peers::Config {
+            peers,
+            state: context.home.path().join("cache/peers"),
+            rounds: sandpool_bench::peers::rounds(asked.what.quick),
+            scenarios: asked.scenarios.iter().map(|scenario| scenario.name().to_owned()).collect(),
+        }),
     };
     let bars = Bars::default();
     let found = run::run(&config, &bars);
