@@ -345,7 +345,8 @@ mod tests {
 
             - [1] no pool
             - [2] has no live session
-        "#]].assert_eq(&peers.markdown(&ours));
+        "#]]
+        .assert_eq(&peers.markdown(&ours));
     }
 
     #[test]

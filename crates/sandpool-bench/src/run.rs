@@ -74,6 +74,9 @@ pub struct Run {
     pub machine: Machine,
     /// The figures.
     pub rows: Vec<Row>,
+    /// Scenarios that could not be measured, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trouble: Vec<String>,
     /// Other systems' figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
@@ -116,7 +119,11 @@ pub fn run(config: &Config, progress: &dyn Progress) -> Result<Run> {
         let mut bench = Bench::start(config, progress)?;
         bench.parts().await?;
         for scenario in &config.scenarios {
-            bench.measure(*scenario).await.with_context(|| format!("scenario {}", scenario.name()))?;
+            // What was measured before is kept, whatever becomes of this one.
+            if let Err(error) = bench.measure(*scenario).await {
+                bench.trouble.push(format!("{}: {error:#}", scenario.name()));
+                bench.subject = None;
+            }
         }
         bench.parts().await?;
         bench.peers().await?;
@@ -147,6 +154,7 @@ struct Bench<'a> {
     subject: Option<Subject>,
     parts: Vec<(&'static str, Vec<f64>)>,
     rows: Vec<Row>,
+    trouble: Vec<String>,
     peers: Option<Peers>,
     raw: Vec<Series>,
 }
@@ -167,6 +175,7 @@ impl<'a> Bench<'a> {
             subject: None,
             parts: Vec::new(),
             rows: Vec::new(),
+            trouble: Vec::new(),
             peers: None,
             raw: Vec::new(),
         })
@@ -307,6 +316,7 @@ impl<'a> Bench<'a> {
             quick: self.config.scale.quick,
             machine: self.machine,
             rows: self.rows,
+            trouble: self.trouble,
             peers: self.peers,
             raw: self.raw,
         })
@@ -364,6 +374,9 @@ impl Run {
         text.push_str("\n\n");
         let (parts, rows): (Vec<_>, Vec<_>) = self.rows.iter().cloned().partition(|row| row.scenario == "floor");
         text.push_str(&report::table(&rows));
+        for trouble in &self.trouble {
+            let _ = writeln!(text, "- Not measured: {trouble}");
+        }
         if !parts.is_empty() {
             text.push_str("\nWhat floors are made of:\n\n");
             text.push_str(&report::table(&parts));

@@ -36,6 +36,7 @@ pub enum Scenario {
     Download1,
     Download128,
     Output,
+    Walls,
     Idle,
     Memory,
     MemoryNode,
@@ -76,11 +77,12 @@ pub struct Block {
 
 impl Scenario {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Warm,
         Self::Throughput8,
         Self::Throughput16,
         Self::Throughput32,
+        Self::Walls,
         Self::Output,
         Self::Upload1,
         Self::Download1,
@@ -134,6 +136,7 @@ impl Scenario {
             Self::Download1 => "download-1",
             Self::Download128 => "download-128",
             Self::Output => "output",
+            Self::Walls => "walls",
             Self::Idle => "idle",
             Self::Memory => "memory",
             Self::MemoryNode => "memory-node",
@@ -163,6 +166,7 @@ impl Scenario {
             Self::Download1 => "download of 1 MiB from a live session",
             Self::Download128 => "download of 128 MiB from a live session",
             Self::Output => "an execution that prints 1 MB",
+            Self::Walls => "1,000 times a write to a pipe and a read from it, in a live Python session",
             Self::Idle => "print(1) in a live session beside 1,000 idle and 50 active ones",
             Self::Memory => "memory per idle Python session, libraries imported: 1, 100, 500, 1,000 of them",
             Self::MemoryNode => "memory per idle Node session",
@@ -190,6 +194,9 @@ impl Scenario {
             Self::Node => "a bare hyper server and pre-started Nodes that have run something, each used once",
             Self::Upload1 | Self::Upload128 => "a bare hyper server that writes the body to a file in memory",
             Self::Download1 | Self::Download128 => "a bare hyper server that reads a file in memory",
+            Self::Walls => {
+                "the same in a bare Python. It is system calls and little else, so that what walls add to it is the most that they can add to a request"
+            }
             Self::Idle => "the same beside the active sessions alone, before and after",
             Self::Memory => "a bare fork of a Python with the libraries that has run something: no walls, no agent",
             Self::MemoryNode => "a bare Node that has run something",
@@ -223,6 +230,7 @@ impl Scenario {
             Self::Delete => goal(10, Some(2.7), Some(3.8)),
             Self::Shell => goal(11, Some(1.7), None),
             Self::Node => goal(12, Some(3.0), None),
+            Self::Walls => goal(14, Some(1.05), None),
             Self::Idle => goal(8, None, Some(1.1)),
             Self::Memory => goal(7, Some(1.5), None),
             Self::MemoryNode => goal(12, Some(1.4), None),
@@ -270,7 +278,7 @@ impl Scenario {
             Self::Node => ((5, 40), (2, 4)),
             Self::Upload1 | Self::Download1 => ((10, 30), (2, 3)),
             Self::Upload128 | Self::Download128 => ((5, 3), (1, 1)),
-            Self::Output => ((10, 30), (2, 3)),
+            Self::Output | Self::Walls => ((10, 30), (2, 3)),
             Self::Restart => ((1, 5), (1, 1)),
             Self::MemoryNode => ((1, 20), (1, 2)),
             // The most of them.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use hyper::Method;
 
-use super::blocks::{CELL, OUTPUT};
+use super::blocks::{CELL, OUTPUT, WALLS, printed};
 use super::{Block, Rounds, Scale, Scenario};
 use crate::floor::Floor;
 use crate::load::{Clock, closed_loop, milliseconds, open_loop};
@@ -28,6 +28,13 @@ pub(crate) async fn turn(
     match scenario {
         Scenario::Warm => repeated(floor, "/run/0", CELL, each).await,
         Scenario::Output => repeated(floor, "/run/0", OUTPUT, each).await,
+        Scenario::Walls => {
+            let mut block = Block::default();
+            for _ in 0..each {
+                block.samples.push(printed(&floor.ask("/run/0", WALLS).await?.body)?);
+            }
+            Ok(block)
+        }
         Scenario::Shell => repeated(floor, "/bash", "echo hi", each).await,
         Scenario::Cold => repeated(floor, "/fork", CELL, each).await,
         Scenario::Throughput8 => rate(floor, "/run", 8, each).await,

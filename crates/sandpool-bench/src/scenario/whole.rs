@@ -82,8 +82,8 @@ pub(crate) async fn measure_whole(
     }
 }
 
-/// Makes idle sessions until there are `count`, four at a time; fewer when one is refused or memory runs low. Answers how
-/// many there are, and why not more.
+/// Makes idle sessions until there are `count`, of which `from` are there, four at a time; fewer when one is refused or
+/// memory runs low. Answers how many there are, and why not more.
 async fn idle_sessions(
     server: &Rc<Server>,
     from: usize,
@@ -91,9 +91,10 @@ async fn idle_sessions(
     work: &'static str,
 ) -> Result<(usize, Option<String>)> {
     let next = Rc::new(Cell::new(from));
+    let made = Rc::new(Cell::new(from));
     let mut makers = JoinSet::new();
     for _ in 0..4 {
-        let (server, next) = (Rc::clone(server), Rc::clone(&next));
+        let (server, next, made) = (Rc::clone(server), Rc::clone(&next), Rc::clone(&made));
         makers.spawn_local(async move {
             loop {
                 let index = next.get();
@@ -107,6 +108,7 @@ async fn idle_sessions(
                 if let Err(error) = server.execute("python", &format!("bench-idle-{index}"), work).await {
                     return Some(format!("{error:#}"));
                 }
+                made.set(made.get() + 1);
             }
         });
     }
@@ -114,17 +116,14 @@ async fn idle_sessions(
     while let Some(ended) = makers.join_next().await {
         why = why.or(ended.context("making idle sessions panicked")?);
     }
-    let pool = server.pool("python").await?;
-    let held = pool["sessions"].as_u64().and_then(|held| usize::try_from(held).ok()).unwrap_or_default();
-    Ok((held, why))
+    Ok((made.get(), why))
 }
 
-async fn delete_idle(server: &Server, count: usize) -> Result<()> {
+async fn delete_idle(server: &Server, count: usize) {
     for index in 0..count {
         // One that was refused is not there.
         let _ = server.delete("python", &format!("bench-idle-{index}")).await;
     }
-    server.empty("python").await
 }
 
 /// Memory per idle session, with different numbers of them.
@@ -166,7 +165,7 @@ async fn memory(subject: &Subject, floor: &Floor, scale: Scale) -> Result<Vec<Me
             break;
         }
     }
-    delete_idle(&server, made).await?;
+    delete_idle(&server, made).await;
     Ok(rows)
 }
 
@@ -258,15 +257,12 @@ async fn idle(subject: &Subject, scale: Scale) -> Result<Vec<Measured>> {
     let (held, why) = idle_sessions(&server, 0, count, CELL).await?;
     server.full("python").await?;
     with.push(beside_active(subject, active, 2 * turns, each).await?);
-    for index in 0..count {
-        let _ = server.delete("python", &format!("bench-idle-{index}")).await;
-    }
+    delete_idle(&server, count).await;
     server.full("python").await?;
     without.push(beside_active(subject, active, turns, each).await?);
     for index in 0..active {
         server.delete("python", &format!("bench-active-{index}")).await?;
     }
-    let held = held.saturating_sub(active + 1);
     let mut notes = Vec::new();
     if held < count {
         notes.push(format!("{held} of {count} were held: {}", why.unwrap_or_default()));

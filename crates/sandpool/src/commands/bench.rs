@@ -62,7 +62,7 @@ fn measure(context: &Context, asked: &BenchRun) -> Outcome {
     found.write(&out, &command())?;
     show(context, &found)?;
     print::note(&format!("kept in {}", out.display()));
-    Ok(0)
+    Ok(u8::from(!found.trouble.is_empty()))
 }
 
 fn compare_two(context: &Context, asked: &BenchCompare) -> Outcome {
