@@ -14,6 +14,9 @@ use crate::scenario::{Rounds, Scale, Scenario, Subject};
 use crate::server::Server;
 use crate::stats::{Ratio, Summary, ratio};
 
+/// Turns of each program, at least, unless another number was asked for. Of fewer, no interval says much.
+const LEAST_ROUNDS: usize = 10;
+
 /// What is compared.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -23,7 +26,7 @@ pub struct Config {
     pub images: PathBuf,
     /// The scenarios.
     pub scenarios: Vec<Scenario>,
-    /// How often each has its turn; the scenario's own number if not given, and at least 6.
+    /// How often each has its turn; the scenario's own number if not given, and at least 10.
     pub rounds: Option<usize>,
     /// How much in each turn.
     pub scale: Scale,
@@ -115,7 +118,7 @@ async fn one(config: &Config, scenario: Scenario, progress: &dyn Progress) -> Re
 /// The same amount as in a run, in more and shorter turns: an interval needs rounds.
 fn rounds(scenario: Scenario, config: &Config) -> Rounds {
     let Rounds { rounds, each } = scenario.rounds(config.scale);
-    let more = config.rounds.unwrap_or(rounds.max(6)).max(2);
+    let more = config.rounds.unwrap_or(rounds.max(LEAST_ROUNDS)).max(2);
     Rounds { rounds: more, each: (each * rounds / more).max(1) }
 }
 

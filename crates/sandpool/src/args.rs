@@ -435,7 +435,7 @@ pub(crate) struct BenchRun {
 pub(crate) struct BenchCompare {
     #[command(flatten)]
     pub(crate) what: BenchWhat,
-    /// Turns of each program in each scenario [default: the scenario's own number, at least 6]
+    /// Turns of each program in each scenario [default: the scenario's own number, at least 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000))]
     pub(crate) rounds: Option<u32>,
     /// The first program
