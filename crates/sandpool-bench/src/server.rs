@@ -303,7 +303,11 @@ impl Drop for Running {
             }
             let _ = starting.wait();
         }
-        // Nothing to stop is fine; what it says otherwise is for whoever sees it.
+        if !self.home.path().join("run/server.json").exists() {
+            // It ended by itself, or before it began.
+            return;
+        }
+        // What it says is for whoever sees it.
         let stopped = self.command(&["down", "--timeout", "30"]).stdout(Stdio::null()).status();
         if !stopped.is_ok_and(|status| status.success()) {
             eprintln!("sandpool bench: the server on {} could not be stopped", self.home.path().display());
