@@ -128,6 +128,14 @@ impl Live {
         }
     }
 
+    /// Lets its alarm wake us, once.
+    fn wind_alarm(&self, epoll: &OwnedFd) {
+        if let Some((alarm, flags)) = &self.alarm {
+            // It is watched since its launch, so that this cannot fail.
+            let _ = epoll::modify(epoll, alarm, token(self.slot, End::Alarm), *flags | epoll::EventFlags::ONESHOT);
+        }
+    }
+
     /// Whether its first process still runs.
     pub(super) fn is_alive(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -199,6 +207,8 @@ impl Launcher {
         if live.alarm.is_none() {
             self.short_of_memory.insert(id);
         }
+        // It may have rung when this was nobody's, and was not heard: then it rings now.
+        live.wind_alarm(&self.epoll);
         self.live.insert(id, live);
         Ok(())
     }
@@ -360,11 +370,8 @@ impl Launcher {
                     true
                 }
                 Look::Calm => {
-                    if let Some((alarm, flags)) = &live.alarm {
-                        hear(alarm);
-                        let flags = *flags | epoll::EventFlags::ONESHOT;
-                        let _ = epoll::modify(&*epoll, alarm, token(live.slot, End::Alarm), flags);
-                    }
+                    live.alarm.iter().for_each(|(alarm, _)| hear(alarm));
+                    live.wind_alarm(epoll);
                     false
                 }
             }
