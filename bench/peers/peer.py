@@ -48,8 +48,8 @@ PYTHON = ["/usr/bin/python3", "-u", "-c", LOOP]
 NODE_CODE = "console.log(1+1)"
 
 # No scenario takes longer, in seconds; whatever was measured by then counts.
-SCENARIO_LIMIT = 40
-RATE_SECONDS = 15
+SCENARIO_LIMIT = 5
+RATE_SECONDS = 6
 MEMORY_MIB = 8 * 1024
 MEMORY_SESSIONS = 100
 # A peer that does not answer within this many seconds has failed.
@@ -463,7 +463,7 @@ class Peer:
         time.sleep(0.5)
         one = pss_mib(descendants())
         self.tell("memory", {"memory_mib": round(one, 2), "sessions": 1})
-        limit = time.monotonic() + 2 * SCENARIO_LIMIT
+        limit = time.monotonic() + 3 * SCENARIO_LIMIT
         used = one
         while len(live) < MEMORY_SESSIONS and used + one < MEMORY_MIB and time.monotonic() < limit:
             live.append(self.ready())
@@ -487,7 +487,8 @@ class Peer:
         try:
             self.start(rounds)
             for scenario in self.scenarios:
-                if wanted and scenario not in wanted:
+                # The suite has no bare start of its own to ask for: it belongs to the cold one.
+                if wanted and scenario.removesuffix("-bare") not in wanted and scenario not in wanted:
                     continue
                 say(f"{self.name}: {scenario}")
                 try:
