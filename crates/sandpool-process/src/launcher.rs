@@ -559,7 +559,10 @@ impl Launcher {
         let live = self.present(id)?;
         match &live.owner {
             Some(owner) if *owner != record => Err(Refusal::Conflict("it belongs to another session".to_owned())),
-            _ => {
+            Some(_) => Ok(()),
+            None => {
+                let first = live.group.comes_first(&live.limits);
+                first.map_err(|error| Refusal::Unavailable(format!("its processor share: {error}")))?;
                 live.owner = Some(record);
                 Ok(())
             }

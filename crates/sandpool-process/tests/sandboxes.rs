@@ -368,15 +368,46 @@ async fn shell(driver: &ProcessDriver, which: SandboxId, command: &str) -> Outco
     }
 }
 
+/// The processor shares of all sandboxes of this launcher, as their control groups have them.
+fn shares() -> Outcome<Vec<u64>> {
+    let launcher = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()).ok_or("no launcher")?;
+    let mut shares = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
+        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if parent != Some(launcher) {
+            continue;
+        }
+        for line in groups.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let file = match controllers {
+                "" => format!("/sys/fs/cgroup{path}/cpu.weight"),
+                some if some.split(',').any(|name| name == "cpu") => format!("/sys/fs/cgroup/cpu{path}/cpu.shares"),
+                _ => continue,
+            };
+            let is_sandbox = path.rsplit_once("/s").is_some_and(|(_, slot)| slot.parse::<u32>().is_ok());
+            let share = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+            shares.extend(share.filter(|_| is_sandbox));
+        }
+    }
+    Ok(shares)
+}
+
 async fn one_life(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
     let mut watch = driver.watch();
     driver.create(id(1), pool).await?;
     driver.create(id(1), pool).await?;
     ready(driver, &mut watch, id(1)).await?;
     let owner = Owner { record: b"me".to_vec() };
+    let before = shares()?;
+    assert!(!before.is_empty() && before.iter().all(|share| *share < 100), "what is nobody's comes last: {before:?}");
     let (first, second) = (driver.assign(id(1), &owner).await, driver.assign(id(1), &owner).await);
     first?;
     second?;
+    let after = shares()?;
+    assert_eq!(after.iter().filter(|share| **share >= 100).count(), 1, "what is somebody's comes first: {after:?}");
     let other = driver.assign(id(1), &Owner { record: b"you".to_vec() }).await;
     assert!(matches!(other, Err(DriverError::Conflict(_))), "{other:?}");
     driver.activate(id(1), &Activation { env: vec![("SAID".into(), "hello".into())], seed: [1; 32] }).await?;

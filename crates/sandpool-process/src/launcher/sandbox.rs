@@ -55,7 +55,7 @@ pub(super) struct Live {
     said: Vec<u8>,
     /// Where the kernel tells that it reclaims memory; `None` where it cannot, and looks must do.
     alarm: Option<(OwnedFd, epoll::EventFlags)>,
-    memory_limit: u64,
+    pub(super) limits: Limits,
     pressure: Pressure,
     full_looks: u32,
     calm_looks: u32,
@@ -118,7 +118,7 @@ impl Live {
     fn look(&mut self) -> Look {
         let now = self.group.pressure();
         let faults = now.major_faults.saturating_sub(self.pressure.major_faults);
-        let full = now.usage >= self.memory_limit / 100 * FULL_PERCENT && faults >= FAULTS;
+        let full = now.usage >= self.limits.memory / 100 * FULL_PERCENT && faults >= FAULTS;
         self.pressure = now;
         (self.full_looks, self.calm_looks) = if full { (self.full_looks + 1, 0) } else { (0, self.calm_looks + 1) };
         match (self.full_looks, self.calm_looks) {
@@ -246,6 +246,10 @@ impl Launcher {
             Purpose::Zygote => Some(super::empty_zygote()?),
             Purpose::Session => None,
         };
+        if purpose == Purpose::Zygote {
+            // It is nobody's for ever, and callers with an empty reservoir wait for what it does.
+            group.comes_first(&limits)?;
+        }
         let alarm = group.alarm().ok();
         let entrance = group.entrance()?;
         let (control, agents_end) = crate::control::packet_pair()?;
@@ -303,7 +307,7 @@ impl Launcher {
             words: Some(words_in),
             said: Vec::new(),
             alarm,
-            memory_limit: limits.memory,
+            limits,
             pressure: Pressure::default(),
             full_looks: 0,
             calm_looks: 0,
