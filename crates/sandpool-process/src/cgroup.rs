@@ -67,6 +67,16 @@ impl Entrance {
         }
     }
 
+    /// What it consists of.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        match self {
+            Self::Doors(doors) => doors.as_slice(),
+            Self::Birth(group) => std::slice::from_ref(group),
+        }
+        .iter()
+        .map(AsFd::as_fd)
+    }
+
     /// Puts the calling process, which has one thread, into the groups, if it was not born there.
     pub(crate) fn enter(&self) -> io::Result<()> {
         let Self::Doors(doors) = self else { return Ok(()) };

@@ -204,6 +204,28 @@ pub fn pending_signals(fd: BorrowedFd<'_>) -> Vec<i32> {
     numbers
 }
 
+/// Closes every descriptor but standard input, output and error and these. Meant for a process that has just been cloned:
+/// nothing of it may use or drop the owner of any other descriptor any more.
+///
+/// # Errors
+/// `ENOSYS` on a kernel before 5.9.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<libc::c_uint> = keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first: libc::c_uint = 3;
+    for number in kept.into_iter().chain([libc::c_uint::MAX]) {
+        if first < number {
+            // SAFETY: the call takes integers. What it closes belongs to owners that the caller has given up.
+            let answer = unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, 0) };
+            if answer < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    Ok(())
+}
+
 /// Becomes the program in `program` (an executable's descriptor, such as a sealed memfd). The descriptors of `keep`
 /// get the numbers from 3 on, in their order; standard input, output and error stay; all others are closed.
 /// Runs `last` when all of that is in place: nothing but `execveat` is called after it.

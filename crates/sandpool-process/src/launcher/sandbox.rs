@@ -269,6 +269,12 @@ impl Launcher {
                 drop((control, go_out));
                 // Never back into the launcher's loop, whatever happens.
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                    // None of the other sandboxes' descriptors, of which there may be more than one sandbox may have.
+                    let own = [&go_in, &words_out, &agents_end, &self.agent].into_iter();
+                    let own = own.chain(&zygote).chain(&pool.zygote).map(AsFd::as_fd);
+                    if sys::close_all_but(&own.chain(entrance.descriptors()).collect::<Vec<_>>()).is_err() {
+                        return;
+                    }
                     // Above the numbers that the agent's descriptors will get.
                     let Ok(words) = rustix::io::fcntl_dupfd_cloexec(&words_out, 16) else { return };
                     let say = |text: &str| rustix::io::write(&words, text.as_bytes()).map_or((), |_| ());
