@@ -11,7 +11,7 @@ mod calls;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -37,6 +37,10 @@ const KEPT_BYTES: usize = 64 * 1024 * 1024;
 /// Pipes of programs whose execution has ended, that are still emptied for whoever writes to them. The oldest are
 /// closed first.
 const LEFTOVERS: usize = 256;
+
+/// What is said of a run that has just begun waits this long for what follows: a short run is one message to whoever
+/// asked for it, and wakes them once.
+const HOLD: Duration = Duration::from_millis(1);
 
 /// Bytes of the reason in [`FromAgent::Broken`].
 const REASON: usize = 4096;
@@ -78,6 +82,8 @@ pub struct Agent {
     logs: Vec<Log>,
     streams: BTreeMap<u64, Stream>,
     leftovers: BTreeMap<u64, OwnedFd>,
+    /// Until when streams are sent nothing, because a run has just begun. See [`HOLD`].
+    hold_until: Option<Instant>,
     /// Numbers streams and leftovers.
     next_id: u64,
 }
@@ -134,6 +140,7 @@ impl Agent {
             logs: Vec::new(),
             streams: BTreeMap::new(),
             leftovers: BTreeMap::new(),
+            hold_until: None,
             next_id: 0,
         };
         if runtime == Runtime::Shell {
@@ -191,14 +198,22 @@ impl Agent {
     /// Everything to wait for. What a child wrote comes before the news that it has ended.
     fn descriptors(&mut self) -> Vec<(Owner, BorrowedFd<'_>, PollFlags)> {
         let Self { interpreter, programs, logs, streams, leftovers, .. } = self;
+        let is_holding = self.hold_until.is_some();
         let mut all = vec![(Owner::Control, self.control.as_fd(), PollFlags::IN)];
         for (id, stream) in streams {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, stream.wants_input());
-            flags.set(PollFlags::OUT, stream.wants_output(|exec| logs.iter().find(|log| log.exec() == exec)));
+            flags.set(
+                PollFlags::OUT,
+                !is_holding && stream.wants_output(|exec| logs.iter().find(|log| log.exec() == exec)),
+            );
             all.push((Owner::Stream(*id), stream.fd.as_fd(), flags));
         }
         for (end, fd) in interpreter.iter().flat_map(Interpreter::descriptors) {
+            // What a short run printed is read at its end.
+            if is_holding && end == interpreter::End::Stdout {
+                continue;
+            }
             let flags = if end == interpreter::End::To { PollFlags::OUT } else { PollFlags::IN };
             all.push((Owner::Interpreter(end), fd, flags));
         }
@@ -221,7 +236,7 @@ impl Agent {
     fn wakes(&self) -> Option<Instant> {
         let programs = self.programs.values().filter_map(Program::wakes);
         let interpreter = self.interpreter.iter().filter_map(Interpreter::wakes);
-        programs.chain(interpreter).chain(self.logs.iter().filter_map(Log::due)).min()
+        programs.chain(interpreter).chain(self.logs.iter().filter_map(Log::due)).chain(self.hold_until).min()
     }
 
     /// A descriptor is ready. `false` when there is nothing left to serve.
@@ -304,6 +319,12 @@ impl Agent {
             }
             self.begin_code();
             self.forget();
+            if self.hold_until.is_some() {
+                if was_asked {
+                    continue;
+                }
+                break;
+            }
             let logs = &self.logs;
             self.streams
                 .retain(|_, stream| stream.send(|exec| logs.iter().find(|log| log.exec() == exec)) != Err(Closed));
@@ -340,6 +361,9 @@ impl Agent {
 
     /// Does what is due.
     fn tick(&mut self, now: Instant) {
+        if self.hold_until.is_some_and(|until| until <= now) {
+            self.hold_until = None;
+        }
         let mut ended = Vec::new();
         for (exec, program) in &mut self.programs {
             program.tick(now);
@@ -426,6 +450,11 @@ impl Agent {
 
     fn interpreter_ready(&mut self, end: interpreter::End, now: Instant) {
         let Some(interpreter) = &mut self.interpreter else { return };
+        if self.hold_until.is_some() && end == interpreter::End::Stderr {
+            // What was printed before it comes before it, as far as can be seen from here.
+            self.hold_until = None;
+            interpreter.ready(interpreter::End::Stdout, &mut self.logs, now);
+        }
         if let Some(news) = interpreter.ready(end, &mut self.logs, now) {
             self.hear_news(news);
         }
@@ -450,6 +479,7 @@ impl Agent {
             }
             News::Broken(reason) => self.broken(&reason),
             News::Finished { exec, outcome, duration, state_lost } => {
+                self.hold_until = None;
                 if let Some(log) = crate::log::find(&mut self.logs, exec) {
                     // A run that never began ends in the same order as every other.
                     if log.size() == 0 {
@@ -482,7 +512,10 @@ impl Agent {
     fn begin_code(&mut self) {
         let Some(interpreter) = &mut self.interpreter else { return };
         if let Some(log) = interpreter.running().and_then(|exec| crate::log::find(&mut self.logs, exec)) {
-            interpreter.begin(log, Instant::now());
+            let now = Instant::now();
+            if interpreter.begin(log, now) {
+                self.hold_until = Some(now + HOLD);
+            }
         }
     }
 

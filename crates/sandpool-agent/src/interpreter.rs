@@ -221,11 +221,11 @@ impl Interpreter {
         }
     }
 
-    /// Begins the run that waits, if there is one and the interpreter is warm.
-    pub fn begin(&mut self, log: &mut Log, now: Instant) {
-        let (State::Alive(alive), Some(run)) = (&mut self.state, &mut self.run) else { return };
+    /// Begins the run that waits, if there is one and the interpreter is warm. Whether it did.
+    pub fn begin(&mut self, log: &mut Log, now: Instant) -> bool {
+        let (State::Alive(alive), Some(run)) = (&mut self.state, &mut self.run) else { return false };
         if !alive.is_ready || run.began.is_some() || run.ending != Ending::No {
-            return;
+            return false;
         }
         // What threads of earlier runs wrote in the meantime belongs to nobody.
         for fd in [&alive.stdout, &alive.stderr].into_iter().flatten() {
@@ -253,6 +253,7 @@ impl Interpreter {
             kill_at: None,
             belonging: Belonging { marker, leader: None, interpreter: Some((alive.pid, began)) },
         });
+        true
     }
 
     /// Ends the run on request.

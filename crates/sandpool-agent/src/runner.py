@@ -8,10 +8,14 @@ import ast
 import asyncio
 import base64
 import builtins
+import inspect
 import io
 import json
+import linecache
+import operator
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +24,7 @@ import types
 import warnings
 
 # What user code may replace, and this runner needs.
+from _signal import SIGINT, getsignal
 from os import getpid, read, write
 from threading import current_thread, main_thread
 
@@ -177,6 +182,7 @@ class Foundations:
 
     def __init__(self):
         self.builtins = [(name, value) for name, value in vars(builtins).items() if callable(value)]
+        self.whole = dict(vars(builtins))
         self.open()
 
     def open(self):
@@ -188,11 +194,18 @@ class Foundations:
         self.copies = {}
 
     def mend(self):
-        for name, value in self.builtins:
+        try:
+            is_whole = vars(builtins) == self.whole
+        except Exception:
+            # Something that cannot be compared was put there.
+            is_whole = False
+        for name, value in () if is_whole else self.builtins:
             now = getattr(builtins, name, None)
             # One that was replaced by its like was replaced with a purpose, and stays.
             if now is not value and not (isinstance(now, type) if isinstance(value, type) else callable(now)):
                 setattr(builtins, name, value)
+        if not is_whole:
+            self.whole = dict(vars(builtins))
         for fd, copy in self.copies.items():
             try:
                 os.fstat(fd)
@@ -229,6 +242,22 @@ def make_shell(channel):
         """Keeps the value of the last expression until the run has ended."""
 
         kept = None
+        plain = None
+
+        def compute_format_data(self, result):
+            plain = self.plain
+            if plain is not None and type(result) in plain.KINDS and plain.is_usual_for(result):
+                try:
+                    return {"text/plain": repr(result)}, {}
+                except Exception:
+                    # It is said as for every other value.
+                    pass
+            return super().compute_format_data(result)
+
+        def quiet(self):
+            # Tokens are looked at only when one of them can be a semicolon.
+            inputs = self.shell.history_manager.input_hist_parsed
+            return bool(inputs) and ";" in inputs[-1] and super().quiet()
 
         def __call__(self, result=None):
             self.check_for_underscore()
@@ -268,6 +297,7 @@ def make_shell(channel):
     class Shell(InteractiveShell):
         says_none = False
         traceback_text = ""
+        lean = None
         displayhook_class = Type(Hook)
         display_pub_class = Type(Publisher)
 
@@ -312,7 +342,10 @@ def make_shell(channel):
     config.InteractiveShell.cache_size = 100
     shell = Shell.instance(config=config)
     shell.loop_runner = loop_runner
-    shell.ast_transformers.append(LastIsCall())
+    last_is_call = LastIsCall()
+    shell.ast_transformers.append(last_is_call)
+    shell.lean = Lean(shell, last_is_call)
+    shell.displayhook.plain = Plain(shell.display_formatter)
     return shell
 
 
@@ -339,6 +372,227 @@ def event_loop():
         LOOP[:] = [asyncio.new_event_loop()]
     asyncio.set_event_loop(LOOP[0])
     return LOOP[0]
+
+
+class Lean:
+    """Runs the ordinary cell as IPython's run_cell does, without what that does in vain for it.
+
+    An ordinary cell is Python as it stands: nothing in it is IPython's own syntax, nothing awaits, and nobody has changed
+    what IPython does before it runs a cell. Whether a cell is ordinary is known before anything of it has happened; every
+    other is run_cell's. The same calls come in the same order as in `InteractiveShell._run_cell` and `run_ast_nodes`, of
+    the versions in `KNOWN`; left out are the tokenizer's passes over text that is Python already, and the compilation that
+    only asks whether it awaits.
+    """
+
+    KNOWN = ((9, 18),)
+    # What could be IPython's syntax in text that is Python as well, or is changed by the removal of indentation.
+    DOUBTFUL = re.compile(r">>>|^\s*\.\.\.|\.\.\.:|In \[|^[ \t]+$|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|__future__|paste", re.M)
+    WORD = re.compile(r"[\w.*]+")
+    # A warning of the compiler must come as often as run_cell makes it come: here it is a reason to leave the cell to it.
+    STRICT = ("error", None, Warning, None, 0)
+    METHODS = (
+        "run_cell", "_run_cell", "run_cell_async", "run_ast_nodes", "run_code", "transform_cell", "transform_ast",
+        "should_run_async", "find_magic",
+    )  # fmt: skip
+
+    def __init__(self, shell, last_is_call):
+        self.shell = shell
+        self.last_is_call = last_is_call
+        self.kind = type(shell)
+        self.usual = None
+        try:
+            import IPython
+            from IPython.core import interactiveshell
+            from IPython.core.autocall import IPyAutocall
+            from IPython.core.macro import Macro
+
+            if IPython.version_info[:2] in self.KNOWN:
+                self.rewritten = (Macro, IPyAutocall)
+                self.parts = interactiveshell
+                self.usual = self.state()
+        except (ImportError, AttributeError, TypeError):
+            pass
+
+    def state(self):
+        """Everything that user code may change about what comes before a cell runs."""
+        shell, kind = self.shell, self.kind
+        inputs, prefilter, events = shell.input_transformer_manager, shell.prefilter_manager, shell.events.callbacks
+        return [
+            *inputs.cleanup_transforms, None, *inputs.line_transforms, None, *inputs.token_transformers, None,
+            *shell.input_transformers_post, None, *shell.ast_transformers, None, *events["pre_execute"], None,
+            *events["pre_run_cell"], None, *prefilter.checkers, None, *prefilter.transformers, None,
+            type(inputs), type(prefilter), type(shell.compile), type(shell), shell.autocall, shell.trio_runner,
+            shell.ast_node_interactivity, *[getattr(kind, name) for name in self.METHODS],
+            *[name for name in self.METHODS if name in shell.__dict__],
+        ]  # fmt: skip
+
+    def is_usual(self):
+        now = self.state()
+        return len(now) == len(self.usual) and all(map(operator.is_, now, self.usual))
+
+    def run(self, code, is_stored):
+        """What run_cell would answer; `None`, and nothing has happened, when it has to be asked."""
+        if self.usual is None:
+            return None
+        prepared = self.prepare(code)
+        if prepared is None:
+            return None
+        shell, result = self.shell, None
+        with shell._tee(channel="stdout"), shell._tee(channel="stderr"):
+            try:
+                info = self.parts.ExecutionInfo(
+                    code, is_stored, False, True, None, None, transformed_cell=prepared[0]
+                )
+                try:
+                    result = self.run_prepared(info, *prepared)
+                except BaseException as error:
+                    try:
+                        result = self.parts.ExecutionResult(info)
+                        result.error_in_exec = error
+                        shell.showtraceback(running_compiled_code=True)
+                    except:  # noqa: E722
+                        pass
+            finally:
+                shell.events.trigger("post_execute")
+                shell.events.trigger("post_run_cell", result)
+        return result
+
+    def prepare(self, code):
+        """The cell, its tree and what it compiles to, statement by statement; `None` when it is not an ordinary one."""
+        shell = self.shell
+        if not code or code[0].isspace() or self.DOUBTFUL.search(code) or not self.is_usual():
+            return None
+        cell = code if code.endswith("\n") else code + "\n"
+        filters = warnings.filters
+        try:
+            if len(cell.splitlines()) == 1:
+                word = self.WORD.match(cell)
+                word = word and word[0]
+                if word and (isinstance(shell.user_ns.get(word), self.rewritten) or shell.find_magic(word)):
+                    return None
+            compiler = shell.compile
+            name = compiler.get_code_name(code, cell, shell.execution_count)
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0
+            filters.insert(0, self.STRICT)
+            try:
+                tree = compiler.ast_parse(cell, filename=name)
+                body = tree.body
+                last = len(body) - 1 if body and isinstance(body[-1], ast.Expr) else len(body)
+                compiled = []
+                for index, node in enumerate(body):
+                    is_last = index == last
+                    mode = "single" if is_last else "exec"
+                    module = ast.Interactive([node]) if is_last else ast.Module([node], [])
+                    with compiler.extra_flags(flags):
+                        one = compiler(module, name, mode)
+                    if one.co_flags & inspect.CO_COROUTINE:
+                        return None
+                    compiled.append(one)
+            finally:
+                filters.remove(self.STRICT)
+        except Exception:
+            # Not Python as it stands, or a warning. What it is, is said by run_cell.
+            return None
+        return cell, name, tree, compiled
+
+    def run_prepared(self, info, cell, name, tree, compiled):
+        shell, history = self.shell, self.shell.history_manager
+        is_stored = info.store_history
+        result = self.parts.ExecutionResult(info)
+        count = result.execution_count = shell.execution_count
+        if is_stored:
+            shell.execution_count += 1
+        shell.events.trigger("pre_execute")
+        shell.events.trigger("pre_run_cell", info)
+        if is_stored:
+            history.store_inputs(count, cell, info.raw_cell)
+        shell.logger.log(cell, info.raw_cell)
+        if cell.count("\n") == 1:
+            shell._last_input_line = cell[:-1]
+        with shell.builtin_trap:
+            # As `compile.cache` does, which would make the name anew.
+            shell.compile._filename_map[name] = count
+            linecache.cache[name] = (len(cell), None, [line + "\n" for line in cell.splitlines()], name)
+            with shell.display_trap:
+                self.last_is_call.visit(tree)
+                shell.displayhook.exec_result = result
+                has_raised = False
+                try:
+                    for one in compiled:
+                        if self.parts._pseudo_sync_runner(shell.run_code(one, result)):
+                            has_raised = True
+                            break
+                    else:
+                        if compiled and self.parts.softspace(sys.stdout, 0):
+                            print()
+                except:  # noqa: E722
+                    result.error_before_exec = sys.exc_info()[1]
+                    shell.showtraceback()
+                    has_raised = True
+                shell.last_execution_succeeded = not has_raised
+                shell.last_execution_result = result
+                shell.displayhook.exec_result = None
+        if is_stored:
+            history.store_output(count)
+            if result.error_in_exec:
+                history.exceptions[count] = shell._format_exception_for_storage(result.error_in_exec)
+        return result
+
+
+class Plain:
+    """Knows for which plain values the display formatter would answer their `repr` and nothing else.
+
+    That is so unless somebody has told a formatter something about their types, and costs far less to see than to do.
+    """
+
+    KINDS = {bool: (bool, int, object), int: (int, object), float: (float, object), str: (str, object)}
+    PRINTERS = ("type_printers", "deferred_printers", "singleton_printers")
+
+    def __init__(self, display):
+        self.display = display
+        self.is_known = False
+        try:
+            from IPython.core.formatters import DisplayFormatter, PlainTextFormatter
+            from IPython.lib.pretty import _repr_pprint
+
+            text = display.formatters["text/plain"]
+            self.is_known = type(display) is DisplayFormatter and type(text) is PlainTextFormatter
+            self.text, self.usual = text, _repr_pprint
+            self.formatters = [display.ipython_display_formatter, display.mimebundle_formatter, *display.formatters.values()]
+            self.others = [
+                (one._trait_values, *[getattr(one, name) for name in self.PRINTERS])
+                for one in self.formatters
+                if one is not text
+            ]
+            self.is_known &= all(kind in text.type_printers for kind in (int, float, str))
+        except (ImportError, AttributeError, KeyError):
+            self.is_known = False
+
+    def is_usual_for(self, value):
+        if not self.is_known:
+            return False
+        display, text = self.display, self.text
+        now = [display.ipython_display_formatter, display.mimebundle_formatter, *display.formatters.values()]
+        if len(now) != len(self.formatters) or not all(map(operator.is_, now, self.formatters)):
+            return False
+        if not text.enabled or any(module == "builtins" for module, _ in text.deferred_printers):
+            return False
+        kinds = self.KINDS[type(value)]
+        printers = text.type_printers
+        chosen = next((printers[kind] for kind in kinds if kind in printers), None)
+        if chosen is not self.usual or text.singleton_printers.get(id(value), chosen) is not self.usual:
+            return False
+        for values, types, deferred, singletons in self.others:
+            if (
+                values.get("type_printers") is not types
+                or values.get("deferred_printers") is not deferred
+                or values.get("singleton_printers") is not singletons
+                or singletons
+                or not types.keys().isdisjoint(kinds)
+                or any(module == "builtins" for module, _ in deferred)
+            ):
+                return False
+        return True
 
 
 class FiguresInline:
@@ -449,7 +703,8 @@ class Runner:
         os.environ["SANDPOOL_EXECUTION"] = message["exec"]
         channel.nonce = message["nonce"]
         del message
-        signal.signal(signal.SIGINT, channel.on_interrupt)
+        if getsignal(SIGINT) != channel.on_interrupt:
+            signal.signal(SIGINT, channel.on_interrupt)
         shell.traceback_text = ""
         shell.displayhook.kept = None
         shell.says_none = False
@@ -470,7 +725,9 @@ class Runner:
 
     def evaluate(self, code, is_stored):
         self.channel.is_running = True
-        result = self.shell.run_cell(code, store_history=is_stored)
+        result = self.shell.lean.run(code, is_stored)
+        if result is None:
+            result = self.shell.run_cell(code, store_history=is_stored)
         raised = result.error_before_exec or result.error_in_exec
         if raised is None:
             self.shell.displayhook.send("value")

@@ -32,7 +32,7 @@ pub struct App {
     /// Who may call.
     pub auth: Arc<Auth>,
     /// How the pools look to clients. Every pool of `node` is in it.
-    pub pools: Arc<BTreeMap<PoolName, PoolFace>>,
+    pub pools: Arc<BTreeMap<PoolName, Arc<PoolFace>>>,
     /// This program's version.
     pub version: &'static str,
 }

@@ -10,6 +10,7 @@ mod endpoints;
 mod failure;
 mod keys;
 mod trusted;
+mod verified;
 mod verify;
 
 #[cfg(test)]
@@ -170,6 +171,7 @@ pub struct Auth {
     config: AuthConfig,
     keys: RwLock<Arc<Keys>>,
     issuers: Vec<Issuer>,
+    tokens: verified::Tokens,
     /// When the key file was last read again for an unknown key.
     reread: Mutex<Option<Instant>>,
 }
@@ -198,7 +200,13 @@ impl Auth {
         }
         let keys = Keys::open(&config.keys_dir).map_err(|error| AuthError::keys(&config.keys_dir, error))?;
         let issuers = config.trusted.iter().map(|issuer| Issuer::new(issuer.clone())).collect::<Result<_, _>>()?;
-        Ok(Self { config, keys: RwLock::new(Arc::new(keys)), issuers, reread: Mutex::default() })
+        Ok(Self {
+            config,
+            keys: RwLock::new(Arc::new(keys)),
+            issuers,
+            tokens: verified::Tokens::default(),
+            reread: Mutex::default(),
+        })
     }
 
     /// Makes a token.

@@ -72,7 +72,7 @@ pub(crate) struct Call {
     memory: Arc<Memory>,
     principal: Principal,
     pool: PoolName,
-    face: PoolFace,
+    face: Arc<PoolFace>,
     status: PoolStatus,
     role: Role,
     /// From the query or the path.

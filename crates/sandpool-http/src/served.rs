@@ -105,7 +105,7 @@ impl Served {
             default_output_limit: 4_096,
         };
         let faces: BTreeMap<_, _> =
-            kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), face(kind))).collect();
+            kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), Arc::new(face(kind)))).collect();
         let pools = kinds.iter().map(|(name, runtime, _)| spec(name, *runtime)).collect();
         let node = Node::start(NodeConfig { pools }, memory.driver()).await.unwrap();
         let keys = tempfile::tempdir().unwrap();

@@ -2,26 +2,31 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use sandpool_driver::Stream;
 use sandpool_wire::agent::{Answer, Call, ExecKey, FromAgent, Outcome, PROTOCOL, Refusal, ToAgent};
 use sandpool_wire::frame;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::{AsyncReadExt, AsyncWrite, BufReader, ReadHalf, WriteHalf};
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::NodeError;
 use crate::record::Record;
 
-/// Messages that wait to be written; callers wait when there are more.
-const BACKLOG: usize = 32;
+/// Bytes that wait to be written; callers wait when there are more. One message more than this may be held.
+const BACKLOG: usize = 2 * 1024 * 1024;
+
+/// Bytes that are read from an agent at a time: an ordinary execution's answer and events in one.
+const READ: usize = 4 * 1024;
 
 /// A live stream.
 #[derive(Debug)]
 pub(crate) struct Link {
-    out: mpsc::Sender<Vec<u8>>,
+    out: Arc<Out>,
     next: AtomicU32,
     shared: Arc<Shared>,
     boot_id: [u8; 16],
@@ -52,7 +57,8 @@ impl Shared {
         }
     }
 
-    async fn listen(&self, mut input: ReadHalf<Stream>) -> io::Result<()> {
+    async fn listen(&self, input: ReadHalf<Stream>) -> io::Result<()> {
+        let mut input = BufReader::with_capacity(READ, input);
         loop {
             match read(&mut input).await? {
                 FromAgent::Reply { request, result } => {
@@ -75,6 +81,94 @@ impl Shared {
     }
 }
 
+/// What is written to a stream. Whoever has something to say writes it without a detour, as long as the stream takes it;
+/// what it does not take at once waits for a task of its own.
+#[derive(Debug)]
+struct Out {
+    pending: Mutex<Pending>,
+    /// There is less that waits.
+    room: Notify,
+}
+
+struct Pending {
+    stream: WriteHalf<Stream>,
+    /// Whole messages, but for the first, of which the stream may have taken a part.
+    bytes: Vec<u8>,
+    written: usize,
+    /// Wakes the task that writes what waits.
+    task: Option<Waker>,
+}
+
+impl Out {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what can be written now, and keeps the rest. `false`, and nothing done, when too much waits already.
+    fn push(&self, message: &[u8]) -> io::Result<bool> {
+        let mut pending = self.pending();
+        if pending.left() > BACKLOG {
+            return Ok(false);
+        }
+        if pending.left() > 0 {
+            pending.bytes.extend_from_slice(message);
+            return Ok(true);
+        }
+        // Nobody waits with this waker: when the stream is full, the task below asks again with its own.
+        let mut context = Context::from_waker(Waker::noop());
+        let mut rest = message;
+        while !rest.is_empty() {
+            match Pin::new(&mut pending.stream).poll_write(&mut context, rest) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => rest = &rest[count..],
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    pending.bytes.extend_from_slice(rest);
+                    if let Some(task) = pending.task.take() {
+                        task.wake();
+                    }
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes what waits, whenever something does. Ends with the stream.
+    async fn write(&self) -> io::Error {
+        std::future::poll_fn(|context| {
+            let mut pending = self.pending();
+            let Pending { stream, bytes, written, task } = &mut *pending;
+            while *written < bytes.len() {
+                match Pin::new(&mut *stream).poll_write(context, &bytes[*written..]) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(count)) => *written += count,
+                    Poll::Ready(Err(error)) => return Poll::Ready(error),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            *bytes = Vec::new();
+            *written = 0;
+            *task = Some(context.waker().clone());
+            self.room.notify_waiters();
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Pending").field("left", &self.left()).finish_non_exhaustive()
+    }
+}
+
+impl Pending {
+    fn left(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+}
+
 async fn read(input: &mut (impl AsyncReadExt + Unpin)) -> io::Result<FromAgent> {
     let mut header = [0; frame::HEADER];
     input.read_exact(&mut header).await?;
@@ -90,22 +184,18 @@ impl Link {
         let FromAgent::Hello { protocol: PROTOCOL, boot_id, .. } = read(&mut stream).await? else {
             return Err(io::Error::other("the agent did not say hello in our version"));
         };
-        let (input, mut output) = tokio::io::split(stream);
-        let (out, mut pending) = mpsc::channel::<Vec<u8>>(BACKLOG);
+        let (input, output) = tokio::io::split(stream);
+        let pending = Pending { stream: output, bytes: Vec::new(), written: 0, task: None };
+        let out = Arc::new(Out { pending: Mutex::new(pending), room: Notify::new() });
         let shared = Arc::new(Shared::default());
-        let closed = shared.closed.clone();
+        let (closed, writer) = (shared.closed.clone(), Arc::clone(&out));
         tokio::spawn(async move {
-            loop {
-                let bytes = tokio::select! {
-                    () = closed.cancelled() => break,
-                    bytes = pending.recv() => bytes,
-                };
-                let Some(bytes) = bytes else { break };
-                if output.write_all(&bytes).await.is_err() {
-                    break;
-                }
+            tokio::select! {
+                () = closed.cancelled() => {}
+                _ = writer.write() => closed.cancel(),
             }
-            closed.cancel();
+            // Those that wait for room see that there is nobody to write to.
+            writer.room.notify_waiters();
         });
         let reader = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -124,7 +214,23 @@ impl Link {
 
     pub(crate) async fn send(&self, message: &ToAgent) -> Result<(), NodeError> {
         let bytes = frame::encode(message).map_err(|error| NodeError::Invalid(error.to_string()))?;
-        self.out.send(bytes).await.map_err(|_| gone())
+        loop {
+            // Registered before the look, so that nothing happens unseen between the two.
+            let room = self.out.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.is_closed() {
+                return Err(gone());
+            }
+            match self.out.push(&bytes) {
+                Ok(true) => return Ok(()),
+                Ok(false) => room.await,
+                Err(_) => {
+                    self.shared.closed.cancel();
+                    return Err(gone());
+                }
+            }
+        }
     }
 
     /// Asks, and waits for the answer.

@@ -201,6 +201,14 @@ impl Node {
         self.state(pool).map(|pool| pool.status())
     }
 
+    /// What a pool was declared as.
+    ///
+    /// # Errors
+    /// `NoPool`.
+    pub fn spec(&self, pool: &PoolName) -> Result<&PoolSpec, NodeError> {
+        self.state(pool).map(|pool| &pool.spec)
+    }
+
     fn state(&self, pool: &PoolName) -> Result<&Arc<PoolState>, NodeError> {
         self.inner.pools.get(pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))
     }

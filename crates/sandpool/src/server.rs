@@ -88,10 +88,7 @@ impl Plan {
 pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
     let served = Plan::read(plan).and_then(|plan| {
         let inherited = Inherited::take(&plan.settings)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::new("cannot start").because(error))?;
+        let runtime = runtime().map_err(|error| Failure::new("cannot start").because(error))?;
         runtime.block_on(serve(context, plan, inherited))
     });
     match served {
@@ -101,6 +98,22 @@ pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
             ExitCode::from(u8::try_from(sandpool_process::launcher::SERVER_GIVES_UP).unwrap_or(1))
         }
     }
+}
+
+/// Serves on half of the cores: interpreters need at least as much processor as the server. On a small machine that is
+/// one thread, and then a request is never handed from one core to another, which costs more than all the rest that is
+/// done for it here.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut builder = match cores / 2 {
+        0 | 1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
+    };
+    builder.enable_all().build()
 }
 
 /// What the launcher's side opened for us, in the order of the descriptors.
@@ -224,11 +237,11 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     }
 }
 
+/// How the pools look to clients, by name.
+type Faces = BTreeMap<PoolName, Arc<PoolFace>>;
+
 /// The pools for the service layer, and how they look to Azure's clients.
-fn pools(
-    settings: &Settings,
-    images: &Images,
-) -> Result<(Vec<sandpool_node::PoolSpec>, BTreeMap<PoolName, PoolFace>), Failure> {
+fn pools(settings: &Settings, images: &Images) -> Result<(Vec<sandpool_node::PoolSpec>, Faces), Failure> {
     let mut specs = Vec::new();
     let mut faces = BTreeMap::new();
     for pool in &settings.pools {
@@ -240,7 +253,7 @@ fn pools(
             metadata: image.metadata(),
             default_output_limit: pool.spec.execution.output_streams_max_length,
         };
-        faces.insert(spec.name.clone(), face);
+        faces.insert(spec.name.clone(), Arc::new(face));
         specs.push(spec);
     }
     Ok((specs, faces))

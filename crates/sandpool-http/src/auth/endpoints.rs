@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
-use super::{AUDIENCES, Auth, Mint, Principal, Role, now};
+use super::{AUDIENCES, Auth, Mint, Principal, Role, now, verified};
 
 /// The largest form, in bytes.
 const MAX_FORM: usize = 16 * 1024;
@@ -175,7 +175,8 @@ async fn service_principal(
     }
     let id = grant.client_id.unwrap_or_default();
     let secret = grant.client_secret.unwrap_or_default();
-    let Some(Principal { subject, role, pools, session }) = auth.api_key(&secret).filter(|key| key.subject == id)
+    let Some(Principal { subject, role, pools, session }) =
+        auth.api_key(&verified::digest(&secret)).filter(|key| key.subject == id)
     else {
         let text = "the client id and secret are not the name and the key of an API key in the settings";
         return refused(StatusCode::UNAUTHORIZED, "invalid_client", text);

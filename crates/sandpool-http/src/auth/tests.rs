@@ -58,6 +58,21 @@ async fn our_own_tokens() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_good_is_refused_once_its_key_is_withdrawn() {
+    let config = config("withdrawn");
+    let auth = Auth::open(config.clone()).unwrap();
+    let token = auth.mint(&mint(Role::Executor)).unwrap().token;
+    let first = auth.verify(&with(&token)).await.unwrap();
+    assert_eq!(auth.verify(&with(&token)).await.unwrap(), first, "known by now");
+    // Four keys are kept.
+    for _ in 0..4 {
+        auth.rotate().unwrap();
+    }
+    assert_eq!(auth.verify(&with(&token)).await, Err(AuthFailure::UnknownKey));
+    std::fs::remove_dir_all(config.keys_dir).unwrap();
+}
+
+#[tokio::test]
 async fn bad_tokens_say_what_is_wrong() {
     let config = config("bad");
     let auth = Auth::open(config.clone()).unwrap();

@@ -9,11 +9,11 @@ use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use sandpool_core::ids::PoolName;
 use serde::Deserialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::keys::Keys;
-use super::{AUDIENCES, Auth, AuthFailure, LEEWAY, Principal, Role};
+use super::verified::{self, Signer, Verified};
+use super::{AUDIENCES, Auth, AuthFailure, LEEWAY, Principal, Role, now};
 
 /// The longest token that is looked at, in bytes. Entra's with many groups are about 4 KiB.
 const MAX_TOKEN: usize = 16 * 1024;
@@ -45,9 +45,36 @@ impl Auth {
     /// What is missing or wrong.
     pub async fn verify(&self, headers: &HeaderMap) -> Result<Principal, AuthFailure> {
         let token = bearer(headers)?;
-        if let Some(principal) = self.api_key(token) {
+        let digest = verified::digest(token);
+        if let Some(principal) = self.api_key(&digest) {
             return Ok(principal);
         }
+        if let Some(known) = self.tokens.get(&digest, now()) {
+            if self.is_still_good(&known.signer).await? {
+                return Ok(known.principal.clone());
+            }
+            self.tokens.forget(&digest);
+        }
+        let (principal, claims, signer) = self.check_token(token).await?;
+        if let Some(verified) = Verified::new(signer, &principal, &claims) {
+            self.tokens.add(digest, verified);
+        }
+        Ok(principal)
+    }
+
+    /// Whether the key that signed a token is still one of its issuer's.
+    async fn is_still_good(&self, signer: &Signer) -> Result<bool, AuthFailure> {
+        match signer {
+            Signer::Own(id) => Ok(self.keys().all.iter().any(|key| key.id == *id)),
+            Signer::Trusted(number, id, key) => {
+                let Some(trusted) = self.issuers.get(*number) else { return Ok(false) };
+                Ok(trusted.key(id.as_deref()).await? == **key)
+            }
+        }
+    }
+
+    /// Checks a token's signature and all else: who it is, what it says, and whose key signed it.
+    async fn check_token(&self, token: &str) -> Result<(Principal, Value, Signer), AuthFailure> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| AuthFailure::Malformed)?;
         let unproved =
             jsonwebtoken::dangerous::insecure_decode::<Unproved>(token).map_err(|_| AuthFailure::Malformed)?.claims;
@@ -55,7 +82,8 @@ impl Auth {
         if issuer == self.config.issuer {
             return self.own(token, &header);
         }
-        let Some(trusted) = self.issuers.iter().find(|trusted| trusted.settings.issuer == issuer) else {
+        let number = self.issuers.iter().position(|trusted| trusted.settings.issuer == issuer);
+        let Some((number, trusted)) = number.and_then(|number| Some((number, self.issuers.get(number)?))) else {
             return Err(AuthFailure::Issuer(shortened(&issuer)));
         };
         let key = trusted.key(header.kid.as_deref()).await?;
@@ -75,11 +103,15 @@ impl Auth {
             own.or_else(|| known_role(word))
         });
         let role = roles.max().ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?;
-        Ok(Principal { subject: subject(&claims), role, pools: None, session: None })
+        let principal = Principal { subject: subject(&claims), role, pools: None, session: None };
+        Ok((principal, claims, Signer::Trusted(number, header.kid, Box::new(key))))
     }
 
-    pub(super) fn api_key(&self, token: &str) -> Option<Principal> {
-        let digest = hex::encode(Sha256::digest(token.as_bytes()));
+    pub(super) fn api_key(&self, digest: &verified::Digest) -> Option<Principal> {
+        if self.config.api_keys.is_empty() {
+            return None;
+        }
+        let digest = hex::encode(digest);
         // All of them are compared, in constant time: how long it takes tells nothing.
         let mut found = None;
         for key in &self.config.api_keys {
@@ -97,7 +129,7 @@ impl Auth {
         })
     }
 
-    fn own(&self, token: &str, header: &Header) -> Result<Principal, AuthFailure> {
+    fn own(&self, token: &str, header: &Header) -> Result<(Principal, Value, Signer), AuthFailure> {
         let id = header.kid.as_deref().ok_or(AuthFailure::UnknownKey)?;
         let mut keys = self.keys();
         if !keys.all.iter().any(|key| key.id == id) && self.may_reread() {
@@ -114,12 +146,13 @@ impl Auth {
             None | Some(Value::Null) => None,
             some => Some(texts(some).into_iter().filter_map(|name| PoolName::parse(name).ok()).collect()),
         };
-        Ok(Principal {
+        let principal = Principal {
             subject: subject(&claims),
             role: role.ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?,
             pools,
             session: claims.get("session").and_then(Value::as_str).map(str::to_owned),
-        })
+        };
+        Ok((principal, claims, Signer::Own(key.id.clone())))
     }
 
     /// Whether the key file may be read again: once a second, however many tokens of unknown keys come.

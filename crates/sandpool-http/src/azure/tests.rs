@@ -88,7 +88,10 @@ async fn world(name: &str) -> World {
             packages: vec![("ipython".to_owned(), "9.1".to_owned())],
             created: SystemTime::UNIX_EPOCH,
         };
-        (spec.name.clone(), PoolFace { container_type: "PythonLTS".to_owned(), metadata, default_output_limit: 4096 })
+        (
+            spec.name.clone(),
+            Arc::new(PoolFace { container_type: "PythonLTS".to_owned(), metadata, default_output_limit: 4096 }),
+        )
     });
     let pools = Arc::new(pools.collect());
     let host = Host::new(MemoryConfig::default());

@@ -35,8 +35,8 @@ pub(super) async fn start(
     let (pool, identifier) = asked.session(Role::Executor)?;
     let base64 = asked.base64()?;
     let after = events::after(&asked, &headers)?;
-    let spec = app.node.pool(&pool)?.spec;
-    let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(&spec)?;
+    let spec = app.node.spec(&pool)?;
+    let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(spec)?;
     app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
     let handle = app.node.execute(&pool, &identifier, request).await?;
     let mut response = if wants_events(&headers) {
