@@ -125,6 +125,7 @@ async fn tests(mut stage: Stage) -> Outcome<()> {
     for (name, problem) in [
         ("python::no_two_sessions_draw_the_same", apart(&node, "python", python::DRAWS).await),
         ("zygote::no_two_sessions_draw_the_same", apart(&node, "zygote", python::DRAWS).await),
+        ("python::what_runs_lean_is_what_ipython_runs", alike(&node, "python").await),
         ("node::no_two_sessions_draw_the_same", apart(&node, "node", node::DRAWS).await),
     ] {
         stage.judge(&format!("interpreters::{name}"), problem.err().map(|error| error.to_string()));
@@ -311,6 +312,37 @@ fn images(run: &Execution) -> usize {
 }
 
 /// What two sessions of a pool draw at random: a line for each generator, and no two alike.
+/// The same cells in two sessions, one of which leaves all of them to IPython's `run_cell`: nobody can tell which.
+async fn alike(node: &Arc<Node>, pool: &str) -> Outcome<()> {
+    let lean = Session::open(node, pool, "alike-lean").await?;
+    let whole = Session::open(node, pool, "alike-whole").await?;
+    let first = lean.code("assert get_ipython().lean.usual is not None", PATIENCE).await?;
+    let other = whole.code("get_ipython().lean.usual = None", PATIENCE).await?;
+    if !stage::succeeded(&first) || !stage::succeeded(&other) {
+        return Err(format!("{}\n{}", seen(&first), seen(&other)).into());
+    }
+    let mut different = Vec::new();
+    for cell in python::ALIKE {
+        let (one, two) = (lean.code(cell, PATIENCE).await?, whole.code(cell, PATIENCE).await?);
+        let said = |run: &Execution| {
+            (run.stdout.clone(), run.stderr.clone(), run.result.clone(), run.displays.clone(), run.error.clone())
+        };
+        if format!("{:?}", one.state) != format!("{:?}", two.state) || said(&one) != said(&two) {
+            let value = |run: &Execution| run.result.as_ref().map(outline);
+            different.push(format!(
+                "{cell:?}\nlean: {} {:?}\nwhole: {} {:?}",
+                seen(&one),
+                value(&one),
+                seen(&two),
+                value(&two)
+            ));
+        }
+    }
+    lean.close().await?;
+    whole.close().await?;
+    if different.is_empty() { Ok(()) } else { Err(different.join("\n").into()) }
+}
+
 async fn apart(node: &Arc<Node>, pool: &str, code: &str) -> Outcome<()> {
     let mut drawn = Vec::new();
     for name in ["one", "two"] {
