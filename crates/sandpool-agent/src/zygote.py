@@ -24,7 +24,8 @@ STACK = 8 << 20
 HEAP_MARGIN = 1 << 20
 # Empty pages in a row that are worth a region of their own.
 GAP = 16
-PRIVATE, ANONYMOUS, NORESERVE, FIXED_NOREPLACE = 0x02, 0x20, 0x4000, 0x100000
+PRIVATE, DROPPABLE, ANONYMOUS, NORESERVE, FIXED_NOREPLACE = 0x02, 0x08, 0x20, 0x4000, 0x100000
+WIPE_ON_FORK = 18
 WARM = ("numpy", "pandas", "matplotlib", "matplotlib.pyplot")
 # Memory of one thread is all that can be frozen: OpenBLAS starts a thread for each processor when it is loaded, and the
 # allocator in pyarrow one that tidies up. Programs that a session starts are not told.
@@ -122,6 +123,7 @@ def fill_holes():
 
 
 KEPT = []
+WIPED = []
 # What an empty `bytes` takes.
 BYTES = sys.getsizeof(b"")
 
@@ -181,6 +183,7 @@ class Plan:
 
     def __init__(self, text):
         self.regions, self.vdso, self.pieces = [], 0, []
+        self.wiped = wiped_on_fork()
         self.heap_end = 0
         self.end = TABLE + REGIONS + 32 * MAX_REGIONS + PAGE & -PAGE
         with page_map() as self.pagemap:
@@ -198,6 +201,13 @@ class Plan:
             self.pieces.append((low, high - low))
             if name == "[vdso]":
                 self.vdso = low
+            return
+        kind = self.wiped.get(low)
+        if kind is not None:
+            # Made so that no copy of a process ever has what is in it, such as the C library's generator of random
+            # numbers: nor may this kind of copy. It is there, of the same kind, and empty.
+            flags = (DROPPABLE if "dp" in kind else PRIVATE) | FIXED_NOREPLACE | NORESERVE | ANONYMOUS
+            self.regions.append((low, high - low, 3, flags, 0))
             return
         protection = sum(bit for letter, bit in zip("rwx", (1, 2, 4)) if letter in rights)
         if not protection & 1:
@@ -251,7 +261,11 @@ class Plan:
     def was_touched(self):
         """Whether something was written since, where the plan has nothing."""
         with page_map() as self.pagemap:
-            empty = [(at, length) for at, length, protection, flags, _ in self.regions if flags & ANONYMOUS and protection & 1]
+            empty = [
+                (at, length)
+                for at, length, protection, flags, _ in self.regions
+                if flags & ANONYMOUS and protection & 1 and at not in self.wiped
+            ]
             return any(is_there for at, length in empty for _, is_there in self.pages(at, at + length))
 
     def pages(self, low, high):
@@ -261,6 +275,20 @@ class Plan:
             for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
                 # Present or swapped.
                 yield first + index * PAGE, entry >> 62 != 0
+
+
+def wiped_on_fork():
+    """Where memory begins that a fork does not copy but empties, and the kernel's flags of it."""
+    found, start = {}, 0
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            name, _, rest = line.partition(" ")
+            if name == "VmFlags:":
+                if not {"wf", "dp"}.isdisjoint(rest.split()):
+                    found[start] = rest.split()
+            elif not name.endswith(":"):
+                start = int(name.split("-")[0], 16)
+    return found
 
 
 @contextlib.contextmanager
@@ -361,6 +389,7 @@ def write(call, table, fields, thawer):
     os.ftruncate(FILE, 0)
     os.ftruncate(FILE, planned.end)
     os.pwrite(FILE, head, 0)
+    WIPED[:] = [region[:2] for region in planned.regions if region[0] in planned.wiped]
     result = call(ctypes.addressof(table), FILE)
     if result == 1:
         return None
@@ -382,6 +411,10 @@ def heap_end(text):
 
 def wake(runner):
     """In a process of its own, in another sandbox: nothing that was drawn before is drawn again."""
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start, length in WIPED:
+        libc.madvise(start, length, WIPE_ON_FORK)
     reseed()
     runner.wake()
     gc.enable()

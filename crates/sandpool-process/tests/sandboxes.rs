@@ -120,6 +120,7 @@ fn killer() -> Outcome<()> {
     let launcher = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()).ok_or("no launcher")?;
     let me = rustix::process::getpid().as_raw_nonzero().get();
     while asked.read(&mut [0])? == 1 {
+        let mut killed = Vec::new();
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
@@ -130,7 +131,12 @@ fn killer() -> Outcome<()> {
                 let pid = rustix::process::Pid::from_raw(pid).ok_or("no process")?;
                 // It may have ended by itself.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                killed.push(entry.path());
             }
+        }
+        // Until the launcher knows: it must not give out a sandbox made ahead that is at its end.
+        while killed.iter().any(|process| process.exists()) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         asked.write_all(b"!")?;
     }
