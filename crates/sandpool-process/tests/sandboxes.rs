@@ -136,7 +136,7 @@ fn killer() -> Outcome<()> {
         }
         // Until the launcher knows: it must not give out a sandbox made ahead that is at its end.
         while killed.iter().any(|process| process.exists()) {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         asked.write_all(b"!")?;
     }
