@@ -800,6 +800,17 @@ def read_exactly(length):
     return bytes(data)
 
 
+def forget_errors(shell):
+    """What a rehearsal leaves behind, as if nothing had failed yet."""
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    shell.last_execution_succeeded = True
+    shell.last_execution_result = None
+    shell.traceback_text = ""
+    shell.displayhook.kept = None
+
+
 def main():
     for fd in (FROM_AGENT, TO_AGENT):
         os.set_inheritable(fd, False)
@@ -817,11 +828,7 @@ def main():
     finally:
         sys.stderr.close()
         sys.stderr = error
-    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-        if hasattr(sys, name):
-            delattr(sys, name)
-    shell.last_execution_succeeded = True
-    shell.last_execution_result = None
+    forget_errors(shell)
     warnings.filterwarnings("ignore", message="To exit: use")
     # autogen asks for the packages in this way, and takes what is on stderr for the first of them.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated as an API")

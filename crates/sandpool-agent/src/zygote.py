@@ -91,16 +91,6 @@ def warm(runner):
     forget_errors(runner.shell)
 
 
-def forget_errors(shell):
-    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-        if hasattr(sys, name):
-            delattr(sys, name)
-    shell.last_execution_succeeded = True
-    shell.last_execution_result = None
-    shell.traceback_text = ""
-    shell.displayhook.kept = None
-
-
 def fill_holes():
     """Takes every free piece of memory between what is in use, for ever.
 

@@ -15,7 +15,6 @@
 use std::os::fd::OwnedFd;
 
 use sandpool_sys::frozen;
-use sandpool_wire::agent::Runtime;
 
 use crate::runner::{self, ToRunner};
 
@@ -32,12 +31,6 @@ pub enum Zygote {
     Freeze(OwnedFd),
     /// Start from it.
     Thaw(OwnedFd),
-}
-
-/// Whether interpreters of this runtime can be frozen here.
-#[must_use]
-pub fn is_possible(runtime: Runtime) -> bool {
-    runtime == Runtime::Python && frozen::code().is_some()
 }
 
 /// Asks a warm runner to freeze itself. `None` where there is no code for that.
