@@ -8,6 +8,7 @@
 
 mod calls;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use sandpool_wire::agent::{ExecKey, FromAgent, KEPT_EXECUTIONS, Outcome, PROTOCO
 use crate::environment::Environment;
 use crate::interpreter::{self, Interpreter, News, random};
 use crate::log::{Channel, Log};
+use crate::login::Login;
 use crate::pipe::{self, Got, WAITING};
 use crate::program::Program;
 use crate::stream::{Closed, Stream};
@@ -71,6 +73,8 @@ pub struct Agent {
     children: OwnedFd,
     boot_id: [u8; 16],
     environment: Environment,
+    /// Read when the first command comes.
+    login: OnceCell<Option<Login>>,
     is_activated: bool,
     /// `None` for a shell.
     interpreter: Option<Interpreter>,
@@ -132,6 +136,7 @@ impl Agent {
             children,
             boot_id: (u128::from(random()) << 64 | u128::from(random())).to_le_bytes(),
             environment,
+            login: OnceCell::new(),
             is_activated: false,
             interpreter: None,
             warmth: Warmth::Warming,

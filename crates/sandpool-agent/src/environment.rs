@@ -91,6 +91,12 @@ impl Environment {
         Ok(())
     }
 
+    /// Whether there is a variable of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.variables.contains_key(name)
+    }
+
     /// The variables, with `more` over them.
     #[must_use]
     pub fn with(&self, more: &[(&str, &str)]) -> Vec<(OsString, OsString)> {

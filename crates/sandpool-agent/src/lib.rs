@@ -13,6 +13,7 @@ pub mod environment;
 pub mod files;
 pub mod interpreter;
 pub mod log;
+pub mod login;
 pub mod pipe;
 pub mod procs;
 pub mod program;

@@ -19,6 +19,7 @@ use sandpool_wire::agent::{Outcome, Stdin, Stop, Work};
 
 use crate::environment::Environment;
 use crate::log::{Channel, Log};
+use crate::login::Login;
 use crate::pipe::{self, Sink};
 use crate::procs::{self, Belonging, MARKER};
 
@@ -108,7 +109,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `work`.
+    /// Starts `work`. A command is run by a shell that takes its login files as `login` has them, if it is given.
     ///
     /// # Errors
     /// Why it could not be started, for its owner.
@@ -116,26 +117,34 @@ impl Program {
         work: Work,
         marker: &str,
         environment: &Environment,
+        login: Option<&Login>,
         identity: Option<Identity>,
     ) -> Result<Self, String> {
-        Self::try_start(work, marker, environment, identity).map_err(|error| error.to_string())
+        Self::try_start(work, marker, environment, login, identity).map_err(|error| error.to_string())
     }
 
     fn try_start(
         work: Work,
         marker: &str,
         environment: &Environment,
+        login: Option<&Login>,
         identity: Option<Identity>,
     ) -> std::io::Result<Self> {
         let mut more = vec![(MARKER, marker)];
         let mut pass = Vec::new();
         let (argv, stdin, screen) = match work {
-            Work::Shell { command, stdin } if command.len() <= MAX_ARGUMENT => {
-                (vec!["/bin/bash".into(), "-lc".into(), command], stdin, None)
-            }
+            Work::Shell { command, stdin } if command.len() <= MAX_ARGUMENT => match login {
+                Some(login) => {
+                    let (words, variable, descriptors) = login.start(command)?;
+                    more.push(variable);
+                    pass.extend(descriptors);
+                    (words, stdin, None)
+                }
+                None => (vec![SHELL.into(), "-lc".into(), command], stdin, None),
+            },
             Work::Shell { command, stdin } => {
                 pass.push((script(command.as_bytes())?, SCRIPT));
-                (vec!["/bin/bash".into(), "-lc".into(), LOADER.into()], stdin, None)
+                (vec![SHELL.into(), "-lc".into(), LOADER.into()], stdin, None)
             }
             Work::Argv { argv, stdin } => (argv, stdin, None),
             Work::Terminal { ref argv, rows, columns, ref term } => {
@@ -325,7 +334,7 @@ fn size(rows: u16, columns: u16) -> Winsize {
 /// # Errors
 /// `ENOMEM` and the like.
 pub fn script(text: &[u8]) -> std::io::Result<OwnedFd> {
-    let file = rustix::fs::memfd_create("script", MemfdFlags::CLOEXEC)?;
+    let file = rustix::fs::memfd_create("script", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut rest = text;
     while !rest.is_empty() {
         let count = rustix::io::write(&file, rest)?;

@@ -61,7 +61,10 @@ pub fn spawn(workload: Workload) -> io::Result<u32> {
         .collect::<io::Result<Vec<_>>>()?;
     // The pipe on which `Command` reports a failed exec takes the lowest free numbers. Holding all numbers that may
     // be a target of `dup2` keeps it above them.
-    let held = if pass.is_empty() { Vec::new() } else { hold_up_to(HIGHEST_PASSED)? };
+    let held = match pass.iter().map(|(_, number)| *number).max() {
+        Some(highest) => hold_up_to(highest)?,
+        None => Vec::new(),
+    };
     let mut command = match file {
         Some(file) => {
             let mut command = Command::new(file);

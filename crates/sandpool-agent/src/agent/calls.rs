@@ -1,5 +1,6 @@
 //! What can be asked of the agent, and what it answers.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sandpool_wire::agent::{
@@ -11,6 +12,7 @@ use super::Agent;
 use crate::files::{self, MAX_UPLOADS, Upload};
 use crate::interpreter::random;
 use crate::log::{self, Log};
+use crate::login::{self, Login};
 use crate::pipe::WAITING;
 use crate::procs;
 use crate::program::Program;
@@ -135,7 +137,13 @@ impl Agent {
         }
         let mut log = Log::new(exec, output_limit);
         log.started();
-        match Program::start(work, &procs::name(exec), &self.environment, self.identity) {
+        let login = match work {
+            Work::Shell { .. } if login::is_usual(&self.environment) => {
+                self.login.get_or_init(|| Login::read(Path::new("/"))).as_ref()
+            }
+            _ => None,
+        };
+        match Program::start(work, &procs::name(exec), &self.environment, login, self.identity) {
             Ok(mut program) => {
                 program.deadline = program.began.checked_add(timeout);
                 self.programs.insert(exec, program);

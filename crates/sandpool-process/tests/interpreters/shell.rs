@@ -1,7 +1,7 @@
 //! The shell: what section 7.4 of the wire reference says.
 
 use crate::Act::{Argv, Shell, ShellInterrupted, ShellLong, ShellReads, ShellTimed, Typed};
-use crate::Sees::{Ends, Errs, Part, Quiet, Says};
+use crate::Sees::{Ends, Errs, Is, Part, Quiet, Says};
 use crate::{Case, Key, Step};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -30,6 +30,34 @@ pub(crate) fn cases() -> Vec<Case> {
                 Step(Shell("shopt -q login_shell && echo login; echo $0"), &[Says("login\n/bin/bash\n")]),
                 Step(Shell("cd /tmp; export x=1"), &[]),
                 Step(Shell("pwd; echo \"[$x]\""), &[Says("/mnt/data\n[]\n")]),
+            ],
+        ),
+        case(
+            "login_files",
+            &[
+                Step(Shell("umask; declare -F gawkpath_append"), &[Says("0022\ngawkpath_append\n"), Quiet]),
+                // PATH is what /etc/profile makes of it.
+                Step(Shell("echo $PATH"), &[Says("/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games\n")]),
+                Step(
+                    Shell("env -u _ | sort | cut -d= -f1 | xargs"),
+                    &[Is(|run| no_more_than_a_login_shell(&String::from_utf8_lossy(&run.stdout)))],
+                ),
+                Step(Shell("echo 'export A=1; umask 027; f() { echo f; }; cd /tmp' > ~/.profile"), &[]),
+                Step(Shell("echo $A; umask; f; pwd"), &[Says("1\n0027\nf\n/tmp\n"), Quiet]),
+                Step(
+                    Shell("echo 'export A=2; shopt -s expand_aliases; alias hi=\"echo alias\"' > ~/.bash_profile"),
+                    &[],
+                ),
+                Step(Shell("hi $A; umask"), &[Says("alias 2\n0022\n")]),
+                Step(Shell("echo 'exit 5' > ~/.bash_profile"), &[]),
+                Step(Shell("echo never"), &[Ends("Exited(5)"), Says("")]),
+                Step(Argv(&["rm", "/home/sandbox/.bash_profile", "/home/sandbox/.profile"]), &[]),
+                Step(
+                    Shell("echo \"[$A]\"; umask; pwd; ls /proc/$$/fd | xargs"),
+                    &[Says("[]\n0022\n/mnt/data\n0 1 2\n")],
+                ),
+                Step(Shell("echo 'echo bye' > ~/.bash_logout; logout"), &[Says("bye\n"), Quiet]),
+                Step(Shell("rm ~/.bash_logout; exit"), &[Says("")]),
             ],
         ),
         case("streams_are_apart", &[Step(Shell("echo out; echo err >&2"), &[Says("out\n"), Errs("err\n")])]),
@@ -150,4 +178,11 @@ pub(crate) fn cases() -> Vec<Case> {
             ],
         ),
     ]
+}
+
+/// Whether these names of variables are those of the sandbox and of a shell, and none is of how the shell was started.
+fn no_more_than_a_login_shell(names: &str) -> Result<(), String> {
+    let usual = "HOME LANG LOGNAME OLDPWD PATH PWD PYTHONUNBUFFERED SANDPOOL_EXECUTION SHELL SHLVL TMPDIR USER";
+    let more: Vec<_> = names.split_whitespace().filter(|name| !usual.split(' ').any(|known| known == *name)).collect();
+    if more.is_empty() { Ok(()) } else { Err(format!("{more:?} are there too")) }
 }
