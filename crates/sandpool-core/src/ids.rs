@@ -1,8 +1,9 @@
 //! Names and numbers, checked once, where they are made.
 
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
-/// A name a caller gives its session: the whole of what tells one session of a pool from another.
+/// A name a caller gives its session: the whole of what tells one session of a tenant in a pool from another.
 ///
 /// 4 to 128 characters out of letters, digits and ``_ | } { [ ] : " ; ' < > ? / . , @ # $ % ^ & * ( ) - + = ! ~ ` ``
 /// (Azure's data-plane specification; no blank, no backslash). Compared byte for byte.
@@ -102,6 +103,104 @@ impl fmt::Display for PoolName {
 impl fmt::Debug for PoolName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The name of a tenant: whoever is not claimed by a named one belongs to `default`. The rule is that of [`PoolName`].
+/// Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantName(Arc<str>);
+
+/// A text is not a [`TenantName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a tenant's name has 1 to 63 characters, begins with a letter a-z and goes on with a-z, 0-9 and '-'; this one is {0:?}"
+)]
+pub struct TenantNameError(pub String);
+
+static DEFAULT_TENANT: LazyLock<TenantName> = LazyLock::new(|| TenantName(Arc::from("default")));
+
+impl TenantName {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// [`TenantNameError`] with the rule.
+    pub fn parse(text: &str) -> Result<Self, TenantNameError> {
+        match PoolName::parse(text) {
+            Ok(_) => Ok(Self(Arc::from(text))),
+            Err(PoolNameError(text)) => Err(TenantNameError(text)),
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// It is the tenant of all whom no other tenant claims: the operator's own.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == *DEFAULT_TENANT
+    }
+}
+
+impl Default for TenantName {
+    fn default() -> Self {
+        DEFAULT_TENANT.clone()
+    }
+}
+
+impl fmt::Display for TenantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TenantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The whole of what tells one session of a pool from another: the same identifier used by two tenants is two sessions.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey {
+    /// In whose room it is.
+    pub tenant: TenantName,
+    /// What its callers call it.
+    pub identifier: Identifier,
+}
+
+impl SessionKey {
+    /// A tenant's session of that name.
+    #[must_use]
+    pub fn new(tenant: TenantName, identifier: Identifier) -> Self {
+        Self { tenant, identifier }
+    }
+}
+
+/// The default tenant's session of that name.
+impl From<Identifier> for SessionKey {
+    fn from(identifier: Identifier) -> Self {
+        Self::new(TenantName::default(), identifier)
+    }
+}
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tenant.is_default() {
+            fmt::Display::fmt(&self.identifier, f)
+        } else {
+            // No blank may be in an identifier, so this is nobody else's name.
+            write!(f, "{} of {}", self.identifier, self.tenant)
+        }
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.to_string(), f)
     }
 }
 

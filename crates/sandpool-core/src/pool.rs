@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use demand::Demand;
 
-use crate::ids::{Identifier, SandboxId};
+use crate::ids::{SandboxId, SessionKey};
 use crate::limits::{Life, Scale};
 
 /// The pause after a sandbox that did not start; doubled with each further one, up to [`LONGEST_PAUSE`].
@@ -50,8 +50,8 @@ pub struct Pool {
     ready: VecDeque<SandboxId>,
     /// Those being made, and since when.
     booting: BTreeMap<SandboxId, Moment>,
-    sessions: HashMap<Identifier, Session>,
-    owners: HashMap<SandboxId, Identifier>,
+    sessions: HashMap<SessionKey, Session>,
+    owners: HashMap<SandboxId, SessionKey>,
     demand: Demand,
     /// Sandboxes of sessions that may still be waiting for their first answer, and until when that puts refills off.
     unanswered: BTreeMap<SandboxId, Moment>,
@@ -114,7 +114,7 @@ impl Pool {
     }
 
     /// The sandbox of a session; one from the reservoir if the session is new. Counts as use.
-    pub fn claim(&mut self, identifier: &Identifier, now: Moment) -> Claim {
+    pub fn claim(&mut self, identifier: &SessionKey, now: Moment) -> Claim {
         if let Some(session) = self.sessions.get_mut(identifier) {
             session.used = now;
             return Claim::Existing(session.sandbox);
@@ -141,7 +141,7 @@ impl Pool {
     /// have the same session, because a server was killed in the middle: the session is in the one made last.
     pub fn bind(
         &mut self,
-        identifier: Identifier,
+        identifier: SessionKey,
         sandbox: SandboxId,
         created: Moment,
         now: Moment,
@@ -161,14 +161,14 @@ impl Pool {
         }
     }
 
-    fn place(&mut self, identifier: Identifier, sandbox: SandboxId, created: Moment, now: Moment) {
+    fn place(&mut self, identifier: SessionKey, sandbox: SandboxId, created: Moment, now: Moment) {
         self.booting.remove(&sandbox);
         self.ready.retain(|ready| *ready != sandbox);
         self.owners.insert(sandbox, identifier.clone());
         self.sessions.insert(identifier, Session { sandbox, created, used: now, busy: 0 });
     }
 
-    fn disown(&mut self, sandbox: SandboxId) -> Option<Identifier> {
+    fn disown(&mut self, sandbox: SandboxId) -> Option<SessionKey> {
         self.unanswered.remove(&sandbox);
         self.owners.remove(&sandbox)
     }
@@ -205,7 +205,7 @@ impl Pool {
     }
 
     /// A sandbox is gone. Answers the session that has lost it.
-    pub fn gone(&mut self, sandbox: SandboxId, now: Moment) -> Option<Identifier> {
+    pub fn gone(&mut self, sandbox: SandboxId, now: Moment) -> Option<SessionKey> {
         if self.booting.remove(&sandbox).is_some() {
             self.failed(now);
         }
@@ -223,7 +223,7 @@ impl Pool {
     }
 
     /// Ends a session. Answers the sandbox to destroy.
-    pub fn remove(&mut self, identifier: &Identifier) -> Option<SandboxId> {
+    pub fn remove(&mut self, identifier: &SessionKey) -> Option<SandboxId> {
         let session = self.sessions.remove(identifier)?;
         self.disown(session.sandbox);
         Some(session.sandbox)
@@ -302,7 +302,7 @@ impl Pool {
 
     /// The sessions whose time is over, and when to look again.
     #[must_use]
-    pub fn expired(&self, now: Moment) -> (Vec<Identifier>, Option<Moment>) {
+    pub fn expired(&self, now: Moment) -> (Vec<SessionKey>, Option<Moment>) {
         let mut over = Vec::new();
         let mut next: Option<Moment> = None;
         for (identifier, session) in &self.sessions {
@@ -324,12 +324,12 @@ impl Pool {
 
     /// A session.
     #[must_use]
-    pub fn session(&self, identifier: &Identifier) -> Option<&Session> {
+    pub fn session(&self, identifier: &SessionKey) -> Option<&Session> {
         self.sessions.get(identifier)
     }
 
     /// Every session.
-    pub fn sessions(&self) -> impl Iterator<Item = (&Identifier, &Session)> {
+    pub fn sessions(&self) -> impl Iterator<Item = (&SessionKey, &Session)> {
         self.sessions.iter()
     }
 
@@ -346,7 +346,7 @@ impl Pool {
 
     /// The session that a sandbox belongs to.
     #[must_use]
-    pub fn owner(&self, sandbox: SandboxId) -> Option<&Identifier> {
+    pub fn owner(&self, sandbox: SandboxId) -> Option<&SessionKey> {
         self.owners.get(&sandbox)
     }
 

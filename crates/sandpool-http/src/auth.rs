@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, Header};
-use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_core::ids::{Identifier, PoolName, TenantName};
+use sandpool_node::Whose;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -52,6 +53,8 @@ pub struct AuthConfig {
     pub trusted: Vec<TrustedIssuer>,
     /// Fixed keys.
     pub api_keys: Vec<ApiKey>,
+    /// Tenants, and which tokens are theirs. All other tokens are the default tenant's.
+    pub tenants: Vec<TenantTokens>,
     /// The secret that managed-identity clients send as `X-IDENTITY-HEADER`.
     pub identity_header: String,
     /// Whether the virtual machine's form of managed identity, which has no secret, is answered.
@@ -86,6 +89,26 @@ pub struct ApiKey {
     pub role: Role,
     /// Where; everywhere when `None`.
     pub pools: Option<Vec<String>>,
+    /// Whose it is.
+    pub tenant: TenantName,
+}
+
+/// A tenant, and which tokens are its own, besides those of ours that name it.
+#[derive(Clone, Debug)]
+pub struct TenantTokens {
+    /// Its name.
+    pub tenant: TenantName,
+    /// Any of these will do.
+    pub claims: Vec<TenantClaim>,
+}
+
+/// What a token must say to be a tenant's.
+#[derive(Clone, Debug)]
+pub struct TenantClaim {
+    /// Its issuer, exactly.
+    pub issuer: String,
+    /// A claim and its value; of a list, one of its values. Every token of the issuer when `None`.
+    pub claim: Option<(String, String)>,
 }
 
 /// What somebody may do; each role may also do what those before it may.
@@ -123,6 +146,8 @@ pub struct Principal {
     pub pools: Option<Vec<PoolName>>,
     /// The one session it may use, when it is bound to one.
     pub session: Option<String>,
+    /// Whom it belongs to.
+    pub tenant: TenantName,
 }
 
 /// A token to make.
@@ -136,6 +161,8 @@ pub struct Mint {
     pub pools: Option<Vec<PoolName>>,
     /// The one session it may use, if only one.
     pub session: Option<String>,
+    /// Whom it belongs to.
+    pub tenant: TenantName,
     /// How long it is good for; [`AuthConfig::token_ttl`] when `None`.
     pub ttl: Option<Duration>,
 }
@@ -164,6 +191,8 @@ pub(crate) struct Claims {
     pools: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
 }
 
 /// Makes tokens, and checks them.
@@ -212,11 +241,15 @@ impl Auth {
     /// Makes a token.
     ///
     /// # Errors
-    /// When it would be good for longer than [`LONGEST_TTL`].
+    /// When it would be good for longer than [`LONGEST_TTL`], or for a tenant that is not declared.
     pub fn mint(&self, request: &Mint) -> Result<Minted, AuthError> {
         let ttl = request.ttl.unwrap_or(self.config.token_ttl);
         if ttl > LONGEST_TTL || ttl.as_secs() == 0 {
             return Err(AuthError::Ttl(ttl));
+        }
+        let is_declared = self.config.tenants.iter().any(|known| known.tenant == request.tenant);
+        if !request.tenant.is_default() && !is_declared {
+            return Err(AuthError::Settings(format!("there is no tenant {} in the settings", request.tenant)));
         }
         let now = now();
         let expires_at = now + ttl.as_secs();
@@ -230,6 +263,7 @@ impl Auth {
             roles: vec![request.role.word().to_owned()],
             pools: request.pools.as_ref().map(|pools| pools.iter().map(ToString::to_string).collect()),
             session: request.session.clone(),
+            tenant: (!request.tenant.is_default()).then(|| request.tenant.to_string()),
         };
         let keys = self.keys();
         let key = keys.newest();
@@ -287,6 +321,31 @@ impl Principal {
             (Some(_), _) => Err(AuthFailure::Session),
             (None, _) => Ok(()),
         }
+    }
+
+    /// It may look into every tenant's room. The administrator of a tenant is one there only.
+    #[must_use]
+    pub fn is_operator(&self) -> bool {
+        self.role == Role::Admin && self.tenant.is_default()
+    }
+
+    /// In whose room its request is: its own, or the one that an operator names.
+    ///
+    /// # Errors
+    /// It names one that is not for it; whether there is such a tenant makes no difference.
+    pub fn room(&self, named: Option<&str>) -> Result<TenantName, AuthFailure> {
+        match named {
+            None => Ok(self.tenant.clone()),
+            Some(name) if name == self.tenant.as_str() => Ok(self.tenant.clone()),
+            Some(name) if self.is_operator() => TenantName::parse(name).map_err(|error| AuthFailure::Tenant(error.0)),
+            Some(name) => Err(AuthFailure::Tenant(name.chars().take(80).collect())),
+        }
+    }
+
+    /// Whose sessions a list is about, when its request is in this room.
+    #[must_use]
+    pub fn whose<'a>(&self, named: Option<&str>, room: &'a TenantName) -> Whose<'a> {
+        if self.is_operator() && named.is_none() { Whose::Everybody } else { Whose::Tenant(room) }
     }
 }
 

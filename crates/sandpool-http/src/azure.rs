@@ -33,7 +33,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use percent_encoding::utf8_percent_encode;
-use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_core::ids::{Identifier, PoolName, SessionKey, TenantName};
 use sandpool_node::{NodeError, Open, Opened, PoolStatus};
 use time::OffsetDateTime;
 
@@ -75,8 +75,10 @@ pub(crate) struct Call {
     face: Arc<PoolFace>,
     status: PoolStatus,
     role: Role,
+    /// In whose room this is.
+    room: TenantName,
     /// From the query or the path.
-    identifier: Option<Identifier>,
+    session: Option<SessionKey>,
     query: Query,
     version: Option<Version>,
     headers: HeaderMap,
@@ -176,6 +178,7 @@ async fn handle(
         };
         principal.may(route.role, &pool, about).map_err(Problem::from)?;
     }
+    let room = principal.room(query.get("tenant")).map_err(Problem::from)?;
     let status = app.node.pool(&pool).map_err(|_| no_pool())?;
     let face = app.pools.get(&pool).cloned().ok_or_else(no_pool)?;
     let base = format!("{}{}", origin(&parts), target.prefix);
@@ -189,7 +192,8 @@ async fn handle(
         face,
         status,
         role,
-        identifier,
+        session: identifier.map(|identifier| SessionKey::new(room.clone(), identifier)),
+        room,
         query,
         version,
         headers,
@@ -249,13 +253,13 @@ fn origin(parts: &Parts) -> String {
 
 impl Call {
     /// The session that it is about.
-    fn session(&self) -> Result<&Identifier, Problem> {
-        self.identifier.as_ref().ok_or_else(no_identifier)
+    fn session(&self) -> Result<&SessionKey, Problem> {
+        self.session.as_ref().ok_or_else(no_identifier)
     }
 
     /// Finds the session, or makes it.
-    async fn open(&self, identifier: &Identifier, open: Open) -> Result<Opened, Problem> {
-        Ok(self.app.node.open(&self.pool, identifier, open, &self.principal.caller()).await?)
+    async fn open(&self, key: &SessionKey, open: Open) -> Result<Opened, Problem> {
+        Ok(self.app.node.open(&self.pool, key, open, &self.principal.caller()).await?)
     }
 
     /// An address below the pool, with the session and the version.

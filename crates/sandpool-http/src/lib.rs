@@ -18,6 +18,8 @@ mod problem;
 mod serve;
 #[cfg(test)]
 mod served;
+#[cfg(test)]
+mod tenancy;
 pub mod tls;
 
 pub use app::{App, Metadata, PoolFace, router};

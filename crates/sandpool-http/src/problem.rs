@@ -97,6 +97,7 @@ impl From<NodeError> for Problem {
             NodeError::SessionLost { .. } => (StatusCode::GONE, "SessionLost"),
             NodeError::NoExecution(_) => (StatusCode::NOT_FOUND, "ExecutionNotFound"),
             NodeError::Exhausted { .. } => (StatusCode::TOO_MANY_REQUESTS, "SessionsCountExceedsLimit"),
+            NodeError::OverQuota { .. } => (StatusCode::TOO_MANY_REQUESTS, "TenantQuotaExceeded"),
             NodeError::PoolBroken { .. } => (StatusCode::SERVICE_UNAVAILABLE, "SessionPoolBroken"),
             NodeError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "ExecutionQueueFull"),
             NodeError::Unsupported(_) => (StatusCode::BAD_REQUEST, "SessionRequestNotSupported"),
@@ -116,6 +117,10 @@ impl From<NodeError> for Problem {
                      {} s, or end one with DELETE session. `sandpool session ls` says who holds them.",
                     retry_after.as_secs().max(1)
                 );
+                problem.retry_after = Some(retry_after);
+            }
+            NodeError::OverQuota { resource, retry_after, .. } => {
+                problem.target = Some(resource.to_string());
                 problem.retry_after = Some(retry_after);
             }
             NodeError::QueueFull { .. } | NodeError::Unavailable(_) => {

@@ -10,16 +10,23 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use axum::response::Response;
 use http_body_util::BodyExt;
-use sandpool_core::ids::PoolName;
+use sandpool_core::ids::{PoolName, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory, MemoryConfig};
-use sandpool_node::{Node, NodeConfig, PoolSpec, Runtime};
+use sandpool_node::{Node, NodeConfig, PoolSpec, Quota, Runtime, Tenant};
 use serde_json::Value;
 use tower::ServiceExt;
 
 use crate::app::{App, Metadata, PoolFace, router};
-use crate::auth::{Auth, AuthConfig, Mint, Role};
+use crate::auth::{Auth, AuthConfig, Mint, Role, TenantTokens};
 use crate::openapi::check;
+
+/// The tenants besides the default one; `small` may have one session, and one execution.
+const TENANTS: [&str; 3] = ["acme", "globex", "small"];
+
+fn tenant(name: &str) -> TenantName {
+    TenantName::parse(name).unwrap()
+}
 
 /// Bytes of output that an execution keeps here.
 pub(crate) const OUTPUT_LIMIT: u64 = 10_000;
@@ -79,6 +86,8 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
+        scope: sandpool_node::SessionScope::Tenant,
+        full_wait: Duration::ZERO,
     }
 }
 
@@ -107,13 +116,16 @@ impl Served {
         let faces: BTreeMap<_, _> =
             kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), Arc::new(face(kind)))).collect();
         let pools = kinds.iter().map(|(name, runtime, _)| spec(name, *runtime)).collect();
-        let node = Node::start(NodeConfig { pools }, memory.driver()).await.unwrap();
+        let quota = Quota { sessions: Some(1), executions: Some(1), ..Quota::default() };
+        let tenants = vec![Tenant { name: tenant("small"), weight: 1, quota }];
+        let node = Node::start(NodeConfig { pools, tenants }, memory.driver()).await.unwrap();
         let keys = tempfile::tempdir().unwrap();
         let config = AuthConfig {
             keys_dir: keys.path().to_owned(),
             issuer: "https://sandpool.local".to_owned(),
             trusted: Vec::new(),
             api_keys: Vec::new(),
+            tenants: TENANTS.map(tenant).map(|tenant| TenantTokens { tenant, claims: Vec::new() }).to_vec(),
             identity_header: "secret".to_owned(),
             open_metadata: false,
             token_ttl: Duration::from_secs(600),
@@ -125,10 +137,18 @@ impl Served {
         served
     }
 
+    pub(crate) fn token_of(&self, name: &str, role: Role) -> String {
+        let (subject, tenant) = (format!("{name}-person"), tenant(name));
+        self.auth.mint(&Mint { subject, role, pools: None, session: None, tenant, ttl: None }).unwrap().token
+    }
+
     pub(crate) fn token_for(&self, role: Role, pool: Option<&str>, session: Option<&str>) -> String {
         let pools = pool.map(|pool| vec![PoolName::parse(pool).unwrap()]);
         let session = session.map(str::to_owned);
-        self.auth.mint(&Mint { subject: "tester".to_owned(), role, pools, session, ttl: None }).unwrap().token
+        self.auth
+            .mint(&Mint { subject: "tester".to_owned(), role, pools, session, tenant: Default::default(), ttl: None })
+            .unwrap()
+            .token
     }
 
     /// Sends a request as it is.

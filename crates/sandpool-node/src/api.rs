@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
+pub use sandpool_core::tenants::{Quota, Resource, Tenant};
 pub use sandpool_driver::{Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
@@ -35,6 +36,20 @@ pub struct PoolSpec {
     pub env: Vec<(String, String)>,
     /// How interpreters start.
     pub start: Start,
+    /// Who shares a session's name.
+    pub scope: SessionScope,
+    /// How long a caller waits for a place when every one is taken, before it hears [`NodeError::Exhausted`].
+    pub full_wait: Duration,
+}
+
+/// Who shares a session's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionScope {
+    /// The callers of one tenant: to all others its sessions are not there.
+    #[default]
+    Tenant,
+    /// Every caller that may use the pool, as on the service whose wire this is.
+    Pool,
 }
 
 /// A pool, as it is now.
@@ -69,6 +84,15 @@ pub struct Caller {
     pub subject: String,
 }
 
+/// Whose sessions are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// Those that a tenant may see.
+    Tenant(&'a TenantName),
+    /// All.
+    Everybody,
+}
+
 /// A session, as it is now.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
@@ -76,6 +100,8 @@ pub struct SessionInfo {
     pub pool: PoolName,
     /// Its name.
     pub identifier: Identifier,
+    /// Against whose quota it counts.
+    pub tenant: TenantName,
     /// The sandbox bound to it.
     pub sandbox: SandboxId,
     /// Who made it.
@@ -90,6 +116,14 @@ pub struct SessionInfo {
     pub expires: SystemTime,
     /// Executions that run or wait.
     pub busy: usize,
+}
+
+impl SessionInfo {
+    /// What lists are sorted by: the oldest first, and no two alike.
+    #[must_use]
+    pub fn order(&self) -> (SystemTime, &Identifier, &TenantName) {
+        (self.created, &self.identifier, &self.tenant)
+    }
 }
 
 /// A session that a call found or made.
@@ -206,6 +240,18 @@ pub enum NodeError {
         /// Sessions allowed.
         limit: u32,
         /// When the next one may end.
+        retry_after: Duration,
+    },
+    /// The tenant may have no more of something.
+    #[error("tenant {tenant} has used up its quota of {limit} {resource}")]
+    OverQuota {
+        /// Whose quota.
+        tenant: TenantName,
+        /// What of.
+        resource: Resource,
+        /// How much it is.
+        limit: u64,
+        /// When to come again.
         retry_after: Duration,
     },
     /// Sandboxes of this pool do not start: says why.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_core::ids::{PoolName, SessionKey};
 use sandpool_wire::agent::{Answer, Call, MAX_CHUNK, Refusal};
 
 use crate::api::*;
@@ -26,8 +26,8 @@ impl Node {
     ///
     /// # Errors
     /// `NoFile`, `Denied`, `Invalid` for a path that is not absolute and normal.
-    pub async fn stat_file(&self, pool: &PoolName, identifier: &Identifier, path: &str) -> Result<Entry, NodeError> {
-        let (pool, session) = self.session_for_files(pool, identifier).await?;
+    pub async fn stat_file(&self, pool: &PoolName, key: &SessionKey, path: &str) -> Result<Entry, NodeError> {
+        let (pool, session) = self.session_for_files(pool, key).await?;
         let _in_use = InUse::begin(&pool, &session);
         match ask(&session, Call::Stat { path: checked(path)? }, path).await? {
             Answer::Entry(entry) => Ok(entry),
@@ -42,13 +42,13 @@ impl Node {
     pub async fn list_files(
         &self,
         pool: &PoolName,
-        identifier: &Identifier,
+        key: &SessionKey,
         path: &str,
         recursive: bool,
         after: Option<String>,
         limit: u32,
     ) -> Result<(Vec<Entry>, bool), NodeError> {
-        let (pool, session) = self.session_for_files(pool, identifier).await?;
+        let (pool, session) = self.session_for_files(pool, key).await?;
         let _in_use = InUse::begin(&pool, &session);
         match ask(&session, Call::List { path: checked(path)?, recursive, after, limit }, path).await? {
             Answer::Entries { entries, more } => Ok((entries, more)),
@@ -63,10 +63,10 @@ impl Node {
     pub async fn read_file(
         &self,
         pool: &PoolName,
-        identifier: &Identifier,
+        key: &SessionKey,
         path: &str,
     ) -> Result<(u64, BoxStream<'static, Result<Bytes, NodeError>>), NodeError> {
-        let (pool, session) = self.session_for_files(pool, identifier).await?;
+        let (pool, session) = self.session_for_files(pool, key).await?;
         let in_use = InUse::begin(&pool, &session);
         let path = checked(path)?;
         let (first, size) = read(&session, &path, 0).await?;
@@ -98,11 +98,11 @@ impl Node {
     pub async fn write_file(
         &self,
         pool: &PoolName,
-        identifier: &Identifier,
+        key: &SessionKey,
         path: &str,
         mut data: BoxStream<'_, Result<Bytes, NodeError>>,
     ) -> Result<Entry, NodeError> {
-        let (pool, session) = self.session_for_files(pool, identifier).await?;
+        let (pool, session) = self.session_for_files(pool, key).await?;
         let _in_use = InUse::begin(&pool, &session);
         let Answer::Upload(upload) = ask(&session, Call::WriteOpen { path: checked(path)? }, path).await? else {
             return Err(nonsense());
@@ -125,8 +125,8 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::stat_file`].
-    pub async fn remove_file(&self, pool: &PoolName, identifier: &Identifier, path: &str) -> Result<(), NodeError> {
-        let (pool, session) = self.session_for_files(pool, identifier).await?;
+    pub async fn remove_file(&self, pool: &PoolName, key: &SessionKey, path: &str) -> Result<(), NodeError> {
+        let (pool, session) = self.session_for_files(pool, key).await?;
         let _in_use = InUse::begin(&pool, &session);
         ask(&session, Call::Remove { path: checked(path)? }, path).await.map(drop)
     }

@@ -11,6 +11,7 @@ mod node;
 mod pools;
 mod record;
 mod session;
+mod tenants;
 
 pub use api::*;
 pub use node::{ExecutionHandle, Node, NodeConfig};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
+use sandpool_core::ids::{ExecutionId, PoolName, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
 use sandpool_wire::agent::ToAgent;
 use tokio::sync::broadcast::error::RecvError;
@@ -16,6 +16,7 @@ use crate::api::*;
 use crate::pools::{BOOT_LIMIT, PoolState};
 use crate::record::Record;
 use crate::session::Session;
+use crate::tenants::Tenants;
 
 /// The pause before sandboxes that could not be listed are listed again.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
@@ -37,10 +38,12 @@ struct Inner {
 }
 
 /// What a node is built from.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct NodeConfig {
     /// The pools.
     pub pools: Vec<PoolSpec>,
+    /// The tenants that have a quota or a weight of their own.
+    pub tenants: Vec<Tenant>,
 }
 
 /// A handle on one execution. Dropping it changes nothing.
@@ -58,6 +61,7 @@ impl Node {
     pub async fn start(config: NodeConfig, driver: Arc<dyn Driver>) -> Result<Self, NodeError> {
         let start = Instant::now();
         let mut changes = driver.watch();
+        let tenants = Arc::new(Tenants::new(config.tenants));
         let mut pools = BTreeMap::new();
         for spec in config.pools {
             let template = Template {
@@ -73,7 +77,7 @@ impl Node {
                 .ensure_pool(&template)
                 .await
                 .map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
-            pools.insert(name, Arc::new(PoolState::new(spec, Arc::clone(&driver), start)));
+            pools.insert(name, Arc::new(PoolState::new(spec, Arc::clone(&driver), Arc::clone(&tenants), start)));
         }
         let node = Self {
             inner: Arc::new(Inner {
@@ -161,8 +165,7 @@ impl Node {
         self.inner.stop.cancel();
         let deadline = Instant::now() + grace;
         for pool in self.inner.pools.values() {
-            for info in pool.infos() {
-                let Ok(session) = pool.present(&info.identifier) else { continue };
+            for session in pool.all_sessions() {
                 for record in session.executions() {
                     if tokio::time::timeout_at(deadline, record.ended()).await.is_err() {
                         break;
@@ -222,7 +225,7 @@ impl Node {
     pub async fn open(
         &self,
         pool: &PoolName,
-        identifier: &Identifier,
+        key: &SessionKey,
         open: Open,
         caller: &Caller,
     ) -> Result<Opened, NodeError> {
@@ -231,7 +234,7 @@ impl Node {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         let pool = self.state(pool)?;
-        let (session, new) = pool.open(identifier, open, caller).await?;
+        let (session, new) = pool.open(key, open, caller).await?;
         Ok(Opened { session: pool.describe_session(&session), new, took: began.elapsed() })
     }
 
@@ -239,26 +242,27 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`, `NoSession`.
-    pub fn session(&self, pool: &PoolName, identifier: &Identifier) -> Result<SessionInfo, NodeError> {
-        self.state(pool)?.info(identifier)
+    pub fn session(&self, pool: &PoolName, key: &SessionKey) -> Result<SessionInfo, NodeError> {
+        let pool = self.state(pool)?;
+        pool.info(&pool.scoped(key))
     }
 
     /// The sessions of a pool, oldest first.
     ///
     /// # Errors
     /// `NoPool`.
-    pub fn sessions(&self, pool: &PoolName) -> Result<Vec<SessionInfo>, NodeError> {
-        Ok(self.state(pool)?.infos())
+    pub fn sessions(&self, pool: &PoolName, whose: Whose<'_>) -> Result<Vec<SessionInfo>, NodeError> {
+        Ok(self.state(pool)?.infos(whose))
     }
 
     /// What a session's sandbox uses.
     ///
     /// # Errors
     /// `NoPool`, `NoSession`, `Unavailable`.
-    pub async fn usage(&self, pool: &PoolName, identifier: &Identifier) -> Result<Usage, NodeError> {
-        let info = self.state(pool)?.info(identifier)?;
+    pub async fn usage(&self, pool: &PoolName, key: &SessionKey) -> Result<Usage, NodeError> {
+        let info = self.session(pool, key)?;
         self.inner.driver.0.usage(info.sandbox).await.map_err(|error| match error {
-            DriverError::Gone(_) => NodeError::NoSession(identifier.clone()),
+            DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
             error => NodeError::Unavailable(error.to_string()),
         })
     }
@@ -268,8 +272,9 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`, `NoSession`.
-    pub async fn delete_session(&self, pool: &PoolName, identifier: &Identifier) -> Result<(), NodeError> {
-        self.state(pool)?.delete(identifier).await
+    pub async fn delete_session(&self, pool: &PoolName, key: &SessionKey) -> Result<(), NodeError> {
+        let pool = self.state(pool)?;
+        pool.delete(&pool.scoped(key)).await
     }
 
     /// Accepts an execution in an existing session (see [`Node::open`]): code waits its turn in the session's queue,
@@ -280,7 +285,7 @@ impl Node {
     pub async fn execute(
         &self,
         pool: &PoolName,
-        identifier: &Identifier,
+        key: &SessionKey,
         request: ExecuteRequest,
     ) -> Result<ExecutionHandle, NodeError> {
         let pool = self.state(pool)?;
@@ -298,7 +303,7 @@ impl Node {
                 ExecutionId::from_random(bytes)
             }
         };
-        let session = pool.existing(identifier).await?;
+        let session = pool.existing(&pool.scoped(key)).await?;
         let record = session.execute(pool, id, request)?;
         Ok(ExecutionHandle { session, record })
     }
@@ -307,13 +312,9 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`, `NoSession`, `NoExecution`.
-    pub fn execution(
-        &self,
-        pool: &PoolName,
-        identifier: &Identifier,
-        id: &ExecutionId,
-    ) -> Result<ExecutionHandle, NodeError> {
-        let session = self.state(pool)?.present(identifier)?;
+    pub fn execution(&self, pool: &PoolName, key: &SessionKey, id: &ExecutionId) -> Result<ExecutionHandle, NodeError> {
+        let pool = self.state(pool)?;
+        let session = pool.present(&pool.scoped(key))?;
         let record = session.find(*id).ok_or_else(|| NodeError::NoExecution(id.to_string()))?;
         Ok(ExecutionHandle { session, record })
     }
@@ -322,8 +323,9 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`, `NoSession`.
-    pub fn executions(&self, pool: &PoolName, identifier: &Identifier) -> Result<Vec<ExecutionHandle>, NodeError> {
-        let session = self.state(pool)?.present(identifier)?;
+    pub fn executions(&self, pool: &PoolName, key: &SessionKey) -> Result<Vec<ExecutionHandle>, NodeError> {
+        let pool = self.state(pool)?;
+        let session = pool.present(&pool.scoped(key))?;
         let records = session.executions();
         Ok(records.into_iter().map(|record| ExecutionHandle { session: Arc::clone(&session), record }).collect())
     }
@@ -332,10 +334,10 @@ impl Node {
     pub(crate) async fn session_for_files(
         &self,
         pool: &PoolName,
-        identifier: &Identifier,
+        key: &SessionKey,
     ) -> Result<(Arc<PoolState>, Arc<Session>), NodeError> {
         let pool = Arc::clone(self.state(pool)?);
-        let session = pool.existing(identifier).await?;
+        let session = pool.existing(&pool.scoped(key)).await?;
         Ok((pool, session))
     }
 }

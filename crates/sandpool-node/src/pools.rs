@@ -1,11 +1,13 @@
 //! One pool at work: fills its reservoir, binds sessions to sandboxes, ends them when their time is over.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sandpool_core::ids::{ExecutionId, Identifier, SandboxId};
+use sandpool_core::ids::{ExecutionId, Identifier, SandboxId, SessionKey, TenantName};
+use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
 use sandpool_wire::agent::{Activation, Answer, Call};
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::*;
 use crate::link::Link;
 use crate::session::{Activity, Session};
+use crate::tenants::{TenantState, Tenants};
 
 /// Lost sessions that are remembered until their owner hears of it; the oldest are forgotten first.
 const LOST: usize = 4096;
@@ -33,6 +36,9 @@ const ORIGIN: Moment = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How often a call may get a sandbox that turns out to be gone, before it gives up.
 const ATTEMPTS: usize = 3;
 
+/// Callers of one tenant that may wait for a place in a full pool.
+const IN_LINE: usize = 64;
+
 /// How long a sandbox may take to become ready.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -46,11 +52,12 @@ pub(crate) struct PoolState {
     wall: Vec<String>,
     weaker: Vec<String>,
     driver: Shared,
+    tenants: Arc<Tenants>,
     start: Instant,
     inner: Mutex<Inner>,
     /// The sessions there are, or will be in a moment. Changed under the lock of `inner` only; a request on a session
     /// that is there reads this and takes no other lock that sessions share.
-    sessions: RwLock<HashMap<Identifier, Coming>>,
+    sessions: RwLock<HashMap<SessionKey, Coming>>,
     /// Callers that wait for a sandbox.
     waiting: AtomicUsize,
     /// A sandbox became ready, or there is none to hope for.
@@ -73,6 +80,10 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug)]
 struct Inner {
     rules: Pool,
+    /// Callers that wait for a place, when every one is taken.
+    line: Line,
+    /// Whose quota each session counts against.
+    payers: HashMap<SandboxId, Arc<TenantState>>,
     lost: Lost,
     /// Sandboxes that are being made and that the driver knows. (Of the others being made it may not know yet.)
     created: HashSet<SandboxId>,
@@ -84,30 +95,30 @@ struct Inner {
 /// Sessions whose owners have yet to hear that they are lost, and why.
 #[derive(Debug, Default)]
 struct Lost {
-    reasons: HashMap<Identifier, (String, SandboxId)>,
+    reasons: HashMap<SessionKey, (String, SandboxId)>,
     /// Oldest first; also of some that are not there any more.
-    order: VecDeque<Identifier>,
+    order: VecDeque<SessionKey>,
 }
 
 impl Lost {
-    fn get(&self, identifier: &Identifier) -> Option<&String> {
-        self.reasons.get(identifier).map(|(reason, _)| reason)
+    fn get(&self, key: &SessionKey) -> Option<&String> {
+        self.reasons.get(key).map(|(reason, _)| reason)
     }
 
     /// Why it was lost, and the sandbox that its driver may forget now.
-    fn take(&mut self, identifier: &Identifier) -> Option<(String, SandboxId)> {
-        self.reasons.remove(identifier)
+    fn take(&mut self, key: &SessionKey) -> Option<(String, SandboxId)> {
+        self.reasons.remove(key)
     }
 
-    fn add(&mut self, identifier: Identifier, reason: String, sandbox: SandboxId) {
+    fn add(&mut self, key: SessionKey, reason: String, sandbox: SandboxId) {
         while self.order.len() >= LOST
             && let Some(oldest) = self.order.pop_front()
         {
             self.reasons.remove(&oldest);
         }
-        self.order.retain(|other| *other != identifier);
-        self.order.push_back(identifier.clone());
-        self.reasons.insert(identifier, (reason, sandbox));
+        self.order.retain(|other| *other != key);
+        self.order.push_back(key.clone());
+        self.reasons.insert(key, (reason, sandbox));
     }
 }
 
@@ -128,7 +139,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl PoolState {
-    pub(crate) fn new(spec: PoolSpec, driver: Arc<dyn Driver>, start: Instant) -> Self {
+    pub(crate) fn new(spec: PoolSpec, driver: Arc<dyn Driver>, tenants: Arc<Tenants>, start: Instant) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
         Self {
@@ -137,9 +148,12 @@ impl PoolState {
             wall,
             weaker,
             driver: Shared(driver),
+            tenants,
             start,
             inner: Mutex::new(Inner {
                 rules,
+                line: Line::new(IN_LINE),
+                payers: HashMap::new(),
                 lost: Lost::default(),
                 created: HashSet::new(),
                 boots: HashMap::new(),
@@ -158,18 +172,18 @@ impl PoolState {
     }
 
     /// Whoever locks `inner` too locks it first.
-    fn sessions(&self) -> RwLockReadGuard<'_, HashMap<Identifier, Coming>> {
+    fn sessions(&self) -> RwLockReadGuard<'_, HashMap<SessionKey, Coming>> {
         self.sessions.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For whoever has locked `inner`.
-    fn change_sessions(&self) -> RwLockWriteGuard<'_, HashMap<Identifier, Coming>> {
+    fn change_sessions(&self) -> RwLockWriteGuard<'_, HashMap<SessionKey, Coming>> {
         self.sessions.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The session that is there now.
-    fn settled_now(&self, identifier: &Identifier) -> Option<Arc<Session>> {
-        self.sessions().get(identifier)?.borrow().clone()?.ok()
+    fn settled_now(&self, key: &SessionKey) -> Option<Arc<Session>> {
+        self.sessions().get(key)?.borrow().clone()?.ok()
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -236,9 +250,10 @@ impl PoolState {
         if let Some(record) = sandbox.owner.as_ref().and_then(|owner| OwnerRecord::parse(&owner.record)) {
             let mut inner = self.inner();
             // A session of the same name that is there now was made by an owner who had heard.
-            if inner.rules.session(&record.identifier).is_none() {
+            let key = self.key(&record);
+            if inner.rules.session(&key).is_none() {
                 let reason = "its sandbox ended while the server was not there".to_owned();
-                inner.lost.add(record.identifier, reason, sandbox.id);
+                inner.lost.add(key, reason, sandbox.id);
                 return;
             }
         }
@@ -250,13 +265,20 @@ impl PoolState {
         let age = record.created.elapsed().unwrap_or_default();
         let (sender, coming) = watch::channel(None);
         let surplus = {
+            let key = self.key(&record);
             let mut inner = self.inner();
-            if let Some((_, before)) = inner.lost.take(&record.identifier) {
+            if let Some((_, before)) = inner.lost.take(&key) {
                 self.destroy(before);
             }
-            let surplus = inner.rules.bind(record.identifier.clone(), sandbox, now.saturating_sub(age), now);
+            let surplus = inner.rules.bind(key.clone(), sandbox, now.saturating_sub(age), now);
             if surplus != Some(sandbox) {
-                self.change_sessions().insert(record.identifier.clone(), coming);
+                if let Some(payer) = surplus.and_then(|earlier| inner.payers.remove(&earlier)) {
+                    payer.closed();
+                }
+                let payer = self.tenants.get(&record.tenant);
+                payer.adopted();
+                inner.payers.insert(sandbox, payer);
+                self.change_sessions().insert(key, coming);
             }
             surplus
         };
@@ -283,9 +305,9 @@ impl PoolState {
             return;
         }
         let mut inner = self.inner();
-        if let Some(identifier) = inner.rules.owner(id).cloned() {
+        if let Some(key) = inner.rules.owner(id).cloned() {
             drop(inner);
-            let began = self.settled_now(&identifier).map(|session| session.link.boot_id());
+            let began = self.settled_now(&key).map(|session| session.link.boot_id());
             if began.is_some_and(|began| sandbox.boot_id.is_some_and(|now| now != began)) {
                 self.lose(id, "its sandbox started anew");
             }
@@ -321,13 +343,13 @@ impl PoolState {
             }
             inner.boots.remove(&sandbox);
             inner.created.remove(&sandbox);
-            if let Some(identifier) = inner.rules.gone(sandbox, now) {
+            if let Some(key) = inner.rules.gone(sandbox, now) {
                 let why = match reason {
                     GoneReason::Destroyed => "its sandbox was destroyed".to_owned(),
                     GoneReason::OutOfMemory => "its memory was used up".to_owned(),
                     GoneReason::Died(how) | GoneReason::BootFailed(how) => how.clone(),
                 };
-                self.forget(&mut inner, &identifier, Some(why), sandbox);
+                self.forget(&mut inner, &key, Some(why), sandbox);
             }
         }
         self.changed.notify_waiters();
@@ -348,20 +370,20 @@ impl PoolState {
     }
 
     /// Takes a session's sandbox from it. The session, if it was there.
-    fn take(&self, sandbox: SandboxId, lost: Option<&str>) -> Option<Identifier> {
+    fn take(&self, sandbox: SandboxId, lost: Option<&str>) -> Option<SessionKey> {
         let mut inner = self.inner();
-        let identifier = inner.rules.owner(sandbox)?.clone();
-        inner.rules.remove(&identifier);
+        let key = inner.rules.owner(sandbox)?.clone();
+        inner.rules.remove(&key);
         inner.boots.remove(&sandbox);
-        self.forget(&mut inner, &identifier, lost.map(str::to_owned), sandbox);
-        Some(identifier)
+        self.forget(&mut inner, &key, lost.map(str::to_owned), sandbox);
+        Some(key)
     }
 
     /// Gives a session up: its owner hears of it with the next request. By its sandbox, since the same name may be
     /// another session by now.
     pub(crate) fn lose(&self, sandbox: SandboxId, why: &str) {
-        if let Some(identifier) = self.take(sandbox, Some(why)) {
-            tracing::warn!(pool = %self.spec.name, %identifier, %sandbox, "a session is lost: {why}");
+        if let Some(key) = self.take(sandbox, Some(why)) {
+            tracing::warn!(pool = %self.spec.name, session = %key, %sandbox, "a session is lost: {why}");
             self.destroy(sandbox);
             self.changed.notify_waiters();
             self.refill.notify_one();
@@ -378,18 +400,18 @@ impl PoolState {
     }
 
     /// Ends a session, as asked.
-    pub(crate) async fn delete(&self, identifier: &Identifier) -> Result<(), NodeError> {
+    pub(crate) async fn delete(&self, key: &SessionKey) -> Result<(), NodeError> {
         let sandbox = {
             let mut inner = self.inner();
-            let was_lost = inner.lost.take(identifier);
-            match (inner.rules.session(identifier), was_lost) {
+            let was_lost = inner.lost.take(key);
+            match (inner.rules.session(key), was_lost) {
                 (Some(session), _) => session.sandbox,
                 // It is as gone as it can be, and its owner does not want it back.
                 (None, Some((_, sandbox))) => {
                     self.destroy(sandbox);
                     return Ok(());
                 }
-                (None, None) => return Err(NodeError::NoSession(identifier.clone())),
+                (None, None) => return Err(NodeError::NoSession(key.identifier.clone())),
             }
         };
         if let Some(task) = self.end(sandbox) {
@@ -399,12 +421,15 @@ impl PoolState {
         Ok(())
     }
 
-    fn forget(&self, inner: &mut Inner, identifier: &Identifier, lost: Option<String>, sandbox: SandboxId) {
-        let was_there = self.change_sessions().remove(identifier).is_some();
+    fn forget(&self, inner: &mut Inner, key: &SessionKey, lost: Option<String>, sandbox: SandboxId) {
+        let was_there = self.change_sessions().remove(key).is_some();
+        if let Some(payer) = inner.payers.remove(&sandbox) {
+            payer.closed();
+        }
         match lost {
-            Some(why) if was_there => inner.lost.add(identifier.clone(), why, sandbox),
+            Some(why) if was_there => inner.lost.add(key.clone(), why, sandbox),
             Some(_) => {}
-            None => drop(inner.lost.take(identifier)),
+            None => drop(inner.lost.take(key)),
         }
     }
 
@@ -421,13 +446,15 @@ impl PoolState {
         })
     }
 
+    /// The session that a tenant's caller means by this key: found, or made at that tenant's expense.
     pub(crate) async fn open(
         self: &Arc<Self>,
-        identifier: &Identifier,
+        key: &SessionKey,
         open: Open,
         caller: &Caller,
     ) -> Result<(Arc<Session>, bool), NodeError> {
-        if let Some(session) = self.settled_now(identifier) {
+        let (tenant, key) = (&key.tenant, &*self.scoped(key));
+        if let Some(session) = self.settled_now(key) {
             session.activity.touch(self.now());
             return Ok((session, false));
         }
@@ -435,21 +462,34 @@ impl PoolState {
         let mut attempts = 0;
         // Kept until there is a sandbox: one that is ready for who waits is not one too many.
         let mut waiting = None;
+        let mut in_line: Option<InLine<'_>> = None;
         loop {
             // Registered before the look, so that nothing happens unseen between the two.
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.claim(identifier, open, caller)? {
-                Some((coming, new)) => {
-                    waiting = None;
+            match self.claim(key, tenant, open, caller, in_line.as_ref().map(|place| place.ticket))? {
+                Look::There(coming, new) => {
+                    (waiting, in_line) = (None, None);
                     match settled(coming).await {
                         // Its sandbox turned out to be of no use: the next one may be.
                         Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
                         outcome => return outcome.map(|session| (session, new)),
                     }
                 }
-                None => {
+                Look::Full(full) => {
+                    let place = match &in_line {
+                        Some(place) => place,
+                        None => match self.join(tenant) {
+                            Some(place) => in_line.insert(place),
+                            None => return Err(full),
+                        },
+                    };
+                    if tokio::time::timeout_at(place.until, changed).await.is_err() {
+                        return Err(full);
+                    }
+                }
+                Look::Boots => {
                     if let Some(reason) = self.hopeless(waiting.is_some()) {
                         return Err(NodeError::PoolBroken { pool: self.spec.name.clone(), reason });
                     }
@@ -464,6 +504,18 @@ impl PoolState {
         }
     }
 
+    /// A place in the line for a tenant's caller; none where nobody waits, or as many of its callers as may.
+    fn join(&self, tenant: &TenantName) -> Option<InLine<'_>> {
+        if self.spec.full_wait.is_zero() {
+            return None;
+        }
+        let weight = self.tenants.get(tenant).weight;
+        let ticket = self.inner().line.join(tenant, weight).ok()?;
+        // Whoever has just joined may be the first, and what it waits for may have come before it did.
+        self.changed.notify_waiters();
+        Some(InLine { pool: self, ticket, until: Instant::now() + self.spec.full_wait })
+    }
+
     /// Why a caller need not wait for a sandbox: they do not start, none is on its way, and the next attempt has been
     /// waited for or is far off.
     fn hopeless(&self, has_waited: bool) -> Option<String> {
@@ -473,41 +525,70 @@ impl PoolState {
         inner.trouble.clone().filter(|_| booting == 0 && (has_waited || far))
     }
 
-    /// One look at the rules: the session that is there or comes, and whether it is new; `None` to wait.
+    /// One look at the rules, for a caller that may have a place in the line.
     fn claim(
         self: &Arc<Self>,
-        identifier: &Identifier,
+        key: &SessionKey,
+        payer: &TenantName,
         open: Open,
         caller: &Caller,
-    ) -> Result<Option<(Coming, bool)>, NodeError> {
+        ticket: Option<Ticket>,
+    ) -> Result<Look, NodeError> {
         let now = self.now();
         let mut inner = self.inner();
-        if let Some((reason, sandbox)) = inner.lost.take(identifier) {
+        if let Some((reason, sandbox)) = inner.lost.take(key) {
             self.destroy(sandbox);
-            return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
+            return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
         }
-        if open == Open::Existing && inner.rules.session(identifier).is_none() {
-            return Err(NodeError::NoSession(identifier.clone()));
+        let tenant = if inner.rules.session(key).is_some() {
+            None
+        } else if open == Open::Existing {
+            return Err(NodeError::NoSession(key.identifier.clone()));
+        } else {
+            let tenant = self.tenants.get(payer);
+            tenant.may_open(now)?;
+            Some(tenant)
+        };
+        if tenant.is_some() && !inner.line.is_empty() {
+            // Others came before, and it is not always one of their tenant's turn.
+            let (_, _, active) = inner.rules.counts();
+            let places = usize::try_from(self.spec.scale.max_sessions.saturating_sub(active)).unwrap_or(usize::MAX);
+            let is_its_turn = match ticket {
+                Some(ticket) => inner.line.is_among_first(ticket, places),
+                None => inner.line.len() < places,
+            };
+            if !is_its_turn {
+                return Ok(Look::Full(self.exhausted(active, Duration::from_secs(1))));
+            }
         }
-        let mut claim = inner.rules.claim(identifier, now);
+        let mut claim = inner.rules.claim(key, now);
         if matches!(claim, Claim::Full { .. }) {
             // When a place becomes free is asked again, with what goes on in the sessions now.
             self.look_at_sessions(&mut inner);
-            claim = inner.rules.claim(identifier, now);
+            claim = inner.rules.claim(key, now);
         }
         match claim {
             Claim::Existing(_) => {
-                let coming = self.sessions().get(identifier).cloned();
-                coming.map(|coming| Some((coming, false))).ok_or_else(|| NodeError::NoSession(identifier.clone()))
+                let coming = self.sessions().get(key).cloned();
+                let coming = coming.ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?;
+                Ok(Look::There(coming, false))
             }
             Claim::Fresh(sandbox) => {
                 let (sender, coming) = watch::channel(None);
-                self.change_sessions().insert(identifier.clone(), coming.clone());
+                self.change_sessions().insert(key.clone(), coming.clone());
+                if let Some(tenant) = tenant {
+                    tenant.opened(now);
+                    inner.payers.insert(sandbox, tenant);
+                }
+                if let Some(ticket) = ticket {
+                    inner.line.served(ticket);
+                }
                 drop(inner);
                 let record = OwnerRecord {
-                    identifier: identifier.clone(),
+                    identifier: key.identifier.clone(),
                     created: SystemTime::now(),
                     subject: caller.subject.chars().take(200).collect(),
+                    tenant: payer.clone(),
                 };
                 let pool = Arc::clone(self);
                 // A task of its own: a client that goes away in the middle leaves nothing half done.
@@ -520,12 +601,33 @@ impl PoolState {
                     pool.refill.notify_one();
                     pool.ends.notify_one();
                 });
-                Ok(Some((coming, true)))
+                Ok(Look::There(coming, true))
             }
-            Claim::Wait => Ok(None),
-            Claim::Full { active, limit, retry_after } => {
-                Err(NodeError::Exhausted { pool: self.spec.name.clone(), active, limit, retry_after })
-            }
+            Claim::Wait => Ok(Look::Boots),
+            Claim::Full { active, retry_after, .. } => Ok(Look::Full(self.exhausted(active, retry_after))),
+        }
+    }
+
+    fn exhausted(&self, active: u32, retry_after: Duration) -> NodeError {
+        let limit = self.spec.scale.max_sessions;
+        NodeError::Exhausted { pool: self.spec.name.clone(), active, limit, retry_after }
+    }
+
+    /// What tells a session from others here.
+    fn key(&self, record: &OwnerRecord) -> SessionKey {
+        let tenant = match self.spec.scope {
+            SessionScope::Tenant => record.tenant.clone(),
+            SessionScope::Pool => TenantName::default(),
+        };
+        SessionKey::new(tenant, record.identifier.clone())
+    }
+
+    /// The key under which a caller's session is here: where all tenants share their sessions, in nobody's room.
+    pub(crate) fn scoped<'a>(&self, key: &'a SessionKey) -> Cow<'a, SessionKey> {
+        match self.spec.scope {
+            SessionScope::Tenant => Cow::Borrowed(key),
+            SessionScope::Pool if key.tenant.is_default() => Cow::Borrowed(key),
+            SessionScope::Pool => Cow::Owned(key.identifier.clone().into()),
         }
     }
 
@@ -565,9 +667,12 @@ impl PoolState {
         }
         let now = self.now();
         let born = now.saturating_sub(record.created.elapsed().unwrap_or_default());
-        let session =
-            Session::new(record.identifier, sandbox, record.subject, record.created, Activity::new(born, now), link);
-        let session = Arc::new(session);
+        let activity = Activity::new(born, now);
+        let tenant = self.inner().payers.get(&sandbox).cloned();
+        // Without one it has been ended meanwhile, and counts against nobody.
+        let tenant = tenant.unwrap_or_else(|| self.tenants.get(&record.tenant));
+        let key = self.key(&record);
+        let session = Arc::new(Session::new(key, sandbox, record.subject, tenant, record.created, activity, link));
         if adopted {
             let known = match session.link.call(Call::Executions).await? {
                 Ok(Answer::Executions(known)) => known,
@@ -588,62 +693,73 @@ impl PoolState {
         Ok(session)
     }
 
-    pub(crate) async fn existing(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
-        if let Some(session) = self.settled_now(identifier) {
+    pub(crate) async fn existing(&self, key: &SessionKey) -> Result<Arc<Session>, NodeError> {
+        if let Some(session) = self.settled_now(key) {
             return Ok(session);
         }
         let coming = {
             let mut inner = self.inner();
-            if let Some((reason, sandbox)) = inner.lost.take(identifier) {
+            if let Some((reason, sandbox)) = inner.lost.take(key) {
                 self.destroy(sandbox);
-                return Err(NodeError::SessionLost { identifier: identifier.clone(), reason });
+                return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
             }
-            self.sessions().get(identifier).cloned()
+            self.sessions().get(key).cloned()
         };
-        settled(coming.ok_or_else(|| NodeError::NoSession(identifier.clone()))?).await
+        settled(coming.ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?).await
     }
 
     /// A session that is there now. That it was lost is said here as often as it is asked: only who would use the
     /// session has heard of it for good.
-    pub(crate) fn present(&self, identifier: &Identifier) -> Result<Arc<Session>, NodeError> {
+    pub(crate) fn present(&self, key: &SessionKey) -> Result<Arc<Session>, NodeError> {
         let inner = self.inner();
-        if let Some(reason) = inner.lost.get(identifier) {
-            return Err(NodeError::SessionLost { identifier: identifier.clone(), reason: reason.clone() });
+        if let Some(reason) = inner.lost.get(key) {
+            return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason: reason.clone() });
         }
-        let coming = self.sessions().get(identifier).map(|coming| coming.borrow().clone());
+        let coming = self.sessions().get(key).map(|coming| coming.borrow().clone());
         match coming {
             Some(Some(session)) => session,
-            _ => Err(NodeError::NoSession(identifier.clone())),
+            _ => Err(NodeError::NoSession(key.identifier.clone())),
         }
     }
 
-    pub(crate) fn info(&self, identifier: &Identifier) -> Result<SessionInfo, NodeError> {
-        if let Some(session) = self.settled_now(identifier) {
+    pub(crate) fn info(&self, key: &SessionKey) -> Result<SessionInfo, NodeError> {
+        if let Some(session) = self.settled_now(key) {
             return Ok(self.describe_session(&session));
         }
         let inner = self.inner();
-        let session = inner.rules.session(identifier).ok_or_else(|| NodeError::NoSession(identifier.clone()))?;
-        Ok(self.describe(&inner, identifier, session))
+        let session = inner.rules.session(key).ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?;
+        Ok(self.describe(&inner, key, session))
     }
 
-    pub(crate) fn infos(&self) -> Vec<SessionInfo> {
+    /// The sessions that are in a tenant's room, or all of them.
+    pub(crate) fn infos(&self, whose: Whose<'_>) -> Vec<SessionInfo> {
         let inner = self.inner();
-        let mut all: Vec<_> =
-            inner.rules.sessions().map(|(identifier, session)| self.describe(&inner, identifier, session)).collect();
-        all.sort_by(|one, other| (one.created, &one.identifier).cmp(&(other.created, &other.identifier)));
+        let is_meant = |key: &SessionKey| match (whose, self.spec.scope) {
+            (Whose::Everybody, _) | (_, SessionScope::Pool) => true,
+            (Whose::Tenant(tenant), SessionScope::Tenant) => key.tenant == *tenant,
+        };
+        let sessions = inner.rules.sessions().filter(|(key, _)| is_meant(key));
+        let mut all: Vec<_> = sessions.map(|(key, session)| self.describe(&inner, key, session)).collect();
+        all.sort_by(|one, other| one.order().cmp(&other.order()));
         all
     }
 
+    /// Every session that is there now.
+    pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
+        self.sessions().values().filter_map(|coming| coming.borrow().clone()?.ok()).collect()
+    }
+
     /// A session's description; of one that is still being made, what the rules know of it.
-    fn describe(&self, inner: &Inner, identifier: &Identifier, place: &sandpool_core::pool::Session) -> SessionInfo {
-        if let Some(session) = self.settled_now(identifier).filter(|session| session.sandbox == place.sandbox) {
+    fn describe(&self, inner: &Inner, key: &SessionKey, place: &sandpool_core::pool::Session) -> SessionInfo {
+        if let Some(session) = self.settled_now(key).filter(|session| session.sandbox == place.sandbox) {
             return self.describe_session(&session);
         }
         let now = self.now();
         let clock = SystemTime::now();
         SessionInfo {
             pool: self.spec.name.clone(),
-            identifier: identifier.clone(),
+            identifier: key.identifier.clone(),
+            tenant: inner.payers.get(&place.sandbox).map_or_else(|| key.tenant.clone(), |payer| payer.name.clone()),
             sandbox: place.sandbox,
             owner: String::new(),
             level: self.level.clone(),
@@ -661,7 +777,8 @@ impl PoolState {
         let ends = self.spec.life.ends(session.activity.born(), if busy > 0 { now } else { used });
         SessionInfo {
             pool: self.spec.name.clone(),
-            identifier: session.identifier.clone(),
+            identifier: session.key.identifier.clone(),
+            tenant: session.tenant.name.clone(),
             sandbox: session.sandbox,
             owner: session.owner.clone(),
             level: self.level.clone(),
@@ -750,7 +867,7 @@ impl PoolState {
                 // Since the last look sessions may have been used: then they end later.
                 self.look_at_sessions(&mut inner);
                 let (over, next) = inner.rules.expired(self.now());
-                let sandboxes = over.iter().filter_map(|identifier| inner.rules.session(identifier));
+                let sandboxes = over.iter().filter_map(|key| inner.rules.session(key));
                 (sandboxes.map(|session| session.sandbox).collect::<Vec<_>>(), next)
             };
             for sandbox in over {
@@ -781,25 +898,59 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// What is kept with the driver about a sandbox's owner: three lines of text.
+/// One look at the rules.
+enum Look {
+    /// The session is there or comes, and it is new or not.
+    There(Coming, bool),
+    /// It has to wait for a sandbox, which will come.
+    Boots,
+    /// It has to wait for a place, which may come; and what to say if it does not.
+    Full(NodeError),
+}
+
+/// A caller that waits for a place, for as long as it does.
+struct InLine<'a> {
+    pool: &'a PoolState,
+    ticket: Ticket,
+    until: Instant,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.pool.inner().line.left(self.ticket);
+        // It may have stood before somebody.
+        self.pool.changed.notify_waiters();
+    }
+}
+
+/// What is kept with the driver about a sandbox's owner: four lines of text. (Sandboxes that are older than tenants have
+/// three.)
 struct OwnerRecord {
     identifier: Identifier,
     created: SystemTime,
     subject: String,
+    /// Against whose quota it counts, and in whose room it is unless the pool has only one.
+    tenant: TenantName,
 }
 
 impl OwnerRecord {
     fn encode(&self) -> Vec<u8> {
-        let created = self.created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let subject: String = self.subject.chars().filter(|character| !character.is_control()).collect();
-        format!("{}\n{created}\n{subject}", self.identifier).into_bytes()
+        let Self { identifier, created, subject, tenant } = self;
+        let created = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let subject: String = subject.chars().filter(|character| !character.is_control()).collect();
+        format!("{identifier}\n{created}\n{subject}\n{tenant}").into_bytes()
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
-        let mut lines = text.splitn(3, '\n');
+        let mut lines = text.splitn(4, '\n');
         let identifier = Identifier::parse(lines.next()?).ok()?;
         let created = UNIX_EPOCH + Duration::from_millis(lines.next()?.parse().ok()?);
-        Some(Self { identifier, created, subject: lines.next()?.to_owned() })
+        let subject = lines.next()?.to_owned();
+        let tenant = match lines.next() {
+            Some(tenant) => TenantName::parse(tenant).ok()?,
+            None => TenantName::default(),
+        };
+        Some(Self { identifier, created, subject, tenant })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, Identifier, SandboxId};
+use sandpool_core::ids::{ExecutionId, SandboxId, SessionKey};
 use sandpool_core::pool::Moment;
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::oneshot;
@@ -14,6 +14,7 @@ use crate::api::{ExecuteRequest, NodeError};
 use crate::link::Link;
 use crate::pools::PoolState;
 use crate::record::Record;
+use crate::tenants::{Place, TenantState};
 
 /// Ended executions that are kept for reading again.
 const KEPT: usize = 64;
@@ -31,9 +32,11 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// A session with its sandbox.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) identifier: Identifier,
+    pub(crate) key: SessionKey,
     pub(crate) sandbox: SandboxId,
     pub(crate) owner: String,
+    /// Against whose quota it counts.
+    pub(crate) tenant: Arc<TenantState>,
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
@@ -110,13 +113,19 @@ impl Turn {
 pub(crate) struct InUse {
     pool: Arc<PoolState>,
     session: Arc<Session>,
+    /// An execution's place in its tenant's quota.
+    _place: Option<Place>,
 }
 
 impl InUse {
     pub(crate) fn begin(pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
+        Self::holding(None, pool, session)
+    }
+
+    fn holding(place: Option<Place>, pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
         session.activity.touch(pool.now());
         session.activity.busy.fetch_add(1, Ordering::Relaxed);
-        Self { pool: Arc::clone(pool), session: Arc::clone(session) }
+        Self { pool: Arc::clone(pool), session: Arc::clone(session), _place: place }
     }
 }
 
@@ -133,14 +142,15 @@ impl Drop for InUse {
 
 impl Session {
     pub(crate) fn new(
-        identifier: Identifier,
+        key: SessionKey,
         sandbox: SandboxId,
         owner: String,
+        tenant: Arc<TenantState>,
         created: SystemTime,
         activity: Activity,
         link: Link,
     ) -> Self {
-        Self { identifier, sandbox, owner, created, link, activity, queue: Mutex::default() }
+        Self { key, sandbox, owner, tenant, created, link, activity, queue: Mutex::default() }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {
@@ -158,7 +168,7 @@ impl Session {
     /// Takes up an execution that ran before this server did: it counts as use until it ends.
     pub(crate) async fn adopt(self: &Arc<Self>, pool: &Arc<PoolState>, id: ExecutionId) -> Result<(), NodeError> {
         // What it runs is not known any more, so it may be one that takes input.
-        let record = Record::new(id, self.identifier.clone(), pool.spec.output_limit).taking(true, true);
+        let record = Record::new(id, self.key.identifier.clone(), pool.spec.output_limit).taking(true, true);
         let record = Arc::new(record);
         self.link.follow(id.0, Arc::clone(&record));
         self.with(|queue| queue.keep(Arc::clone(&record)));
@@ -168,7 +178,7 @@ impl Session {
             self.with(|queue| queue.executions.retain(|other| other.id != id));
             return Ok(());
         }
-        let in_use = InUse::begin(pool, self);
+        let in_use = InUse::holding(self.tenant.resume(), pool, self);
         tokio::spawn(async move {
             record.ended().await;
             drop(in_use);
@@ -194,7 +204,7 @@ impl Session {
             Work::Terminal { .. } => true,
             Work::Code { .. } => false,
         };
-        let record = Record::new(id, self.identifier.clone(), output_limit).taking(input, terminal);
+        let record = Record::new(id, self.key.identifier.clone(), output_limit).taking(input, terminal);
         let record = Arc::new(record.taking_turns(takes_turns));
         // In one piece: of two callers with one id the second finds the execution of the first.
         let turn = self.with(|queue| {
@@ -209,14 +219,16 @@ impl Session {
             if live >= MOST {
                 return Err(NodeError::QueueFull { waiting: live });
             }
+            let place = self.tenant.begin(pool.now())?;
             queue.keep(Arc::clone(&record));
-            Ok(Ok(takes_turns.then(|| {
+            let turn = takes_turns.then(|| {
                 let (done, next) = oneshot::channel();
                 Turn { before: queue.last.replace(next), _done: done }
-            })))
+            });
+            Ok(Ok((turn, place)))
         })?;
-        let turn = match turn {
-            Ok(turn) => turn,
+        let (turn, place) = match turn {
+            Ok(accepted) => accepted,
             Err(found) => return Ok(found),
         };
         let execute = Execute {
@@ -226,7 +238,7 @@ impl Session {
             output_limit,
         };
         let (session, kept) = (Arc::clone(self), Arc::clone(&record));
-        let in_use = InUse::begin(pool, self);
+        let in_use = InUse::holding(place, pool, self);
         tokio::spawn(async move { session.see_through(in_use, &kept, execute, turn, timeout).await });
         Ok(record)
     }

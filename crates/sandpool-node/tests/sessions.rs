@@ -35,7 +35,7 @@ async fn a_hundred_names_get_three_sessions_and_the_rest_hear_when_to_come_back(
     }
     assert_eq!(all.iter().filter(|one| one.is_err()).count(), 97);
     assert_eq!(bench.memory.sandboxes().len(), 3, "a full pool keeps nothing in reserve that nobody may have");
-    let one = all.iter().flatten().next().unwrap().session.identifier.clone();
+    let one = all.iter().flatten().next().unwrap().session.identifier.clone().into();
     bench.node.delete_session(&bench.pool, &one).await.unwrap();
     assert!(bench.open("another").await.unwrap().new);
     bench.check_no_leak().await;
@@ -70,8 +70,8 @@ async fn a_deleted_session_leaves_nothing_to_the_next_of_its_name() {
     bench.node.delete_session(&bench.pool, &name("mine")).await.unwrap();
     assert!(bench.memory.sandboxes().iter().all(|sandbox| sandbox.id != first), "gone when it is answered");
     let again = bench.node.delete_session(&bench.pool, &name("mine")).await;
-    assert_eq!(again, Err(NodeError::NoSession(name("mine"))));
-    assert_eq!(bench.start("mine", code("get k")).await.unwrap_err(), NodeError::NoSession(name("mine")));
+    assert_eq!(again, Err(NodeError::NoSession(name("mine").identifier)));
+    assert_eq!(bench.start("mine", code("get k")).await.unwrap_err(), NodeError::NoSession(name("mine").identifier));
     assert!(bench.open("mine").await.unwrap().new);
     assert_eq!(bench.run("mine", "get k").await.state, ended(Outcome::Raised));
     let file = bench.node.stat_file(&bench.pool, &name("mine"), "/mnt/data/f").await;
@@ -101,7 +101,11 @@ async fn use_and_running_executions_put_the_cool_down_off() {
     tokio::time::sleep(seconds(2)).await;
     assert!(!there("busy"));
     let after = bench.node.open(&bench.pool, &name("busy"), Open::Existing, &Default::default()).await;
-    assert_eq!(after.unwrap_err(), NodeError::NoSession(name("busy")), "it ended as it should: it was not lost");
+    assert_eq!(
+        after.unwrap_err(),
+        NodeError::NoSession(name("busy").identifier),
+        "it ended as it should: it was not lost"
+    );
     bench.check_no_leak().await;
 }
 
@@ -177,7 +181,7 @@ async fn a_lost_session_is_told_once_and_then_its_name_is_anybodys() {
     bench.memory.kill(sandbox, GoneReason::OutOfMemory);
     bench.until("it is lost", |bench| bench.node.session(&bench.pool, &name("mine")).is_err()).await;
     assert!(matches!(bench.start("mine", code("")).await, Err(NodeError::SessionLost { .. })));
-    assert_eq!(bench.start("mine", code("")).await.unwrap_err(), NodeError::NoSession(name("mine")));
+    assert_eq!(bench.start("mine", code("")).await.unwrap_err(), NodeError::NoSession(name("mine").identifier));
     bench.check_no_leak().await;
 }
 

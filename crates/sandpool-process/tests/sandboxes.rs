@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::contract::Harness;
 use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Start, Template};
@@ -239,9 +239,9 @@ async fn later_life(life: u64, driver: &Arc<ProcessDriver>, template: &Template)
         [one] if one.id == id(number) => Ok(one.clone()),
         other => Err(format!("life {life} finds {other:?}")),
     };
-    let (session, caller) = (Identifier::parse("mine-1")?, Caller { subject: "me".to_owned() });
+    let (session, caller) = (SessionKey::from(Identifier::parse("mine-1")?), Caller { subject: "me".to_owned() });
     let node = async || {
-        let config = NodeConfig { pools: vec![spec(template)] };
+        let config = NodeConfig { pools: vec![spec(template)], ..NodeConfig::default() };
         Node::start(config, Arc::clone(driver) as Arc<dyn Driver>).await
     };
     match life {
@@ -516,6 +516,8 @@ fn spec(template: &Template) -> PoolSpec {
         max_timeout: Duration::from_secs(60),
         env: vec![("SAID".into(), "hello".into())],
         start: template.start,
+        scope: sandpool_node::SessionScope::Tenant,
+        full_wait: Duration::ZERO,
     }
 }
 
@@ -523,8 +525,10 @@ fn spec(template: &Template) -> PoolSpec {
 async fn node(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
     let pool = &template.pool;
     let spec = spec(template);
-    let node = Node::start(NodeConfig { pools: vec![spec] }, Arc::clone(driver) as Arc<dyn Driver>).await?;
-    let (mine, caller) = (Identifier::parse("mine-1")?, Caller { subject: "me".to_owned() });
+    let node =
+        Node::start(NodeConfig { pools: vec![spec], ..NodeConfig::default() }, Arc::clone(driver) as Arc<dyn Driver>)
+            .await?;
+    let (mine, caller) = (SessionKey::from(Identifier::parse("mine-1")?), Caller { subject: "me".to_owned() });
     assert!(matches!(node.open(pool, &mine, Open::Existing, &caller).await, Err(NodeError::NoSession(_))));
     assert!(node.open(pool, &mine, Open::OrCreate, &caller).await?.new);
     assert!(!node.open(pool, &mine, Open::OrCreate, &caller).await?.new);
@@ -560,9 +564,9 @@ async fn node(driver: &Arc<ProcessDriver>, template: &Template) -> Outcome<()> {
     let outside = node.read_file(pool, &mine, "/mnt/data/../../etc/passwd").await.err();
     assert!(matches!(outside, Some(NodeError::Invalid(_))), "{outside:?}");
     // A second session, and no third.
-    let other = Identifier::parse("other")?;
+    let other = SessionKey::from(Identifier::parse("other")?);
     node.open(pool, &other, Open::OrCreate, &caller).await?;
-    let third = node.open(pool, &Identifier::parse("third")?, Open::OrCreate, &caller).await;
+    let third = node.open(pool, &SessionKey::from(Identifier::parse("third")?), Open::OrCreate, &caller).await;
     assert!(matches!(third, Err(NodeError::Exhausted { active: 2, limit: 2, .. })), "{third:?}");
     node.delete_session(pool, &mine).await?;
     assert!(node.open(pool, &mine, Open::OrCreate, &caller).await?.new);

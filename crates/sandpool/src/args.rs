@@ -173,6 +173,9 @@ pub(crate) struct Token {
     /// The token is good for this session only
     #[arg(short, long, value_name = "SESSION")]
     pub(crate) session: Option<String>,
+    /// Whose it is: a tenant of the settings [default: the operator's own]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
     /// What its bearer may do: reader looks, executor runs code and uses files, admin also manages
     #[arg(long, value_enum, default_value_t = RoleWord::Executor, value_name = "ROLE")]
     pub(crate) role: RoleWord,
@@ -315,6 +318,9 @@ pub(crate) enum Session {
         /// The session
         #[arg(value_name = "SESSION")]
         session: String,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
     },
     /// End sessions and all that is in them
     Rm {
@@ -324,6 +330,9 @@ pub(crate) enum Session {
         /// The sessions
         #[arg(value_name = "SESSION", required = true)]
         sessions: Vec<String>,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
     },
 }
 

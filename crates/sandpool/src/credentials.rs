@@ -7,15 +7,15 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sandpool_core::ids::PoolName;
-use sandpool_http::auth::{ApiKey, Auth, AuthConfig, Mint, Minted, Role, TrustedIssuer};
+use sandpool_core::ids::{PoolName, TenantName};
+use sandpool_http::auth::{ApiKey, Auth, AuthConfig, Mint, Minted, Role, TenantClaim, TenantTokens, TrustedIssuer};
 
 use crate::args::{RoleWord, Token};
 use crate::client::{Context, random_hex};
 use crate::failure::Failure;
 use crate::home::{self, Home};
 use crate::server::Plan;
-use crate::settings::{RoleName, Settings};
+use crate::settings::{ApiKeySettings, RoleName, Settings};
 
 /// How long a token is good for unless asked otherwise.
 const TOKEN_TTL: Duration = Duration::from_secs(3_600);
@@ -25,7 +25,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 const OWN_TTL: Duration = Duration::from_secs(300);
 
 /// The issuer in our own tokens. It is a name, not an address: keys are found at the server that checks them.
-const ISSUER: &str = "https://sandpool.local";
+pub(crate) const ISSUER: &str = "https://sandpool.local";
 
 /// The token for our own requests: `SANDPOOL_TOKEN` if it is set; else one that is made here and now, by whoever may
 /// read the server's keys.
@@ -33,7 +33,14 @@ pub(crate) fn client_token(context: &Context) -> Result<String, Failure> {
     if let Some(token) = std::env::var("SANDPOOL_TOKEN").ok().filter(|token| !token.is_empty()) {
         return Ok(token);
     }
-    let own = Mint { subject: "cli".into(), role: Role::Admin, pools: None, session: None, ttl: Some(OWN_TTL) };
+    let own = Mint {
+        subject: "cli".into(),
+        role: Role::Admin,
+        pools: None,
+        session: None,
+        tenant: TenantName::default(),
+        ttl: Some(OWN_TTL),
+    };
     with_issuer(context, |auth| auth.mint(&own)).map(|made| made.token)
 }
 
@@ -56,7 +63,12 @@ pub(crate) fn mint(context: &Context, asked: &Token) -> Result<Minted, Failure> 
         RoleWord::Executor => Role::Executor,
         RoleWord::Admin => Role::Admin,
     };
-    let mint = Mint { subject: "token".into(), role, pools, session: asked.session.clone(), ttl: asked.ttl };
+    let tenant = match &asked.tenant {
+        None => TenantName::default(),
+        Some(tenant) => TenantName::parse(tenant)
+            .map_err(|error| Failure::usage(format!("--tenant {tenant}: not the name of a tenant")).because(error))?,
+    };
+    let mint = Mint { subject: "token".into(), role, pools, session: asked.session.clone(), tenant, ttl: asked.ttl };
     with_issuer(context, |auth| auth.mint(&mint))
 }
 
@@ -94,17 +106,30 @@ pub(crate) fn open_auth(home: &Home, settings: &Settings) -> Result<Auth, Failur
         roles_claim: issuer.roles_claim.clone(),
         roles: issuer.roles.iter().map(|(value, name)| (value.clone(), role(*name))).collect(),
     });
-    let api_keys = settings.auth.api_keys.iter().map(|key| ApiKey {
+    let api_key = |key: &ApiKeySettings, tenant: &TenantName| ApiKey {
         name: key.name.clone(),
         sha256_hex: key.sha256.clone(),
         role: role(key.role),
         pools: key.pools.clone(),
-    });
+        tenant: tenant.clone(),
+    };
+    let mut api_keys: Vec<_> = settings.auth.api_keys.iter().map(|key| api_key(key, &TenantName::default())).collect();
+    let mut tenants = Vec::new();
+    for tenant in &settings.tenants {
+        let name = tenant.tenant_name().map_err(|error| Failure::new(error.to_string()))?;
+        api_keys.extend(tenant.api_keys.iter().map(|key| api_key(key, &name)));
+        let claims = tenant.tokens.iter().map(|token| TenantClaim {
+            issuer: token.issuer.clone(),
+            claim: token.claim.clone().zip(token.value.clone()),
+        });
+        tenants.push(TenantTokens { tenant: name, claims: claims.collect() });
+    }
     let config = AuthConfig {
         keys_dir: home.keys(),
         issuer: ISSUER.into(),
         trusted: trusted.collect(),
-        api_keys: api_keys.collect(),
+        api_keys,
+        tenants,
         identity_header: own_identity_header(home)?,
         open_metadata: settings.auth.open_metadata,
         token_ttl: TOKEN_TTL,

@@ -187,7 +187,9 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         .await
         .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
     let (specs, faces) = pools(&settings, &images)?;
-    let node = Node::start(NodeConfig { pools: specs }, driver.clone())
+    let tenants = settings.tenants.iter().map(crate::settings::TenantSettings::to_tenant).collect::<Result<_, _>>();
+    let tenants = tenants.map_err(|error| Failure::new(error.to_string()))?;
+    let node = Node::start(NodeConfig { pools: specs, tenants }, driver.clone())
         .await
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
 

@@ -14,13 +14,16 @@ use std::time::Duration;
 
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_node::{PoolSpec, Runtime, Start};
+use sandpool_node::{PoolSpec, Runtime, SessionScope, Start};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
 
 pub(crate) use self::units::Size;
 
+pub(crate) use self::tenants::TenantSettings;
+
+mod tenants;
 mod units;
 
 /// The largest settings file that is read, in bytes.
@@ -49,6 +52,9 @@ pub(crate) struct Settings {
     /// Who may call.
     #[serde(default)]
     pub(crate) auth: AuthSettings,
+    /// Who shares the pools without seeing each other.
+    #[serde(default)]
+    pub(crate) tenants: Vec<TenantSettings>,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -170,6 +176,19 @@ pub(crate) struct PoolObjectSpec {
     /// Environment variables of every session.
     #[serde(default)]
     pub(crate) env: Vec<EnvVariable>,
+    /// Who shares a session's name.
+    #[serde(default)]
+    pub(crate) session_scope: SessionScopeName,
+}
+
+/// Who shares a session's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SessionScopeName {
+    /// The callers of one tenant.
+    #[default]
+    Tenant,
+    /// Every caller that may use the pool.
+    Pool,
 }
 
 /// How interpreters start.
@@ -223,6 +242,8 @@ pub(crate) struct ScaleSettings {
     pub(crate) ready_session_instances: u32,
     /// Sandboxes ready when new sessions come fast, at most; [`MOST_READY`] times the least if not given.
     pub(crate) max_ready_session_instances: Option<u32>,
+    /// How long a caller waits for a place when every one is taken.
+    pub(crate) wait_when_full_in_seconds: u64,
 }
 
 /// How many times its least a reservoir may grow to by itself. With the default of 2 that is 32: enough for the random
@@ -239,7 +260,12 @@ impl ScaleSettings {
 
 impl Default for ScaleSettings {
     fn default() -> Self {
-        Self { max_concurrent_sessions: 250, ready_session_instances: 2, max_ready_session_instances: None }
+        Self {
+            max_concurrent_sessions: 250,
+            ready_session_instances: 2,
+            max_ready_session_instances: None,
+            wait_when_full_in_seconds: 1,
+        }
     }
 }
 
@@ -385,6 +411,7 @@ fn default_pools() -> Vec<PoolObject> {
                 execution: ExecutionSettings::default(),
                 interpreter_start: None,
                 env: Vec::new(),
+                session_scope: SessionScopeName::default(),
             },
         })
         .collect()
@@ -399,6 +426,7 @@ impl Default for Settings {
             images: None,
             memory_reserve: None,
             auth: AuthSettings::default(),
+            tenants: Vec::new(),
             pools: default_pools(),
         }
     }
@@ -445,6 +473,7 @@ impl Settings {
             }
         }
         self.auth.check()?;
+        tenants::check(&self.tenants, &self.auth)?;
         if self.pools.is_empty() {
             return Err(value("pools", "there must be one at least"));
         }
@@ -470,7 +499,8 @@ impl Settings {
     /// The same, with secrets replaced by `***`.
     pub(crate) fn without_secrets(&self) -> Self {
         let mut shown = self.clone();
-        for key in &mut shown.auth.api_keys {
+        let of_tenants = shown.tenants.iter_mut().flat_map(|tenant| &mut tenant.api_keys);
+        for key in shown.auth.api_keys.iter_mut().chain(of_tenants) {
             key.sha256 = "***".into();
         }
         for variable in shown.pools.iter_mut().flat_map(|pool| &mut pool.spec.env) {
@@ -496,19 +526,25 @@ impl AuthSettings {
             }
         }
         for (at, api_key) in self.api_keys.iter().enumerate() {
-            let key = |field: &str| format!("auth.apiKeys[{at}].{field}");
-            if api_key.name.is_empty() {
-                return Err(value(key("name"), "is empty"));
-            }
-            if api_key.sha256.len() != 64 || !api_key.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
-                return Err(value(
-                    key("sha256"),
-                    "is not 64 hexadecimal digits; make it with: printf %s \"$KEY\" | sha256sum",
-                ));
-            }
-            for (pool_at, pool) in api_key.pools.iter().flatten().enumerate() {
-                PoolName::parse(pool).map_err(|error| value(key(&format!("pools[{pool_at}]")), error.to_string()))?;
-            }
+            api_key.check(&format!("auth.apiKeys[{at}]"))?;
+        }
+        Ok(())
+    }
+}
+
+impl ApiKeySettings {
+    fn check(&self, place: &str) -> Result<(), SettingsError> {
+        if self.name.is_empty() {
+            return Err(value(format!("{place}.name"), "is empty"));
+        }
+        if self.sha256.len() != 64 || !self.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(value(
+                format!("{place}.sha256"),
+                "is not 64 hexadecimal digits; make it with: printf %s \"$KEY\" | sha256sum",
+            ));
+        }
+        for (pool_at, pool) in self.pools.iter().flatten().enumerate() {
+            PoolName::parse(pool).map_err(|error| value(format!("{place}.pools[{pool_at}]"), error.to_string()))?;
         }
         Ok(())
     }
@@ -546,6 +582,7 @@ impl PoolObject {
         if let Some(most) = scale.max_ready_session_instances {
             within("spec.scaleConfiguration.maxReadySessionInstances", most.into(), ready.into(), sessions.into())?;
         }
+        within("spec.scaleConfiguration.waitWhenFullInSeconds", scale.wait_when_full_in_seconds, 0, 60)?;
         let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
         let life_key = "spec.dynamicPoolConfiguration.lifecycleConfiguration";
         within(&format!("{life_key}.cooldownPeriodInSeconds"), life.cooldown_period_in_seconds, 1, 31_536_000)?;
@@ -632,6 +669,11 @@ impl PoolObject {
                     Start::Cold
                 }
             },
+            scope: match spec.session_scope {
+                SessionScopeName::Tenant => SessionScope::Tenant,
+                SessionScopeName::Pool => SessionScope::Pool,
+            },
+            full_wait: Duration::from_secs(spec.scale_configuration.wait_when_full_in_seconds),
         })
     }
 }

@@ -13,6 +13,7 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ids::Identifier;
 
 /// A pool, and the names of its sandboxes.
 struct Story {
@@ -100,7 +101,7 @@ impl Story {
             ["expire"] => {
                 let (mut over, next) = pool.expired(now);
                 over.sort();
-                let over: Vec<_> = over.iter().map(Identifier::as_str).collect();
+                let over: Vec<_> = over.iter().map(ToString::to_string).collect();
                 format!("{} then {}", over.join(" "), next.map_or("never".to_owned(), |at| format!("{at:?}")))
             }
             ref other => panic!("what is {other:?}?"),
@@ -126,8 +127,8 @@ fn seconds(text: &str) -> Moment {
     Duration::from_secs_f64(text.trim_end_matches('s').parse().unwrap())
 }
 
-fn name(text: &str) -> Identifier {
-    Identifier::parse(text).unwrap()
+fn name(text: &str) -> SessionKey {
+    Identifier::parse(text).unwrap().into()
 }
 
 fn sandbox(letter: &str) -> SandboxId {
@@ -556,14 +557,14 @@ proptest! {
         // The model: which sandboxes were made, which session each has served, and what goes on in each.
         let mut made: Vec<SandboxId> = Vec::new();
         let mut being_made: Vec<SandboxId> = Vec::new();
-        let mut served: HashMap<SandboxId, (Identifier, u64)> = HashMap::new();
+        let mut served: HashMap<SandboxId, (SessionKey, u64)> = HashMap::new();
         let mut busy: HashMap<SandboxId, usize> = HashMap::new();
-        let mut sessions: HashMap<Identifier, SandboxId> = HashMap::new();
+        let mut sessions: HashMap<SessionKey, SandboxId> = HashMap::new();
         // Tells two sessions of one name apart.
         let mut number = 0;
         // Names the sandboxes.
         let mut next = 0_u8;
-        let who = |digit: u8| Identifier::parse(&format!("name{digit}")).unwrap();
+        let who = |digit: u8| name(&format!("name{digit}"));
         for happening in all {
             match happening {
                 Happening::Claim(digit) => {

@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use sandpool_core::ids::TenantName;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
@@ -126,8 +127,14 @@ fn managed_identity(auth: &Auth, asked: &Asked) -> Response {
         let text = format!("the resource is unknown here; ask for one of: {}", AUDIENCES.join(", "));
         return refused(StatusCode::BAD_REQUEST, "invalid_resource", &text);
     };
-    let request =
-        Mint { subject: "managed-identity".to_owned(), role: Role::Executor, pools: None, session: None, ttl: None };
+    let request = Mint {
+        subject: "managed-identity".to_owned(),
+        role: Role::Executor,
+        pools: None,
+        session: None,
+        tenant: TenantName::default(),
+        ttl: None,
+    };
     let client = asked.client_id.as_deref().unwrap_or("managed-identity");
     answer(auth, &request, |minted| {
         json!({
@@ -175,13 +182,13 @@ async fn service_principal(
     }
     let id = grant.client_id.unwrap_or_default();
     let secret = grant.client_secret.unwrap_or_default();
-    let Some(Principal { subject, role, pools, session }) =
+    let Some(Principal { subject, role, pools, session, tenant }) =
         auth.api_key(&verified::digest(&secret)).filter(|key| key.subject == id)
     else {
         let text = "the client id and secret are not the name and the key of an API key in the settings";
         return refused(StatusCode::UNAUTHORIZED, "invalid_client", text);
     };
-    answer(&auth, &Mint { subject, role, pools, session, ttl: None }, |minted| {
+    answer(&auth, &Mint { subject, role, pools, session, tenant, ttl: None }, |minted| {
         let lasts = minted.expires_at.saturating_sub(now());
         json!({ "token_type": "Bearer", "expires_in": lasts, "ext_expires_in": lasts, "access_token": minted.token })
     })

@@ -85,6 +85,15 @@ pub enum AuthFailure {
     /// It is good, but not in this pool.
     #[error("the token is not for the pool {0}")]
     Pool(String),
+    /// It is good, but not for this tenant.
+    #[error("the token is not for the tenant {0}")]
+    Tenant(String),
+    /// It names a tenant that is not in the settings, or not any more.
+    #[error("the token belongs to the tenant {0}, which is not declared here: see tenants in the settings")]
+    UnknownTenant(String),
+    /// More than one tenant claims it.
+    #[error("the token belongs to the tenants {0} at once: only one may claim it in the settings")]
+    Claimed(String),
     /// It is bound to one session, and this is not it.
     #[error("the token is bound to another session")]
     Session,
@@ -106,7 +115,12 @@ impl AuthFailure {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Role { .. } | Self::Pool(_) | Self::Session => StatusCode::FORBIDDEN,
+            Self::Role { .. }
+            | Self::Pool(_)
+            | Self::Session
+            | Self::Tenant(_)
+            | Self::UnknownTenant(_)
+            | Self::Claimed(_) => StatusCode::FORBIDDEN,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::UNAUTHORIZED,
         }

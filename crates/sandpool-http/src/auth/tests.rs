@@ -17,7 +17,9 @@ fn config(name: &str) -> AuthConfig {
             sha256_hex: hex::encode(<sha2::Sha256 as sha2::Digest>::digest(b"a-key")),
             role: Role::Executor,
             pools: Some(vec!["python".to_owned()]),
+            tenant: Default::default(),
         }],
+        tenants: Vec::new(),
         identity_header: "secret".to_owned(),
         open_metadata: false,
         token_ttl: Duration::from_secs(600),
@@ -25,7 +27,7 @@ fn config(name: &str) -> AuthConfig {
 }
 
 fn mint(role: Role) -> Mint {
-    Mint { subject: "me".to_owned(), role, pools: None, session: None, ttl: None }
+    Mint { subject: "me".to_owned(), role, pools: None, session: None, tenant: Default::default(), ttl: None }
 }
 
 fn with(token: &str) -> HeaderMap {
@@ -93,6 +95,7 @@ async fn bad_tokens_say_what_is_wrong() {
             roles: vec!["executor".to_owned()],
             pools: None,
             session: None,
+            tenant: None,
         };
         change(&mut claims);
         let keys = auth.keys();
@@ -126,6 +129,46 @@ async fn keys_and_bounds() {
     assert_eq!(bound.may(Role::Reader, &pool("python"), None), Err(AuthFailure::Session));
     let too_long = Mint { ttl: Some(LONGEST_TTL + Duration::from_secs(1)), ..mint(Role::Reader) };
     assert!(matches!(auth.mint(&too_long), Err(AuthError::Ttl(_))));
+    std::fs::remove_dir_all(config.keys_dir).unwrap();
+}
+
+#[tokio::test]
+async fn a_token_belongs_to_the_one_tenant_that_claims_it() {
+    let name = |text: &str| TenantName::parse(text).unwrap();
+    let own = "https://sandpool.local".to_owned();
+    let claim =
+        |name: &str, value: &str| TenantClaim { issuer: own.clone(), claim: Some((name.to_owned(), value.to_owned())) };
+    let tenants = vec![
+        TenantTokens { tenant: name("acme"), claims: vec![claim("sub", "me"), claim("roles", "admin")] },
+        TenantTokens { tenant: name("globex"), claims: vec![claim("sub", "other"), claim("sub", "both")] },
+        TenantTokens {
+            tenant: name("elsewhere"),
+            claims: vec![TenantClaim { issuer: "https://x".into(), claim: None }],
+        },
+    ];
+    let mut config = AuthConfig { tenants, ..config("tenants") };
+    config.api_keys[0].tenant = name("globex");
+    let auth = Auth::open(config.clone()).unwrap();
+    let of = async |subject: &str, role: Role, tenant: TenantName| {
+        let mint = Mint { subject: subject.to_owned(), tenant, ..mint(role) };
+        auth.verify(&with(&auth.mint(&mint).unwrap().token)).await
+    };
+    let tenant = |outcome: Result<Principal, AuthFailure>| outcome.unwrap().tenant;
+    assert_eq!(tenant(of("me", Role::Executor, TenantName::default()).await), name("acme"));
+    assert_eq!(tenant(of("nobody", Role::Executor, TenantName::default()).await), TenantName::default());
+    assert_eq!(tenant(of("me", Role::Executor, name("elsewhere")).await), name("elsewhere"), "it says so itself");
+    assert_eq!(tenant(auth.verify(&with("a-key")).await), name("globex"));
+    let both = of("both", Role::Admin, TenantName::default()).await.unwrap_err();
+    assert_eq!((both.status(), both), (StatusCode::FORBIDDEN, AuthFailure::Claimed("acme, globex".to_owned())));
+    // An administrator of a tenant is none of the others.
+    let admin = of("me", Role::Admin, name("acme")).await.unwrap();
+    assert!(!admin.is_operator() && admin.room(Some("globex")).is_err());
+    assert_eq!(admin.room(Some("acme")).unwrap(), name("acme"));
+    // Once it is not declared any more, its tokens are nobody's.
+    let token = auth.mint(&Mint { tenant: name("acme"), ..mint(Role::Executor) }).unwrap().token;
+    let later = Auth::open(AuthConfig { tenants: Vec::new(), ..config.clone() }).unwrap();
+    assert_eq!(later.verify(&with(&token)).await, Err(AuthFailure::UnknownTenant("acme".to_owned())));
+    assert!(later.mint(&Mint { tenant: name("acme"), ..mint(Role::Executor) }).is_err());
     std::fs::remove_dir_all(config.keys_dir).unwrap();
 }
 

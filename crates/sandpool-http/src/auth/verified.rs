@@ -91,7 +91,13 @@ mod tests {
     use serde_json::json;
 
     fn verified(claims: &Value) -> Option<Verified> {
-        let principal = Principal { subject: "me".to_owned(), role: Role::Reader, pools: None, session: None };
+        let principal = Principal {
+            subject: "me".to_owned(),
+            role: Role::Reader,
+            pools: None,
+            session: None,
+            tenant: sandpool_core::ids::TenantName::default(),
+        };
         Verified::new(Signer::Own("key".to_owned()), &principal, claims)
     }
 

@@ -6,14 +6,14 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
-use sandpool_core::ids::PoolName;
+use sandpool_core::ids::{PoolName, TenantName};
 use serde::Deserialize;
 use serde_json::Value;
 use subtle::ConstantTimeEq;
 
 use super::keys::Keys;
 use super::verified::{self, Signer, Verified};
-use super::{AUDIENCES, Auth, AuthFailure, LEEWAY, Principal, Role, now};
+use super::{AUDIENCES, Auth, AuthFailure, LEEWAY, Principal, Role, TenantClaim, TenantTokens, now};
 
 /// The longest token that is looked at, in bytes. Entra's with many groups are about 4 KiB.
 const MAX_TOKEN: usize = 16 * 1024;
@@ -103,7 +103,8 @@ impl Auth {
             own.or_else(|| known_role(word))
         });
         let role = roles.max().ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?;
-        let principal = Principal { subject: subject(&claims), role, pools: None, session: None };
+        let tenant = self.tenant(&issuer, &claims)?;
+        let principal = Principal { subject: subject(&claims), role, pools: None, session: None, tenant };
         Ok((principal, claims, Signer::Trusted(number, header.kid, Box::new(key))))
     }
 
@@ -126,6 +127,7 @@ impl Auth {
             role: key.role,
             pools: pools.map(|names| names.iter().filter_map(|name| PoolName::parse(name).ok()).collect()),
             session: None,
+            tenant: key.tenant.clone(),
         })
     }
 
@@ -151,8 +153,33 @@ impl Auth {
             role: role.ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?,
             pools,
             session: claims.get("session").and_then(Value::as_str).map(str::to_owned),
+            tenant: match claims.get("tenant").and_then(Value::as_str) {
+                Some(name) => self.declared(name)?,
+                None => self.tenant(&self.config.issuer, &claims)?,
+            },
         };
         Ok((principal, claims, Signer::Own(key.id.clone())))
+    }
+
+    /// The tenant that one of our own tokens names.
+    fn declared(&self, name: &str) -> Result<TenantName, AuthFailure> {
+        let tenant = self.config.tenants.iter().map(|known| &known.tenant).find(|tenant| tenant.as_str() == name);
+        tenant.cloned().ok_or_else(|| AuthFailure::UnknownTenant(shortened(name)))
+    }
+
+    /// The one tenant that claims a token, else the default one. Where two claim it nobody knows whose sessions it
+    /// should see.
+    fn tenant(&self, issuer: &str, claims: &Value) -> Result<TenantName, AuthFailure> {
+        let claim = |known: &&TenantTokens| known.claims.iter().any(|wanted| wanted.fits(issuer, claims));
+        let claiming: Vec<_> = self.config.tenants.iter().filter(claim).map(|known| &known.tenant).collect();
+        match *claiming {
+            [] => Ok(TenantName::default()),
+            [tenant] => Ok(tenant.clone()),
+            _ => {
+                let names: Vec<_> = claiming.iter().map(|tenant| tenant.as_str()).collect();
+                Err(AuthFailure::Claimed(names.join(", ")))
+            }
+        }
     }
 
     /// Whether the key file may be read again: once a second, however many tokens of unknown keys come.
@@ -164,6 +191,13 @@ impl Auth {
             *last = Some(now);
         }
         may
+    }
+}
+
+impl TenantClaim {
+    fn fits(&self, issuer: &str, claims: &Value) -> bool {
+        let says = |(name, value): &(String, String)| texts(claims.get(name)).contains(&value.as_str());
+        self.issuer == issuer && self.claim.as_ref().is_none_or(says)
     }
 }
 

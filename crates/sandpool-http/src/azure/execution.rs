@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use sandpool_core::ids::{ExecutionId, Identifier};
+use sandpool_core::ids::{ExecutionId, Identifier, SessionKey};
 use sandpool_node::{ExecuteRequest, Execution, ExecutionState, NodeError, Open, Opened, Outcome, Runtime};
 use serde::Serialize;
 use serde_json::Value as Json_;
@@ -65,11 +65,13 @@ struct Wishes {
 }
 
 impl Memory {
-    fn key(call: &Call, identifier: &Identifier, id: ExecutionId) -> [u8; 32] {
+    fn key(call: &Call, session: &SessionKey, id: ExecutionId) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(call.pool.as_str());
         hash.update([0]);
-        hash.update(identifier.as_str());
+        hash.update(session.tenant.as_str());
+        hash.update([0]);
+        hash.update(session.identifier.as_str());
         hash.update([0]);
         hash.update(id.0);
         hash.finalize().into()
@@ -97,22 +99,22 @@ impl Memory {
 /// Runs something.
 pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> Result<Response, Problem> {
     let fields = Fields::parse(&whole(body).await?)?;
-    if call.identifier.is_none() {
+    if call.session.is_none() {
         let identifier = fields.identifier()?.ok_or_else(no_identifier)?;
         call.principal = call.app.admit(&call.headers, call.role, &call.pool, Some(&identifier)).await?;
-        call.identifier = Some(identifier);
+        call.session = Some(SessionKey::new(call.principal.room(call.query.get("tenant"))?, identifier));
     }
     let wanted = fields.wanted(call.status.spec.runtime)?;
-    let identifier = call.session()?.clone();
+    let key = call.session()?.clone();
     let own_id = own_id(&call.headers)?;
     let began = Instant::now();
     let Wanted { work, is_asynchronous, timeout, output_length, jupyter_format } = wanted;
     let request = ExecuteRequest { id: own_id.as_deref().map(execution_id), work, timeout, output_limit: None };
     let mut retries = 0;
     let (opened, allocated, handle) = loop {
-        let opened = call.open(&identifier, Open::OrCreate).await?;
+        let opened = call.open(&key, Open::OrCreate).await?;
         let allocated = Instant::now();
-        match call.app.node.execute(&call.pool, &identifier, request.clone()).await {
+        match call.app.node.execute(&call.pool, &key, request.clone()).await {
             // It ended between the two: the next look makes it anew.
             Err(NodeError::NoSession(_)) if retries + 1 < ATTEMPTS => retries += 1,
             handle => break (opened, allocated, handle?),
@@ -121,7 +123,7 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
     let accepted = allocated.elapsed();
     let wishes = Wishes { is_asynchronous, jupyter_format, output_length };
     if wishes != Wishes::default() {
-        call.memory.keep(Memory::key(&call, &identifier, handle.id()), wishes);
+        call.memory.keep(Memory::key(&call, &key, handle.id()), wishes);
     }
     let execution = if is_asynchronous {
         // Whether it began or waits: the first event says so, and no answer waits long for it.
@@ -135,7 +137,7 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
     let shown_id = own_id.unwrap_or_else(|| handle.id().to_string());
     let timed = Timed { retries, began, accepted, ended, queued: execution.queued, inside: execution.duration };
     let status = if is_asynchronous { StatusCode::ACCEPTED } else { StatusCode::OK };
-    let mut response = tell(&call, &identifier, &shown_id, execution, wishes, envelope, status);
+    let mut response = tell(&call, &key.identifier, &shown_id, execution, wishes, envelope, status);
     let headers = response.headers_mut();
     tell_session(headers, &opened);
     timed.tell(headers, &opened, call.arrived);
@@ -144,19 +146,19 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
 
 /// Reads an execution again.
 pub(super) fn read(call: &Call, envelope: Envelope) -> Result<Response, Problem> {
-    let identifier = call.session()?;
+    let key = call.session()?;
     let shown_id = call.held.first().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
     let id = execution_id(&shown_id);
-    let handle = call.app.node.execution(&call.pool, identifier, &id).map_err(|error| match error {
+    let handle = call.app.node.execution(&call.pool, key, &id).map_err(|error| match error {
         NodeError::NoExecution(_) => NodeError::NoExecution(shown_id.chars().take(MAX_OPERATION_ID).collect()),
         error => error,
     })?;
-    let mut wishes = call.memory.find(&Memory::key(call, identifier, id));
+    let mut wishes = call.memory.find(&Memory::key(call, key, id));
     if let Some(length) = call.query.number("outputstreamsmaxlength")? {
         wishes.output_length = Some(length);
     }
-    let mut response = tell(call, identifier, &shown_id, handle.snapshot(), wishes, envelope, StatusCode::OK);
-    if let Ok(session) = call.app.node.session(&call.pool, identifier) {
+    let mut response = tell(call, &key.identifier, &shown_id, handle.snapshot(), wishes, envelope, StatusCode::OK);
+    if let Ok(session) = call.app.node.session(&call.pool, key) {
         insert(response.headers_mut(), super::SESSION_GUID, &session.sandbox.to_string());
     }
     Ok(response)

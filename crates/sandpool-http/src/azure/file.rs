@@ -108,7 +108,7 @@ impl Record {
 
 /// Stores the files of a multipart body.
 pub(super) async fn upload(call: &Call, shape: Uploaded, body: &mut Body) -> Result<Response, Problem> {
-    let identifier = call.session()?;
+    let key = call.session()?;
     let folder = Folder::parse(call.query.get("path"), call.status.spec.runtime)?;
     let declared = call.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_FILE + AROUND) && call.headers.contains_key(EXPECT) {
@@ -137,11 +137,11 @@ pub(super) async fn upload(call: &Call, shape: Uploaded, body: &mut Body) -> Res
             (_, None) => return Err(Problem::invalid("file", "The part file has no filename.")),
         };
         if opened.is_none() {
-            opened = Some(call.open(identifier, Open::OrCreate).await?);
+            opened = Some(call.open(key, Open::OrCreate).await?);
         }
         let path = folder.file(&name);
         let mut arriving = Arriving { multipart: &mut multipart, taken: 0, begins: None, problem: None };
-        let stored = call.app.node.write_file(&call.pool, identifier, &path, arriving.pieces()).await;
+        let stored = call.app.node.write_file(&call.pool, key, &path, arriving.pieces()).await;
         let Arriving { begins, problem, .. } = arriving;
         if let Some(problem) = problem {
             return Err(problem);
@@ -216,11 +216,11 @@ where
 
 /// Lists a directory.
 pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Problem> {
-    let identifier = call.session()?;
+    let key = call.session()?;
     let folder = Folder::parse(call.query.get("path"), call.status.spec.runtime)?;
     let recursive = call.query.switch("recursive")?;
     let mut after = call.query.get("after").map(str::to_owned);
-    let opened = call.open(identifier, Open::OrCreate).await?;
+    let opened = call.open(key, Open::OrCreate).await?;
     let shape = match listed {
         Listed::ByVersion => Shape::of(call.version),
         Listed::Oldest => Shape::Both,
@@ -228,8 +228,7 @@ pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Proble
     let mut value = Vec::new();
     let mut number = 1;
     let next = loop {
-        let page =
-            call.app.node.list_files(&call.pool, identifier, &folder.path, recursive, after.clone(), PAGE).await?;
+        let page = call.app.node.list_files(&call.pool, key, &folder.path, recursive, after.clone(), PAGE).await?;
         let (entries, more) = page;
         after = entries.last().map(|entry| entry.path.clone());
         for entry in entries {
@@ -258,7 +257,7 @@ pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Proble
         let encoded = |text: &str| utf8_percent_encode(text, crate::app::SEGMENT).to_string();
         let path = call.query.get("path").unwrap_or_default();
         let more = format!("&path={}&recursive={recursive}&after={}", encoded(path), encoded(&last));
-        body.insert("nextLink".to_owned(), call.link("files", Some(identifier), &more).into());
+        body.insert("nextLink".to_owned(), call.link("files", Some(&key.identifier), &more).into());
     }
     let mut response = Json(Value::from(body)).into_response();
     tell_session(response.headers_mut(), &opened);
@@ -267,7 +266,7 @@ pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Proble
 
 /// The file that the request names, in a session that is there.
 async fn named(call: &Call) -> Result<(Folder, String, Opened), Problem> {
-    let identifier = call.session()?;
+    let key = call.session()?;
     let folder = Folder::parse(call.query.get("path"), call.status.spec.runtime)?;
     let in_query;
     let segments = if call.held.is_empty() {
@@ -280,7 +279,7 @@ async fn named(call: &Call) -> Result<(Folder, String, Opened), Problem> {
         &call.held[..]
     };
     let (folder, name) = names::existing(folder, segments)?;
-    match call.app.node.open(&call.pool, identifier, Open::Existing, &call.principal.caller()).await {
+    match call.app.node.open(&call.pool, key, Open::Existing, &call.principal.caller()).await {
         Ok(opened) => Ok((folder, name, opened)),
         // A session that is not there has no files; no slot is taken to say so.
         Err(NodeError::NoSession(_)) => Err(NodeError::NoFile(name).into()),
@@ -299,8 +298,8 @@ fn about(name: &str) -> impl Fn(NodeError) -> Problem {
 /// One file's record.
 pub(super) async fn stat(call: &Call) -> Result<Response, Problem> {
     let (folder, name, opened) = named(call).await?;
-    let identifier = call.session()?;
-    let entry = call.app.node.stat_file(&call.pool, identifier, &folder.file(&name)).await.map_err(about(&name))?;
+    let key = call.session()?;
+    let entry = call.app.node.stat_file(&call.pool, key, &folder.file(&name)).await.map_err(about(&name))?;
     let record = Record::new(&entry, name, folder.shown(), None);
     let mut response = Json(record.json(Shape::of(call.version), &mut 0)).into_response();
     tell_session(response.headers_mut(), &opened);
@@ -309,9 +308,8 @@ pub(super) async fn stat(call: &Call) -> Result<Response, Problem> {
 
 async fn contents(call: &Call) -> Result<(u64, Pieces, Opened), Problem> {
     let (folder, name, opened) = named(call).await?;
-    let identifier = call.session()?;
-    let (size, pieces) =
-        call.app.node.read_file(&call.pool, identifier, &folder.file(&name)).await.map_err(about(&name))?;
+    let key = call.session()?;
+    let (size, pieces) = call.app.node.read_file(&call.pool, key, &folder.file(&name)).await.map_err(about(&name))?;
     Ok((size, pieces, opened))
 }
 
@@ -357,8 +355,8 @@ pub(super) async fn download_json(call: &Call) -> Result<Response, Problem> {
 /// Removes a file.
 pub(super) async fn remove(call: &Call) -> Result<Response, Problem> {
     let (folder, name, opened) = named(call).await?;
-    let identifier = call.session()?;
-    call.app.node.remove_file(&call.pool, identifier, &folder.file(&name)).await.map_err(about(&name))?;
+    let key = call.session()?;
+    call.app.node.remove_file(&call.pool, key, &folder.file(&name)).await.map_err(about(&name))?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     tell_session(response.headers_mut(), &opened);
     Ok(response)

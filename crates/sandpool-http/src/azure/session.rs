@@ -24,20 +24,25 @@ fn etag(session: &SessionInfo) -> String {
 }
 
 /// A session's record, in the words of both sets.
-fn record(session: &SessionInfo) -> Value {
+fn record(call: &Call, session: &SessionInfo) -> Value {
     let expires = moment(session.expires);
-    json!({
+    let mut record = json!({
         "identifier": session.identifier.as_str(),
         "createdAt": moment(session.created),
         "lastAccessedAt": moment(session.used),
         "expireAt": expires,
         "expiresAt": expires,
         "etag": etag(session),
-    })
+    });
+    if call.principal.is_operator() {
+        // Ours: an operator sees every tenant's sessions, and two of them may have one identifier.
+        record["tenant"] = session.tenant.as_str().into();
+    }
+    record
 }
 
-fn tell(session: &SessionInfo) -> Response {
-    let mut response = Json(record(session)).into_response();
+fn tell(call: &Call, session: &SessionInfo) -> Response {
+    let mut response = Json(record(call, session)).into_response();
     let headers = response.headers_mut();
     insert(headers, ETAG, &etag(session));
     insert(headers, SESSION_GUID, &session.sandbox.to_string());
@@ -46,7 +51,7 @@ fn tell(session: &SessionInfo) -> Response {
 
 /// A session's record.
 pub(super) fn get(call: &Call) -> Result<Response, Problem> {
-    Ok(tell(&call.app.node.session(&call.pool, call.session()?)?))
+    Ok(tell(call, &call.app.node.session(&call.pool, call.session()?)?))
 }
 
 /// Ends a session.
@@ -68,11 +73,11 @@ fn page(call: &Call) -> Result<(Vec<Value>, Option<Page>), Problem> {
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(Problem::invalid("limit", format!("The parameter limit is a number from 1 to {MAX_PAGE}.")));
     }
-    let sessions = call.app.node.sessions(&call.pool)?;
+    let sessions = call.app.node.sessions(&call.pool, call.principal.whose(call.query.get("tenant"), &call.room))?;
     let from = usize::try_from(skip).unwrap_or(usize::MAX).min(sessions.len());
     let to = from.saturating_add(usize::try_from(limit).unwrap_or(usize::MAX)).min(sessions.len());
     let next = (to < sessions.len()).then(|| (skip.saturating_add(limit), limit));
-    Ok((sessions[from..to].iter().map(record).collect(), next))
+    Ok((sessions[from..to].iter().map(|session| record(call, session)).collect(), next))
 }
 
 fn next_link(call: &Call, path: &str, next: Option<Page>) -> Option<String> {
@@ -97,10 +102,10 @@ fn unknown(identifier: &Identifier) -> Problem {
 
 /// The older set: a session's record.
 pub(super) fn managed_get(call: &Call) -> Result<Response, Problem> {
-    let identifier = call.session()?;
-    match call.app.node.session(&call.pool, identifier) {
-        Ok(session) => Ok(tell(&session)),
-        Err(NodeError::NoSession(_)) => Err(unknown(identifier)),
+    let key = call.session()?;
+    match call.app.node.session(&call.pool, key) {
+        Ok(session) => Ok(tell(call, &session)),
+        Err(NodeError::NoSession(_)) => Err(unknown(&key.identifier)),
         Err(error) => Err(error.into()),
     }
 }
@@ -117,10 +122,10 @@ pub(super) fn managed_list(call: &Call) -> Result<Response, Problem> {
 
 /// The older set: ends a session.
 pub(super) async fn managed_stop(call: &Call) -> Result<Response, Problem> {
-    let identifier = call.session()?;
-    match call.app.node.delete_session(&call.pool, identifier).await {
-        Ok(()) => Ok(format!("Session {identifier} was stopped.").into_response()),
-        Err(NodeError::NoSession(_)) => Err(unknown(identifier)),
+    let key = call.session()?;
+    match call.app.node.delete_session(&call.pool, key).await {
+        Ok(()) => Ok(format!("Session {} was stopped.", key.identifier).into_response()),
+        Err(NodeError::NoSession(_)) => Err(unknown(&key.identifier)),
         Err(error) => Err(error.into()),
     }
 }

@@ -53,6 +53,7 @@ async fn world(name: &str) -> World {
         issuer: "https://sandpool.test".to_owned(),
         trusted: Vec::new(),
         api_keys: Vec::new(),
+        tenants: Vec::new(),
         identity_header: "secret".to_owned(),
         open_metadata: false,
         token_ttl: Duration::from_secs(600),
@@ -60,7 +61,9 @@ async fn world(name: &str) -> World {
     .unwrap();
     let mint = |role, session: Option<&str>| {
         let session = session.map(str::to_owned);
-        auth.mint(&Mint { subject: "me".to_owned(), role, pools: None, session, ttl: None }).unwrap().token
+        auth.mint(&Mint { subject: "me".to_owned(), role, pools: None, session, tenant: Default::default(), ttl: None })
+            .unwrap()
+            .token
     };
     let tokens = BTreeMap::from([
         ("executor", mint(Role::Executor, None)),
@@ -80,6 +83,8 @@ async fn world(name: &str) -> World {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
+        scope: sandpool_node::SessionScope::Tenant,
+        full_wait: Duration::ZERO,
     });
     let pools = specs.iter().map(|spec| {
         let metadata = Metadata {
@@ -95,7 +100,7 @@ async fn world(name: &str) -> World {
     });
     let pools = Arc::new(pools.collect());
     let host = Host::new(MemoryConfig::default());
-    let node = Node::start(NodeConfig { pools: specs.to_vec() }, host.driver()).await.unwrap();
+    let node = Node::start(NodeConfig { pools: specs.to_vec(), ..NodeConfig::default() }, host.driver()).await.unwrap();
     let router = service(App { node, auth: Arc::new(auth), pools, version: "0" });
     World { router, tokens, keys }
 }

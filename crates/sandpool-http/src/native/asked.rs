@@ -6,7 +6,8 @@ use std::time::Duration;
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use percent_encoding::percent_decode_str;
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SessionKey, TenantName};
+use sandpool_node::Whose;
 
 use crate::app::App;
 use crate::auth::{Principal, Role};
@@ -66,21 +67,31 @@ impl Asked {
         Ok(pool)
     }
 
+    /// In whose room this is.
+    pub(super) fn room(&self) -> Result<TenantName, Problem> {
+        Ok(self.principal.room(self.text("tenant"))?)
+    }
+
+    /// Whose sessions a list is about, in this room.
+    pub(super) fn whose<'a>(&self, room: &'a TenantName) -> Whose<'a> {
+        self.principal.whose(self.text("tenant"), room)
+    }
+
     /// The pool and the session.
-    pub(super) fn session(&self, role: Role) -> Result<(PoolName, Identifier), Problem> {
+    pub(super) fn session(&self, role: Role) -> Result<(PoolName, SessionKey), Problem> {
         let pool = self.pool_name()?;
         let identifier = Identifier::parse(self.segment("session"))
             .map_err(|error| Problem::invalid("session", format!("The session's identifier is not one: {error}.")))?;
         self.principal.may(role, &pool, Some(&identifier))?;
-        Ok((pool, identifier))
+        Ok((pool, SessionKey::new(self.room()?, identifier)))
     }
 
     /// The pool, the session and the execution.
-    pub(super) fn execution(&self, role: Role) -> Result<(PoolName, Identifier, ExecutionId), Problem> {
-        let (pool, identifier) = self.session(role)?;
+    pub(super) fn execution(&self, role: Role) -> Result<(PoolName, SessionKey, ExecutionId), Problem> {
+        let (pool, key) = self.session(role)?;
         let id = ExecutionId::parse(self.segment("execution"))
             .ok_or_else(|| Problem::invalid("execution", "An execution's id is a UUID."))?;
-        Ok((pool, identifier, id))
+        Ok((pool, key, id))
     }
 
     fn pool_name(&self) -> Result<PoolName, Problem> {
@@ -147,7 +158,13 @@ mod tests {
     use super::*;
 
     fn asked(query: &str) -> Asked {
-        let principal = Principal { subject: String::new(), role: Role::Reader, pools: None, session: None };
+        let principal = Principal {
+            subject: String::new(),
+            role: Role::Reader,
+            pools: None,
+            session: None,
+            tenant: TenantName::default(),
+        };
         Asked { principal, path: Vec::new(), query: parse_query(query).unwrap() }
     }
 

@@ -25,10 +25,10 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Follows an execution from its beginning, or after the event that was seen last.
 pub(super) async fn follow(State(app): State<App>, asked: Asked, headers: HeaderMap) -> Result<Response, Problem> {
-    let (pool, identifier, id) = asked.execution(Role::Reader)?;
+    let (pool, key, id) = asked.execution(Role::Reader)?;
     let after = after(&asked, &headers)?;
     let base64 = asked.base64()?;
-    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let handle = app.node.execution(&pool, &key, &id)?;
     Ok(stream(&handle, after, base64))
 }
 

@@ -32,13 +32,13 @@ pub(super) async fn start(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.session(Role::Executor)?;
     let base64 = asked.base64()?;
     let after = events::after(&asked, &headers)?;
     let spec = app.node.spec(&pool)?;
     let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(spec)?;
-    app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
-    let handle = app.node.execute(&pool, &identifier, request).await?;
+    app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
+    let handle = app.node.execute(&pool, &key, request).await?;
     let mut response = if wants_events(&headers) {
         events::stream(&handle, after, base64)
     } else {
@@ -49,7 +49,7 @@ pub(super) async fn start(
         };
         (status, answer(&pool, &execution, base64)).into_response()
     };
-    if let Ok(location) = HeaderValue::from_str(&location(&pool, &identifier, &handle)) {
+    if let Ok(location) = HeaderValue::from_str(&location(&pool, &key.identifier, &handle)) {
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
@@ -78,18 +78,18 @@ fn answer(pool: &PoolName, execution: &Execution, base64: bool) -> Response {
 
 /// The executions that are still known, oldest first, without their output.
 pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
-    let (pool, identifier) = asked.session(Role::Reader)?;
-    let handles = app.node.executions(&pool, &identifier)?;
+    let (pool, key) = asked.session(Role::Reader)?;
+    let handles = app.node.executions(&pool, &key)?;
     let outlines: Vec<_> = handles.iter().map(|handle| shown::outline(&pool, &handle.outline())).collect();
     Ok(Json(json!({ "value": outlines })))
 }
 
 /// One execution, after `wait` seconds or when it has ended.
 pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Response, Problem> {
-    let (pool, identifier, id) = asked.execution(Role::Reader)?;
+    let (pool, key, id) = asked.execution(Role::Reader)?;
     let wait = asked.seconds("wait", LONGEST_WAIT)?;
     let base64 = asked.base64()?;
-    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let handle = app.node.execution(&pool, &key, &id)?;
     let execution = match wait {
         Some(wait) => handle.wait(wait).await,
         None => handle.snapshot(),
@@ -113,10 +113,10 @@ enum How {
 
 /// Ends it. An empty body means to interrupt. Nothing happens if it has ended.
 pub(super) async fn stop(State(app): State<App>, asked: Asked, body: Body) -> Result<StatusCode, Problem> {
-    let (pool, identifier, id) = asked.execution(Role::Executor)?;
+    let (pool, key, id) = asked.execution(Role::Executor)?;
     let body = body::whole(body, MAX_SMALL).await?;
     let Stopping { how } = if body.is_empty() { Stopping::default() } else { body::json(&body)? };
-    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let handle = app.node.execution(&pool, &key, &id)?;
     handle
         .stop(match how.unwrap_or_default() {
             How::Interrupt => Stop::Interrupt,
@@ -128,8 +128,8 @@ pub(super) async fn stop(State(app): State<App>, asked: Asked, body: Body) -> Re
 
 /// Sends bytes to its standard input or terminal; no bytes are the end of input.
 pub(super) async fn input(State(app): State<App>, asked: Asked, mut body: Body) -> Result<StatusCode, Problem> {
-    let (pool, identifier, id) = asked.execution(Role::Executor)?;
-    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let (pool, key, id) = asked.execution(Role::Executor)?;
+    let handle = app.node.execution(&pool, &key, &id)?;
     let mut sent = 0;
     // Piece by piece, as fast as it is read in the sandbox.
     while let Some(piece) = body::next(&mut body).await? {
@@ -147,9 +147,9 @@ pub(super) async fn input(State(app): State<App>, asked: Asked, mut body: Body) 
 
 /// Tells its terminal a new size.
 pub(super) async fn resize(State(app): State<App>, asked: Asked, body: Body) -> Result<StatusCode, Problem> {
-    let (pool, identifier, id) = asked.execution(Role::Executor)?;
+    let (pool, key, id) = asked.execution(Role::Executor)?;
     let Size { rows, columns } = body::json::<Size>(&body::whole(body, MAX_SMALL).await?)?.check("")?;
-    let handle = app.node.execution(&pool, &identifier, &id)?;
+    let handle = app.node.execution(&pool, &key, &id)?;
     handle.resize(rows, columns).await.map_err(|error| Problem::from(error).about("execution"))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -39,12 +39,12 @@ const PAGE: u32 = 1_000;
 
 /// A directory's entries, sorted by path.
 pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.session(Role::Executor)?;
     let path = directory(asked.text("path").unwrap_or_default())?;
     let recursive = asked.flag("recursive")?;
     let limit = asked.number("limit", 1, PAGE)?.unwrap_or(PAGE);
     let after = asked.text("after").map(str::to_owned);
-    let listed = app.node.list_files(&pool, &identifier, &path, recursive, after, limit).await;
+    let listed = app.node.list_files(&pool, &key, &path, recursive, after, limit).await;
     let (entries, more) = listed.map_err(|error| Problem::from(error).about("path"))?;
     let next = entries.last().filter(|_| more).map(|last| last.path.clone());
     let value: Vec<_> = entries.iter().map(|entry| shown(entry, &entry.path)).collect();
@@ -53,9 +53,9 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
 
 /// A file's bytes.
 pub(super) async fn read(State(app): State<App>, asked: Asked) -> Result<Response, Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.session(Role::Executor)?;
     let path = file(&asked)?;
-    let read = app.node.read_file(&pool, &identifier, &path).await;
+    let read = app.node.read_file(&pool, &key, &path).await;
     let (size, pieces) = read.map_err(|error| Problem::from(error).about("path"))?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
@@ -92,17 +92,17 @@ async fn take(
     body: &mut Body,
     has_begun: &mut bool,
 ) -> Result<Json<Value>, Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.session(Role::Executor)?;
     let path = file(asked)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_UPLOAD) {
         return Err(body::too_long("body", MAX_UPLOAD));
     }
-    app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
+    app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
     *has_begun = true;
     let refused = Arc::new(OnceLock::new());
     let pieces = limited(body, MAX_UPLOAD, Arc::clone(&refused));
-    let written = app.node.write_file(&pool, &identifier, &path, pieces.boxed()).await;
+    let written = app.node.write_file(&pool, &key, &path, pieces.boxed()).await;
     match (written, refused.get()) {
         (Ok(entry), _) => Ok(Json(shown(&entry, &path))),
         (Err(_), Some(refusal)) => Err(refusal.clone()),
@@ -152,9 +152,9 @@ async fn drain(body: &mut Body) {
 
 /// Removes a file, or a directory with all in it.
 pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.session(Role::Executor)?;
     let path = file(&asked)?;
-    let removed = app.node.remove_file(&pool, &identifier, &path).await;
+    let removed = app.node.remove_file(&pool, &key, &path).await;
     removed.map_err(|error| Problem::from(error).about("path"))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use sandpool_core::ids::Identifier;
-use sandpool_node::{PoolStatus, Start};
+use sandpool_node::{PoolStatus, SessionScope, Start, Whose};
 use serde_json::{Value, json};
 
 use super::asked::Asked;
@@ -38,19 +38,25 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
     let own = asked.principal.session.as_deref().and_then(|own| Identifier::parse(own).ok());
     let pools = app.node.pools();
     let seen = pools.iter().filter(|pool| asked.principal.may(Role::Reader, &pool.spec.name, own.as_ref()).is_ok());
-    Ok(Json(json!({ "value": seen.map(|pool| shown(&app, pool)).collect::<Vec<_>>() })))
+    Ok(Json(json!({ "value": seen.map(|pool| shown(&app, &asked, pool)).collect::<Result<Vec<_>, _>>()? })))
 }
 
 /// One pool.
 pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
     let pool = asked.pool(Role::Reader)?;
-    Ok(Json(shown(&app, &app.node.pool(&pool)?)))
+    Ok(Json(shown(&app, &asked, &app.node.pool(&pool)?)?))
 }
 
-fn shown(app: &App, pool: &PoolStatus) -> Value {
-    let PoolStatus { spec, ready, booting, sessions, .. } = pool;
+fn shown(app: &App, asked: &Asked, pool: &PoolStatus) -> Result<Value, Problem> {
+    let PoolStatus { spec, ready, booting, .. } = pool;
     let face = app.pools.get(&spec.name);
-    json!({
+    // How many others there are is nobody's business but the operator's.
+    let room = asked.room()?;
+    let sessions = match asked.whose(&room) {
+        Whose::Everybody => usize::try_from(pool.sessions).unwrap_or(usize::MAX),
+        whose @ Whose::Tenant(_) => app.node.sessions(&spec.name, whose)?.len(),
+    };
+    Ok(json!({
         "name": spec.name.as_str(),
         "containerType": face.map(|face| &face.container_type),
         "runtime": face.map(|face| json!({ "name": face.metadata.runtime, "version": face.metadata.version })),
@@ -83,5 +89,10 @@ fn shown(app: &App, pool: &PoolStatus) -> Value {
             Start::Zygote => "zygote",
             Start::Cold => "cold",
         },
-    })
+        "sessionScope": match spec.scope {
+            SessionScope::Tenant => "tenant",
+            SessionScope::Pool => "pool",
+        },
+        "waitWhenFullSeconds": spec.full_wait.as_secs_f64(),
+    }))
 }

@@ -21,20 +21,23 @@ const PAGE: usize = 1_000;
 /// Where a list goes on: after the session that was made at this time and has this name. A session that ended
 /// meanwhile is no trouble, because it need not be found again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Cursor(u128, String);
+struct Cursor(u128, String, String);
 
 impl Cursor {
     fn of(session: &SessionInfo) -> Self {
-        Self(nanoseconds(session.created), session.identifier.to_string())
+        let (created, identifier, tenant) = session.order();
+        Self(nanoseconds(created), identifier.to_string(), tenant.to_string())
     }
 
     fn text(&self) -> String {
-        format!("{}.{}", self.0, self.1)
+        // A tenant's name has no dot in it, and an identifier may have.
+        format!("{}.{}.{}", self.0, self.2, self.1)
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (created, identifier) = text.split_once('.')?;
-        Some(Self(created.parse().ok()?, identifier.to_owned()))
+        let (created, rest) = text.split_once('.')?;
+        let (tenant, identifier) = rest.split_once('.')?;
+        Some(Self(created.parse().ok()?, identifier.to_owned(), tenant.to_owned()))
     }
 }
 
@@ -53,7 +56,8 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
         }
         None => None,
     };
-    let mut sessions = app.node.sessions(&pool)?;
+    let room = asked.room()?;
+    let mut sessions = app.node.sessions(&pool, asked.whose(&room))?;
     sessions.retain(|session| asked.may_see(&session.identifier));
     let begin = after.map_or(0, |after| sessions.partition_point(|session| Cursor::of(session) <= after));
     let page: Vec<_> = sessions[begin..].iter().take(limit).collect();
@@ -64,9 +68,9 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
 
 /// One session, and what it uses.
 pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
-    let (pool, identifier) = asked.session(Role::Reader)?;
-    let session = app.node.session(&pool, &identifier)?;
-    let usage = app.node.usage(&pool, &identifier).await?;
+    let (pool, key) = asked.session(Role::Reader)?;
+    let session = app.node.session(&pool, &key)?;
+    let usage = app.node.usage(&pool, &key).await?;
     let status = app.node.pool(&pool)?;
     let mut body = shown(&session);
     body["usage"] = json!({
@@ -88,8 +92,8 @@ fn micro(microseconds: u64) -> f64 {
 
 /// Finds the session, or makes it: 201 when it is new.
 pub(super) async fn open(State(app): State<App>, asked: Asked) -> Result<(StatusCode, Json<Value>), Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
-    let opened = app.node.open(&pool, &identifier, Open::OrCreate, &asked.principal.caller()).await?;
+    let (pool, key) = asked.session(Role::Executor)?;
+    let opened = app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
     let status = if opened.new { StatusCode::CREATED } else { StatusCode::OK };
     let mut body = shown(&opened.session);
     body["isNew"] = json!(opened.new);
@@ -99,8 +103,8 @@ pub(super) async fn open(State(app): State<App>, asked: Asked) -> Result<(Status
 
 /// Ends the session.
 pub(super) async fn end(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
-    let (pool, identifier) = asked.session(Role::Executor)?;
-    app.node.delete_session(&pool, &identifier).await?;
+    let (pool, key) = asked.session(Role::Executor)?;
+    app.node.delete_session(&pool, &key).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -109,6 +113,7 @@ fn shown(session: &SessionInfo) -> Value {
         "pool": session.pool.as_str(),
         "identifier": Identifier::as_str(&session.identifier),
         "sandbox": session.sandbox.to_string(),
+        "tenant": session.tenant.as_str(),
         "owner": session.owner,
         "level": session.level,
         "createdAt": instant(session.created),
@@ -124,9 +129,9 @@ mod tests {
 
     #[test]
     fn a_page_goes_on_where_the_last_one_ended() {
-        let cursor = Cursor(17, "a.b/c".to_owned());
+        let cursor = Cursor(17, "a.b/c".to_owned(), "default".to_owned());
         assert_eq!(Cursor::parse(&cursor.text()), Some(cursor));
-        for bad in ["", "17", "x.y", "-1.y"] {
+        for bad in ["", "17", "17.y", "x.t.y", "-1.t.y"] {
             assert_eq!(Cursor::parse(bad), None, "{bad}");
         }
     }

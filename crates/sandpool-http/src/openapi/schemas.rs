@@ -102,6 +102,7 @@ fn native() -> Value {
         "pool": kind("string", "Its pool."),
         "identifier": kind("string", "Its name."),
         "sandbox": json!({ "type": "string", "format": "uuid", "description": "The sandbox bound to it." }),
+        "tenant": kind("string", "Against whose quota it counts."),
         "owner": kind("string", "The subject of the token that made it."),
         "level": kind("string", "The isolation level it really has."),
         "createdAt": instant("When it was made."),
@@ -169,7 +170,7 @@ fn native() -> Value {
             "readyTarget": kind("integer", "Sandboxes that should be ready now: as many as the rate of new sessions asks for."),
             "maxReady": kind("integer", "Sandboxes to keep ready when new sessions come fast, at most."),
             "booting": kind("integer", "Sandboxes that are being made."),
-            "sessions": kind("integer", "Sessions there are."),
+            "sessions": kind("integer", "Sessions there are: one's own, or for an operator all."),
             "maxSessions": kind("integer", "Sessions at the same time, at most."),
             "level": kind("string", "The isolation level in force."),
             "wall": lines("What the wall is made of on this host."),
@@ -188,6 +189,10 @@ fn native() -> Value {
             "interpreterStart": json!({
                 "type": "string", "enum": ["zygote", "cold"], "description": "How interpreters start.",
             }),
+            "sessionScope": json!({
+                "type": "string", "enum": ["tenant", "pool"], "description": "Who shares a session's name: the callers of one tenant, or all.",
+            }),
+            "waitWhenFullSeconds": kind("number", "How long a caller waits for a place when every one is taken."),
         })),
         "Pools": object("The pools.", json!({ "value": list("Pool") })),
         "Session": object("A session.", session),
@@ -325,6 +330,7 @@ fn azure() -> Value {
         json!({
             "identifier": text("Its name."), "createdAt": instant("When it was made."), "lastAccessedAt": instant("When it was last used."),
             "expireAt": instant("When it ends, if it is not used again."), "expiresAt": instant("The same."), "etag": text("Names its sandbox."),
+            "tenant?": text("For an operator: whose it is."),
         }),
     );
     json!({

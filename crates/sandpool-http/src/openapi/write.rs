@@ -149,7 +149,8 @@ fn native() -> Vec<Operation> {
     const EXECUTION: &str = "/pools/{pool}/sessions/{session}/executions/{execution}";
     const FILES: &str = "/pools/{pool}/sessions/{session}/files";
     const FILE: &str = "/pools/{pool}/sessions/{session}/files/{path}";
-    let with = |method, path: &str, id, summary| on(method, path, id, summary).tag("native").refuses(&ALWAYS);
+    let with =
+        |method, path: &str, id, summary| on(method, path, id, summary).tag("native").shared("Tenant").refuses(&ALWAYS);
     let execution = |method, what: &str, id, summary| {
         with(method, &format!("{EXECUTION}{what}"), id, summary).refuses(&[404, 410, 503])
     };
@@ -285,7 +286,8 @@ fn azure() -> Vec<Operation> {
         };
         let route = ROUTES.iter().find(is_it).unwrap_or_else(|| panic!("there is no route {method} {path}"));
         let summary = route.about.trim_end_matches('.');
-        let begun = on(method, &format!("{AZURE_BASE}/{path}"), id, summary).tag("azure").shared("ApiVersion");
+        let begun =
+            on(method, &format!("{AZURE_BASE}/{path}"), id, summary).tag("azure").shared("ApiVersion").shared("Tenant");
         let begun = begun.refuses(&ALWAYS).refuses(&[404, 410, 503]);
         let begun = match shape {
             OfPool(_) => begun.query("skip", number(0, u32::MAX), "Sessions to leave out.").query(
@@ -448,6 +450,7 @@ pub(super) fn document() -> Value {
                     "description": "The same, as browsers say it. The later one counts.",
                 },
                 "ApiVersion": query("api-version", text(), "A date, with `-preview` or without; routes decide the shape of answers, not this."),
+                "Tenant": query("tenant", json!({ "type": "string", "maxLength": 63 }), "For an operator: the tenant that is meant. Lists without it are of all tenants."),
                 "Identifier": query("identifier", json!({ "type": "string", "minLength": 4, "maxLength": 128 }), "The session."),
             },
             "responses": refusals,

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SessionKey};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory, MemoryConfig};
 use sandpool_driver::{Driver, Phase};
 use sandpool_node::{
     Caller, ExecuteRequest, Execution, ExecutionHandle, ExecutionState, Node, NodeConfig, NodeError, Open, Opened,
-    Outcome, PoolSpec, Runtime, Stdin, Work,
+    Outcome, PoolSpec, Runtime, Stdin, Tenant, Work,
 };
 
 /// Longer than anything in these tests takes.
@@ -22,14 +22,15 @@ pub(crate) struct Bench {
     pub(crate) node: Node,
     pub(crate) pool: PoolName,
     specs: Vec<PoolSpec>,
+    tenants: Vec<Tenant>,
 }
 
 pub(crate) fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-pub(crate) fn name(text: &str) -> Identifier {
-    Identifier::parse(text).unwrap()
+pub(crate) fn name(text: &str) -> SessionKey {
+    Identifier::parse(text).unwrap().into()
 }
 
 pub(crate) fn spec(pool: &str) -> PoolSpec {
@@ -45,6 +46,8 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         max_timeout: seconds(120),
         env: vec![("SAID".to_owned(), "hello".to_owned())],
         start: sandpool_node::Start::Cold,
+        scope: sandpool_node::SessionScope::Tenant,
+        full_wait: Duration::ZERO,
     }
 }
 
@@ -60,14 +63,18 @@ impl Bench {
     }
 
     pub(crate) async fn of(memory: Memory, specs: Vec<PoolSpec>) -> Self {
+        Self::for_tenants(memory, specs, Vec::new()).await
+    }
+
+    pub(crate) async fn for_tenants(memory: Memory, specs: Vec<PoolSpec>, tenants: Vec<Tenant>) -> Self {
         let pool = specs[0].name.clone();
-        let node = start(&memory, &specs).await;
-        Self { memory, node, pool, specs }
+        let node = start(&memory, &specs, &tenants).await;
+        Self { memory, node, pool, specs, tenants }
     }
 
     /// The server is killed and started again.
     pub(crate) async fn restart(&mut self) {
-        self.node = start(&self.memory, &self.specs).await;
+        self.node = start(&self.memory, &self.specs, &self.tenants).await;
     }
 
     pub(crate) async fn open(&self, who: &str) -> Result<Opened, NodeError> {
@@ -116,8 +123,9 @@ impl Bench {
     }
 }
 
-async fn start(memory: &Memory, specs: &[PoolSpec]) -> Node {
-    Node::start(NodeConfig { pools: specs.to_vec() }, memory.driver() as Arc<dyn Driver>).await.unwrap()
+async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant]) -> Node {
+    let config = NodeConfig { pools: specs.to_vec(), tenants: tenants.to_vec() };
+    Node::start(config, memory.driver() as Arc<dyn Driver>).await.unwrap()
 }
 
 pub(crate) fn code(text: &str) -> Work {

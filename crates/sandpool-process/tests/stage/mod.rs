@@ -20,7 +20,7 @@ use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_core::ids::{Identifier, PoolName, SessionKey};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::{Driver, Start};
 use sandpool_node::{Caller, ExecuteRequest, Execution, Node, NodeConfig, Open, Outcome as Verdict, PoolSpec};
@@ -293,6 +293,8 @@ impl Stage {
             max_timeout: Duration::from_secs(120),
             env: Vec::new(),
             start: Start::Cold,
+            scope: sandpool_node::SessionScope::Tenant,
+            full_wait: Duration::ZERO,
         })
     }
 
@@ -303,7 +305,7 @@ impl Stage {
 
     pub(crate) async fn node(&self, pools: Vec<PoolSpec>) -> Outcome<Arc<Node>> {
         let driver = Arc::clone(&self.driver) as Arc<dyn Driver>;
-        Ok(Arc::new(Node::start(NodeConfig { pools }, driver).await?))
+        Ok(Arc::new(Node::start(NodeConfig { pools, ..NodeConfig::default() }, driver).await?))
     }
 
     /// What root wrote as the part that this server plays; nothing at first.
@@ -363,12 +365,12 @@ impl Stage {
 pub(crate) struct Session {
     pub(crate) node: Arc<Node>,
     pub(crate) pool: PoolName,
-    pub(crate) name: Identifier,
+    pub(crate) name: SessionKey,
 }
 
 impl Session {
     pub(crate) async fn open(node: &Arc<Node>, pool: &str, name: &str) -> Outcome<Self> {
-        let (pool, name) = (PoolName::parse(pool)?, Identifier::parse(name)?);
+        let (pool, name) = (PoolName::parse(pool)?, SessionKey::from(Identifier::parse(name)?));
         let caller = Caller { subject: "attacker".to_owned() };
         node.open(&pool, &name, Open::OrCreate, &caller).await?;
         Ok(Self { node: Arc::clone(node), pool, name })

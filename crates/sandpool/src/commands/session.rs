@@ -36,20 +36,24 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                     print::json(&json!({ "value": value }))?;
                 } else {
                     let rows: Vec<_> = sessions.iter().map(|(pool, session)| row(pool, session)).collect();
-                    print::table(&["POOL", "SESSION", "OWNER", "CREATED", "LAST USED", "EXPIRES", "BUSY"], &rows)?;
+                    print::table(
+                        &["POOL", "SESSION", "TENANT", "OWNER", "CREATED", "LAST USED", "EXPIRES", "BUSY"],
+                        &rows,
+                    )?;
                 }
             }
-            Session::Get { pool, session } => {
-                let answer = client.get(&session_path(pool, session)).await?;
+            Session::Get { pool, session, tenant } => {
+                let answer = client.get(&address(pool, session, tenant.as_deref())).await?;
                 if context.json {
                     print::json(&answer)?;
                 } else {
                     print::object(&answer)?;
                 }
             }
-            Session::Rm { pool, sessions } => {
+            Session::Rm { pool, sessions, tenant } => {
                 for session in sessions {
-                    client.send(client.request(Method::DELETE, &session_path(pool, session))).await?;
+                    let address = address(pool, session, tenant.as_deref());
+                    client.send(client.request(Method::DELETE, &address)).await?;
                     if !context.json {
                         print::out(&format!("ended {session}\n"))?;
                     }
@@ -63,7 +67,13 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
     })
 }
 
+/// A session's address, in a tenant's room.
+fn address(pool: &str, session: &str, tenant: Option<&str>) -> String {
+    let path = session_path(pool, session);
+    tenant.map_or(path.clone(), |tenant| format!("{path}?tenant={}", segment(tenant)))
+}
+
 fn row(pool: &str, session: &Value) -> Vec<String> {
-    let fields = ["identifier", "owner", "createdAt", "lastUsedAt", "expiresAt", "busy"];
+    let fields = ["identifier", "tenant", "owner", "createdAt", "lastUsedAt", "expiresAt", "busy"];
     std::iter::once(pool.to_owned()).chain(fields.iter().map(|field| cell(&session[*field]))).collect()
 }

@@ -40,7 +40,7 @@ fn unknown_keys_are_errors_that_name_their_path() {
     check(
         "listn: 127.0.0.1:1",
         &expect![
-            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `pools`"
+            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `pools`"
         ],
     );
     check(
@@ -188,4 +188,45 @@ fn a_shell_may_run_longer_than_code() {
         settings.pools.iter().map(|pool| pool.to_spec("/images/x".into()).unwrap().max_timeout.as_secs()).collect();
     assert_eq!(longest, [220, 220, 3600]);
     assert_eq!(settings.pools[0].to_spec("/x".into()).unwrap().limits, Limits::default());
+}
+
+#[test]
+fn tenants_are_checked() {
+    let digest = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
+    check("tenants: [{ name: acme }, { name: default, weight: 3, quota: { sessions: 5 } }]", &expect!["fine"]);
+    check(
+        "tenants: [{ name: Acme }]",
+        &expect![[
+            r#"tenants[0].name: a tenant's name has 1 to 63 characters, begins with a letter a-z and goes on with a-z, 0-9 and '-'; this one is "Acme""#
+        ]],
+    );
+    check("tenants: [{ name: a }, { name: a }]", &expect!["tenants[1].name: a is already the name of tenants[0]"]);
+    check("tenants: [{ name: a, weight: 0 }]", &expect!["tenants[0].weight: is 0, must be from 1 to 1000"]);
+    check(
+        "tenants: [{ name: a, quota: { sessions: 0 } }]",
+        &expect!["tenants[0].quota.sessions: is 0, must be from 1 to 1000000"],
+    );
+    check(
+        "tenants: [{ name: a, tokens: [{ issuer: 'https://x' }] }]",
+        &expect!["tenants[0].tokens[0].issuer: https://x is not one of auth.issuers, nor https://sandpool.local"],
+    );
+    check(
+        "tenants: [{ name: a, tokens: [{ issuer: 'https://sandpool.local', claim: sub }] }]",
+        &expect!["tenants[0].tokens[0].value: is missing; claim and value go together"],
+    );
+    check(
+        "tenants: [{ name: default, tokens: [{ issuer: 'https://sandpool.local' }] }]",
+        &expect![
+            "tenants[0]: takes no keys and no tokens: it has all that no other tenant claims, and keys under auth.apiKeys"
+        ],
+    );
+    let key = format!("apiKeys: [{{ name: k, sha256: {digest} }}]");
+    check(
+        &format!("tenants: [{{ name: a, {key} }}, {{ name: b, {key} }}]"),
+        &expect!["tenants[1].apiKeys[0].sha256: is that of tenants[0].apiKeys[0] too: a key has one owner"],
+    );
+    check(
+        &format!("auth: {{ {key} }}\ntenants: [{{ name: a, {key} }}]"),
+        &expect!["tenants[0].apiKeys[0].sha256: is that of auth.apiKeys[0] too: a key has one owner"],
+    );
 }

@@ -18,6 +18,8 @@ fn spec() -> PoolSpec {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
+        scope: sandpool_node::SessionScope::Tenant,
+        full_wait: Duration::ZERO,
     }
 }
 

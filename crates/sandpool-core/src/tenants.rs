@@ -1,0 +1,239 @@
+//! What a tenant may use, and whether it may have more now.
+//!
+//! Nothing here waits or knows what time it is: callers say `now`, a time since any start that they keep to. Rates are
+//! kept as one moment each, "paid up to then": every use moves it on, time catches up with it, and who is too far
+//! ahead waits. So there is nothing to refill, and no timer.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::ids::TenantName;
+use crate::pool::Moment;
+
+/// In how long a tenant's processor time comes again.
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// When to come again for what only comes back when the tenant itself gives something up.
+const WHEN_GIVEN_BACK: Duration = Duration::from_secs(1);
+
+/// A tenant, as declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its name.
+    pub name: TenantName,
+    /// Its share where tenants compete, as against the others': 1 or more.
+    pub weight: u32,
+    /// What it may use.
+    pub quota: Quota,
+}
+
+impl Tenant {
+    /// One without limits of its own.
+    #[must_use]
+    pub fn unlimited(name: TenantName) -> Self {
+        Self { name, weight: 1, quota: Quota::default() }
+    }
+}
+
+/// The most that a tenant may use, in all pools together; `None` is as much as the pools have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Sessions at the same time.
+    pub sessions: Option<u32>,
+    /// New sessions per second; as many may come at once.
+    pub creates_per_second: Option<u32>,
+    /// Executions at the same time, those that wait for an interpreter included.
+    pub executions: Option<u32>,
+    /// Processor time per hour; as much may be used at once.
+    pub cpu_per_hour: Option<Duration>,
+    /// Bytes in the files of its sessions.
+    pub stored: Option<u64>,
+}
+
+impl Quota {
+    /// There is nothing to count.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a quota is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// [`Quota::sessions`].
+    Sessions,
+    /// [`Quota::creates_per_second`].
+    Creates,
+    /// [`Quota::executions`].
+    Executions,
+    /// [`Quota::cpu_per_hour`], in seconds.
+    Cpu,
+    /// [`Quota::stored`], in bytes.
+    Stored,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sessions => "sessions",
+            Self::Creates => "new sessions per second",
+            Self::Executions => "concurrent executions",
+            Self::Cpu => "CPU seconds per hour",
+            Self::Stored => "bytes stored",
+        })
+    }
+}
+
+/// A quota that is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which.
+    pub resource: Resource,
+    /// What it allows.
+    pub limit: u64,
+    /// When it may be worth to come again.
+    pub retry_after: Duration,
+}
+
+/// What one tenant uses, held against its quota.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    quota: Quota,
+    sessions: u32,
+    executions: u32,
+    stored: u64,
+    /// New sessions are paid for up to then.
+    creates: Moment,
+    /// Processor time is paid for up to then.
+    cpu: Moment,
+}
+
+impl Meter {
+    /// Nothing is used yet.
+    #[must_use]
+    pub fn new(quota: Quota) -> Self {
+        Self { quota, sessions: 0, executions: 0, stored: 0, creates: Moment::ZERO, cpu: Moment::ZERO }
+    }
+
+    /// What it is held against.
+    #[must_use]
+    pub fn quota(&self) -> &Quota {
+        &self.quota
+    }
+
+    /// Whether there may be one more session. Nothing is taken yet.
+    ///
+    /// # Errors
+    /// The quota that is used up.
+    pub fn may_open(&self, now: Moment) -> Result<(), Refusal> {
+        if let Some(limit) = self.quota.sessions.filter(|limit| self.sessions >= *limit) {
+            return Err(refusal(Resource::Sessions, limit.into(), WHEN_GIVEN_BACK));
+        }
+        if let Some(rate) = self.quota.creates_per_second {
+            let each = each(rate);
+            let earliest = (self.creates + each).saturating_sub(Duration::from_secs(1).max(each));
+            if now < earliest {
+                return Err(refusal(Resource::Creates, rate.into(), earliest - now));
+            }
+        }
+        self.may_compute(now)
+    }
+
+    /// There is one more session: one that is new.
+    pub fn opened(&mut self, now: Moment) {
+        self.adopted();
+        if let Some(rate) = self.quota.creates_per_second {
+            self.creates = self.creates.max(now) + each(rate);
+        }
+    }
+
+    /// There is one more session: one that was there before this count began.
+    pub fn adopted(&mut self) {
+        self.sessions = self.sessions.saturating_add(1);
+    }
+
+    /// There is one session less.
+    pub fn closed(&mut self) {
+        self.sessions = self.sessions.saturating_sub(1);
+    }
+
+    /// Takes the place of one more execution.
+    ///
+    /// # Errors
+    /// The quota that is used up.
+    pub fn begin(&mut self, now: Moment) -> Result<(), Refusal> {
+        if let Some(limit) = self.quota.executions.filter(|limit| self.executions >= *limit) {
+            return Err(refusal(Resource::Executions, limit.into(), WHEN_GIVEN_BACK));
+        }
+        self.may_compute(now)?;
+        self.executions = self.executions.saturating_add(1);
+        Ok(())
+    }
+
+    /// There is one execution more that was there before this count began.
+    pub fn resumed(&mut self) {
+        self.executions = self.executions.saturating_add(1);
+    }
+
+    /// An execution has ended.
+    pub fn end(&mut self) {
+        self.executions = self.executions.saturating_sub(1);
+    }
+
+    fn may_compute(&self, now: Moment) -> Result<(), Refusal> {
+        match self.quota.cpu_per_hour {
+            Some(budget) if self.cpu >= now + HOUR => {
+                // A little later than the moment of nothing left, so that there is something to use then.
+                let retry_after = self.cpu - (now + HOUR) + Duration::from_secs(1);
+                Err(refusal(Resource::Cpu, budget.as_secs(), retry_after))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// So much processor time has been used. It may be more than there was: then the tenant waits longer.
+    pub fn computed(&mut self, used: Duration, now: Moment) {
+        if let Some(budget) = self.quota.cpu_per_hour {
+            let nanoseconds = used.as_nanos().saturating_mul(HOUR.as_nanos()) / budget.as_nanos().max(1);
+            let costs = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+            self.cpu = self.cpu.max(now).saturating_add(costs);
+        }
+    }
+
+    /// Whether so many bytes more may be stored. Nothing is taken yet.
+    ///
+    /// # Errors
+    /// The quota that is used up.
+    pub fn may_store(&self, bytes: u64) -> Result<(), Refusal> {
+        match self.quota.stored {
+            Some(limit) if self.stored.saturating_add(bytes) > limit => {
+                Err(refusal(Resource::Stored, limit, WHEN_GIVEN_BACK))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a session had stored has become `now` instead of `before`.
+    pub fn stored(&mut self, before: u64, now: u64) {
+        self.stored = self.stored.saturating_sub(before).saturating_add(now);
+    }
+
+    /// Sessions, executions and bytes stored.
+    #[must_use]
+    pub fn uses(&self) -> (u32, u32, u64) {
+        (self.sessions, self.executions, self.stored)
+    }
+}
+
+fn refusal(resource: Resource, limit: u64, retry_after: Duration) -> Refusal {
+    Refusal { resource, limit, retry_after }
+}
+
+/// How long one of so many per second is paid for.
+fn each(per_second: u32) -> Duration {
+    Duration::from_secs(1) / per_second.max(1)
+}
+
+#[cfg(test)]
+mod tests;

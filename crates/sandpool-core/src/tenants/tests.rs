@@ -1,0 +1,167 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn quota() -> Quota {
+    Quota {
+        sessions: Some(3),
+        creates_per_second: Some(2),
+        executions: Some(2),
+        cpu_per_hour: Some(Duration::from_secs(60)),
+        stored: Some(1_000),
+    }
+}
+
+fn at(milliseconds: u64) -> Moment {
+    Duration::from_secs(10_000) + Duration::from_millis(milliseconds)
+}
+
+fn refused(outcome: Result<(), Refusal>) -> (Resource, u64, Duration) {
+    let Refusal { resource, limit, retry_after } = outcome.unwrap_err();
+    (resource, limit, retry_after)
+}
+
+#[test]
+fn sessions_come_as_fast_and_as_many_as_allowed() {
+    let mut meter = Meter::new(quota());
+    for _ in 0..2 {
+        meter.may_open(at(0)).unwrap();
+        meter.opened(at(0));
+    }
+    assert_eq!(refused(meter.may_open(at(100))), (Resource::Creates, 2, Duration::from_millis(400)));
+    meter.may_open(at(500)).unwrap();
+    meter.opened(at(500));
+    assert_eq!(refused(meter.may_open(at(60_000))), (Resource::Sessions, 3, Duration::from_secs(1)));
+    meter.closed();
+    meter.may_open(at(60_000)).unwrap();
+}
+
+#[test]
+fn executions_have_places() {
+    let mut meter = Meter::new(quota());
+    meter.begin(at(0)).unwrap();
+    meter.begin(at(0)).unwrap();
+    assert_eq!(refused(meter.begin(at(0))).0, Resource::Executions);
+    meter.end();
+    meter.begin(at(0)).unwrap();
+}
+
+#[test]
+fn processor_time_that_is_used_up_comes_back_within_the_hour() {
+    let mut meter = Meter::new(quota());
+    meter.computed(Duration::from_secs(59), at(0));
+    meter.begin(at(0)).unwrap();
+    // Two seconds over the minute of an hour: a minute for each, and one second to have something.
+    meter.computed(Duration::from_secs(3), at(0));
+    assert_eq!(refused(meter.begin(at(0))), (Resource::Cpu, 60, Duration::from_secs(121)));
+    assert_eq!(refused(meter.may_open(at(0))).0, Resource::Cpu);
+    meter.may_open(at(121_000)).unwrap();
+}
+
+#[test]
+fn bytes_are_counted_as_they_come_and_go() {
+    let mut meter = Meter::new(quota());
+    meter.may_store(1_000).unwrap();
+    meter.stored(0, 900);
+    assert_eq!(refused(meter.may_store(101)).0, Resource::Stored);
+    meter.stored(900, 10);
+    meter.may_store(990).unwrap();
+}
+
+#[test]
+fn without_a_quota_everything_is_allowed() {
+    let mut meter = Meter::new(Quota::default());
+    for _ in 0..10_000 {
+        meter.may_open(at(0)).unwrap();
+        meter.opened(at(0));
+        meter.begin(at(0)).unwrap();
+        meter.computed(Duration::from_secs(1), at(0));
+        meter.may_store(u64::MAX).unwrap();
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Passes(u64),
+    Opens,
+    Closes,
+    Begins,
+    Ends,
+    Computes(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        (0..2_000_u64).prop_map(Step::Passes),
+        Just(Step::Opens),
+        Just(Step::Opens),
+        Just(Step::Closes),
+        Just(Step::Begins),
+        Just(Step::Ends),
+        (0..20_000_u64).prop_map(Step::Computes),
+    ];
+    proptest::collection::vec(step, 0..200)
+}
+
+proptest! {
+    /// However a tenant behaves: never more sessions or executions than allowed, never more new sessions in a time
+    /// than a second's worth and what that time brings, and who comes again when told is not refused for the same rate.
+    #[test]
+    fn no_behaviour_gets_more_than_the_quota(
+        steps in steps(), sessions in 1..5_u32, rate in 1..5_u32, executions in 1..4_u32, budget in 1..100_u64,
+    ) {
+        let quota = Quota {
+            sessions: Some(sessions),
+            creates_per_second: Some(rate),
+            executions: Some(executions),
+            cpu_per_hour: Some(Duration::from_secs(budget)),
+            stored: None,
+        };
+        let mut meter = Meter::new(quota);
+        let (mut now, mut open, mut runs) = (at(0), 0, 0);
+        let mut created: Vec<Moment> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Passes(milliseconds) => now += Duration::from_millis(milliseconds),
+                Step::Opens => match meter.may_open(now) {
+                    Ok(()) => {
+                        meter.opened(now);
+                        open += 1;
+                        created.push(now);
+                    }
+                    Err(refusal) if refusal.resource == Resource::Sessions => prop_assert_eq!(open, sessions),
+                    Err(refusal) => {
+                        let again = meter.may_open(now + refusal.retry_after).err().map(|again| again.resource);
+                        prop_assert_ne!(again, Some(refusal.resource));
+                    }
+                },
+                Step::Closes if open > 0 => {
+                    meter.closed();
+                    open -= 1;
+                }
+                Step::Begins => match meter.begin(now) {
+                    Ok(()) => runs += 1,
+                    Err(refusal) if refusal.resource == Resource::Executions => prop_assert_eq!(runs, executions),
+                    Err(refusal) => {
+                        prop_assert_eq!(refusal.resource, Resource::Cpu);
+                        prop_assert!(meter.clone().begin(now + refusal.retry_after).is_ok());
+                    }
+                },
+                Step::Ends if runs > 0 => {
+                    meter.end();
+                    runs -= 1;
+                }
+                Step::Computes(milliseconds) => meter.computed(Duration::from_millis(milliseconds), now),
+                Step::Closes | Step::Ends => {}
+            }
+            prop_assert!(open <= sessions && runs <= executions);
+            prop_assert_eq!(meter.uses(), (open, runs, 0));
+        }
+        for (at, first) in created.iter().enumerate() {
+            for (more, last) in created[at..].iter().enumerate() {
+                let brought = (*last - *first).as_secs_f64() * f64::from(rate);
+                prop_assert!(f64::from(u32::try_from(more).unwrap()) <= brought + f64::from(rate), "{created:?}");
+            }
+        }
+    }
+}

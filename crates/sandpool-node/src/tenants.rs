@@ -1,0 +1,109 @@
+//! The tenants: who competes with what weight, and what each has used.
+//!
+//! A session has its tenant at hand, so that a request on a session that is there looks nothing up; and a tenant without a
+//! quota has no counter, and no lock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sandpool_core::ids::TenantName;
+use sandpool_core::pool::Moment;
+use sandpool_core::tenants::{Meter, Refusal, Tenant};
+
+use crate::api::NodeError;
+
+/// The declared tenants. Another name is a tenant without a quota: it has sessions that are older than the settings, and
+/// nobody's token.
+#[derive(Debug)]
+pub(crate) struct Tenants {
+    declared: HashMap<TenantName, Arc<TenantState>>,
+}
+
+/// One tenant.
+#[derive(Debug)]
+pub(crate) struct TenantState {
+    pub(crate) name: TenantName,
+    pub(crate) weight: u32,
+    /// Nothing, when there is nothing to hold it against.
+    meter: Option<Mutex<Meter>>,
+}
+
+impl Tenants {
+    pub(crate) fn new(declared: Vec<Tenant>) -> Self {
+        let declared = declared.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(TenantState::new(tenant))));
+        Self { declared: declared.collect() }
+    }
+
+    pub(crate) fn get(&self, name: &TenantName) -> Arc<TenantState> {
+        let undeclared = || Arc::new(TenantState::new(Tenant::unlimited(name.clone())));
+        self.declared.get(name).cloned().unwrap_or_else(undeclared)
+    }
+}
+
+impl TenantState {
+    fn new(tenant: Tenant) -> Self {
+        let Tenant { name, weight, quota } = tenant;
+        let meter = (!quota.is_unlimited()).then(|| Mutex::new(Meter::new(quota)));
+        Self { name, weight, meter }
+    }
+
+    fn meter(&self) -> Option<MutexGuard<'_, Meter>> {
+        self.meter.as_ref().map(|meter| meter.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn refused(&self, refusal: Refusal) -> NodeError {
+        let Refusal { resource, limit, retry_after } = refusal;
+        NodeError::OverQuota { tenant: self.name.clone(), resource, limit, retry_after }
+    }
+
+    /// Whether it may have one more session.
+    pub(crate) fn may_open(&self, now: Moment) -> Result<(), NodeError> {
+        self.meter().map_or(Ok(()), |meter| meter.may_open(now)).map_err(|refusal| self.refused(refusal))
+    }
+
+    /// It has one more session, which is new.
+    pub(crate) fn opened(&self, now: Moment) {
+        if let Some(mut meter) = self.meter() {
+            meter.opened(now);
+        }
+    }
+
+    /// It has one more session, which was there before this server.
+    pub(crate) fn adopted(&self) {
+        if let Some(mut meter) = self.meter() {
+            meter.adopted();
+        }
+    }
+
+    /// It has one session less.
+    pub(crate) fn closed(&self) {
+        if let Some(mut meter) = self.meter() {
+            meter.closed();
+        }
+    }
+
+    /// Takes the place of an execution, if there is something to count.
+    pub(crate) fn begin(self: &Arc<Self>, now: Moment) -> Result<Option<Place>, NodeError> {
+        let Some(mut meter) = self.meter() else { return Ok(None) };
+        meter.begin(now).map_err(|refusal| self.refused(refusal))?;
+        Ok(Some(Place(Arc::clone(self))))
+    }
+
+    /// The place of an execution that ran before this server did.
+    pub(crate) fn resume(self: &Arc<Self>) -> Option<Place> {
+        self.meter()?.resumed();
+        Some(Place(Arc::clone(self)))
+    }
+}
+
+/// The place of one execution, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<TenantState>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(mut meter) = self.0.meter() {
+            meter.end();
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Tenants that share pools: what each may use, and whose turn it is.
+
+mod support;
+
+use std::time::Duration;
+
+use sandpool_core::ids::{Identifier, SessionKey, TenantName};
+use sandpool_driver::memory::{Memory, MemoryConfig};
+use sandpool_node::{Caller, ExecutionState, NodeError, Open, Opened, Quota, Resource, SessionScope, Tenant, Whose};
+use support::*;
+
+fn tenant(name: &str) -> TenantName {
+    TenantName::parse(name).unwrap()
+}
+
+fn key(tenant_name: &str, identifier: &str) -> SessionKey {
+    SessionKey::new(tenant(tenant_name), Identifier::parse(identifier).unwrap())
+}
+
+async fn open(bench: &Bench, tenant: &str, identifier: &str) -> Result<Opened, NodeError> {
+    let caller = Caller { subject: format!("somebody of {tenant}") };
+    bench.node.open(&bench.pool, &key(tenant, identifier), Open::OrCreate, &caller).await
+}
+
+fn refused(outcome: Result<Opened, NodeError>) -> (Resource, u64) {
+    match outcome {
+        Err(NodeError::OverQuota { resource, limit, .. }) => (resource, limit),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn pool_for(tenants: Vec<Tenant>, change: impl FnOnce(&mut sandpool_node::PoolSpec)) -> Bench {
+    let mut spec = spec("pool");
+    change(&mut spec);
+    Bench::for_tenants(Memory::new(MemoryConfig::default()), vec![spec], tenants).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_pool_gives_its_next_place_to_who_has_waited_least_of_it() {
+    let bench = pool_for(Vec::new(), |spec| {
+        spec.scale.max_sessions = 2;
+        spec.full_wait = seconds(60);
+    })
+    .await;
+    for name in ["held-1", "held-2"] {
+        open(&bench, "noisy", name).await.unwrap();
+    }
+    let order = std::sync::Mutex::new(Vec::new());
+    let wait = async |tenant: &str, name: &str, after: u64| {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        open(&bench, tenant, name).await.unwrap();
+        order.lock().unwrap().push(name.to_owned());
+    };
+    let end = async {
+        for (round, name) in ["held-1", "noisy-1", "quiet-1", "noisy-2", "noisy-3"].iter().enumerate() {
+            tokio::time::sleep(seconds(1)).await;
+            bench.node.delete_session(&bench.pool, &key(&name[..5].replace("held-", "noisy"), name)).await.unwrap();
+            let served = || order.lock().unwrap().len();
+            bench.until("one is served", |_| served() > round).await;
+        }
+    };
+    tokio::join!(
+        wait("noisy", "noisy-1", 1),
+        wait("noisy", "noisy-2", 2),
+        wait("noisy", "noisy-3", 3),
+        wait("noisy", "noisy-4", 4),
+        wait("quiet", "quiet-1", 5),
+        end
+    );
+    assert_eq!(*order.lock().unwrap(), ["noisy-1", "quiet-1", "noisy-2", "noisy-3", "noisy-4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_pool_is_waited_for_so_long_and_no_longer() {
+    let bench = pool_for(Vec::new(), |spec| {
+        spec.scale.max_sessions = 1;
+        spec.full_wait = seconds(5);
+    })
+    .await;
+    open(&bench, "acme", "held").await.unwrap();
+    let began = tokio::time::Instant::now();
+    let late = open(&bench, "globex", "late").await;
+    assert!(matches!(late, Err(NodeError::Exhausted { active: 1, limit: 1, .. })), "{late:?}");
+    assert_eq!(began.elapsed().as_secs(), 5);
+    // Whoever waits no more is in nobody's way.
+    bench.node.delete_session(&bench.pool, &key("acme", "held")).await.unwrap();
+    assert!(open(&bench, "globex", "late").await.unwrap().new);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_has_its_quota_in_all_pools_together_and_after_a_restart() {
+    let quota = Quota { sessions: Some(2), executions: Some(1), ..Quota::default() };
+    let acme = Tenant { name: tenant("acme"), weight: 1, quota };
+    let mut bench = pool_for(vec![acme], |_| {}).await;
+    open(&bench, "acme", "first").await.unwrap();
+    open(&bench, "acme", "second").await.unwrap();
+    assert_eq!(refused(open(&bench, "acme", "third").await), (Resource::Sessions, 2));
+    assert!(!open(&bench, "acme", "first").await.unwrap().new, "what is there is not refused");
+    open(&bench, "globex", "third").await.unwrap();
+    let run = async |bench: &Bench, text: &str| {
+        let request = sandpool_node::ExecuteRequest { id: None, work: code(text), timeout: None, output_limit: None };
+        bench.node.execute(&bench.pool, &key("acme", "first"), request).await
+    };
+    let running = run(&bench, "sleep 10000").await.unwrap();
+    bench.until("it runs", |_| running.snapshot().state == ExecutionState::Running).await;
+    let more = run(&bench, "value 1").await;
+    assert!(matches!(more, Err(NodeError::OverQuota { resource: Resource::Executions, limit: 1, .. })), "{more:?}");
+    bench.restart().await;
+    assert_eq!(refused(open(&bench, "acme", "third").await), (Resource::Sessions, 2));
+    bench
+        .until("the session is back", |bench| {
+            bench.node.execution(&bench.pool, &key("acme", "first"), &running.id()).is_ok()
+        })
+        .await;
+    assert!(run(&bench, "value 1").await.is_err(), "what ran before counts");
+    let running = bench.node.execution(&bench.pool, &key("acme", "first"), &running.id()).unwrap();
+    running.wait(LONG).await;
+    run(&bench, "value 1").await.unwrap().wait(LONG).await;
+    bench.node.delete_session(&bench.pool, &key("acme", "second")).await.unwrap();
+    open(&bench, "acme", "third").await.unwrap();
+    let seen = bench.node.sessions(&bench.pool, Whose::Tenant(&tenant("acme"))).unwrap();
+    let seen: Vec<_> = seen.iter().map(|session| session.identifier.as_str()).collect();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert_eq!(bench.node.sessions(&bench.pool, Whose::Everybody).unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_pool_says_so_tenants_share_their_sessions_and_who_made_one_pays() {
+    let quota = Quota { sessions: Some(1), ..Quota::default() };
+    let acme = Tenant { name: tenant("acme"), weight: 1, quota };
+    let mut bench = pool_for(vec![acme], |spec| spec.scope = SessionScope::Pool).await;
+    let made = open(&bench, "acme", "common").await.unwrap();
+    let found = open(&bench, "globex", "common").await.unwrap();
+    assert_eq!((found.new, found.session.sandbox), (false, made.session.sandbox));
+    assert_eq!(found.session.tenant, tenant("acme"));
+    assert_eq!(refused(open(&bench, "acme", "another").await), (Resource::Sessions, 1));
+    open(&bench, "globex", "another").await.unwrap();
+    bench.restart().await;
+    assert!(!open(&bench, "globex", "common").await.unwrap().new);
+    assert_eq!(refused(open(&bench, "acme", "third").await), (Resource::Sessions, 1));
+    assert_eq!(bench.node.sessions(&bench.pool, Whose::Tenant(&tenant("nobody"))).unwrap().len(), 2);
+    bench.node.delete_session(&bench.pool, &key("globex", "common")).await.unwrap();
+    open(&bench, "acme", "third").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_sessions_come_no_faster_than_allowed() {
+    let quota = Quota { creates_per_second: Some(2), ..Quota::default() };
+    let acme = Tenant { name: tenant("acme"), weight: 1, quota };
+    let bench = pool_for(vec![acme], |spec| spec.scale.max_sessions = 20).await;
+    let (mut made, mut refusals) = (0, 0);
+    let began = tokio::time::Instant::now();
+    while made < 8 {
+        match open(&bench, "acme", &format!("name-{made}")).await {
+            Ok(_) => made += 1,
+            Err(NodeError::OverQuota { resource: Resource::Creates, retry_after, .. }) => {
+                refusals += 1;
+                tokio::time::sleep(retry_after).await;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(began.elapsed() >= seconds(3) && refusals >= 6, "{:?} {refusals}", began.elapsed());
+}
