@@ -37,7 +37,7 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
@@ -45,6 +45,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("sandpool-agent", &["sandpool-wire", "sandpool-sys"]),
     ("sandpool-image", &[]),
     ("sandpool-bench", &["sandpool-sys"]),
+    ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
     ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver"]),
     ("sandpool-http", &["sandpool-core", "sandpool-node"]),

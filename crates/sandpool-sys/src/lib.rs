@@ -1,5 +1,7 @@
 //! System calls made safe: the one crate with unsafe code.
 
 pub mod frozen;
+pub mod network;
+pub mod packet;
 pub mod sandbox;
 pub mod workload;

@@ -4,4 +4,5 @@
 //! parsed (see [`frame`]), and nothing in them is trusted by its reader.
 
 pub mod agent;
+pub mod egress;
 pub mod frame;
