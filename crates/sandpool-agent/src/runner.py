@@ -8,6 +8,7 @@ import ast
 import asyncio
 import base64
 import builtins
+import contextlib
 import inspect
 import io
 import json
@@ -38,6 +39,9 @@ ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 ENCODE_SCALAR = json.JSONEncoder(allow_nan=False).encode
 DECODE = json.JSONDecoder().decode
 BINARY = ("image/", "audio/", "video/", "application/pdf", "application/octet-stream")
+
+
+NONE = {}
 
 
 def clean(text, limit):
@@ -342,6 +346,9 @@ def make_shell(channel):
     config.InteractiveShell.cache_size = 100
     shell = Shell.instance(config=config)
     shell.loop_runner = loop_runner
+    # For ever, and not anew for each cell: all that CPython has learned about the use of builtins would be forgotten with
+    # every name that comes and goes there.
+    shell.builtin_trap.__enter__()
     last_is_call = LastIsCall()
     shell.ast_transformers.append(last_is_call)
     shell.lean = Lean(shell, last_is_call)
@@ -370,6 +377,13 @@ LOOP = []
 def event_loop():
     if not LOOP or LOOP[0].is_closed():
         LOOP[:] = [asyncio.new_event_loop()]
+    else:
+        try:
+            if asyncio.get_event_loop_policy().get_event_loop() is LOOP[0]:
+                return LOOP[0]
+        except RuntimeError:
+            # Somebody took it away.
+            pass
     asyncio.set_event_loop(LOOP[0])
     return LOOP[0]
 
@@ -392,7 +406,7 @@ class Lean:
     STRICT = ("error", None, Warning, None, 0)
     METHODS = (
         "run_cell", "_run_cell", "run_cell_async", "run_ast_nodes", "run_code", "transform_cell", "transform_ast",
-        "should_run_async", "find_magic",
+        "should_run_async", "find_magic", "push", "_tee",
     )  # fmt: skip
 
     def __init__(self, shell, last_is_call):
@@ -404,10 +418,13 @@ class Lean:
             import IPython
             from IPython.core import interactiveshell
             from IPython.core.autocall import IPyAutocall
+            from IPython.core.history import HistoryOutput
             from IPython.core.macro import Macro
+            from traitlets import All
 
             if IPython.version_info[:2] in self.KNOWN:
                 self.rewritten = (Macro, IPyAutocall)
+                self.output, self.all_traits = HistoryOutput, All
                 self.parts = interactiveshell
                 self.usual = self.state()
         except (ImportError, AttributeError, TypeError):
@@ -415,14 +432,15 @@ class Lean:
 
     def state(self):
         """Everything that user code may change about what comes before a cell runs."""
-        shell, kind = self.shell, self.kind
+        shell, kind, history = self.shell, self.kind, self.shell.history_manager
         inputs, prefilter, events = shell.input_transformer_manager, shell.prefilter_manager, shell.events.callbacks
         return [
             *inputs.cleanup_transforms, None, *inputs.line_transforms, None, *inputs.token_transformers, None,
             *shell.input_transformers_post, None, *shell.ast_transformers, None, *events["pre_execute"], None,
             *events["pre_run_cell"], None, *prefilter.checkers, None, *prefilter.transformers, None,
             type(inputs), type(prefilter), type(shell.compile), type(shell), shell.autocall, shell.trio_runner,
-            shell.ast_node_interactivity, *[getattr(kind, name) for name in self.METHODS],
+            shell.ast_node_interactivity, type(history), type(history).store_inputs, history.using_thread,
+            history.__dict__.get("store_inputs"), *[getattr(kind, name) for name in self.METHODS],
             *[name for name in self.METHODS if name in shell.__dict__],
         ]  # fmt: skip
 
@@ -438,7 +456,11 @@ class Lean:
         if prepared is None:
             return None
         shell, result = self.shell, None
-        with shell._tee(channel="stdout"), shell._tee(channel="stderr"):
+        tees = []
+        try:
+            for stream, kind in ((sys.stdout, "out_stream"), (sys.stderr, "err_stream")):
+                tees.append((stream, stream.write))
+                stream.write = self.tee(stream.write, kind)
             try:
                 info = self.parts.ExecutionInfo(
                     code, is_stored, False, True, None, None, transformed_cell=prepared[0]
@@ -455,7 +477,51 @@ class Lean:
             finally:
                 shell.events.trigger("post_execute")
                 shell.events.trigger("post_run_cell", result)
+        finally:
+            for stream, write in reversed(tees):
+                stream.write = write
         return result
+
+    def tee(self, original, kind):
+        """Writes, and keeps what is written with the cell's outputs, as `InteractiveShell._tee` does."""
+        shell, count, make = self.shell, self.shell.execution_count, self.output
+        publisher, hook, outputs = shell.display_pub, shell.displayhook, shell.history_manager.outputs
+
+        def write(data, *args, **kwargs):
+            result = original(data, *args, **kwargs)
+            if data and not (publisher.is_publishing or hook.is_active or shell.showing_traceback):
+                kept = outputs[count]
+                if not kept or kept[-1].output_type != kind:
+                    kept.append(make(output_type=kind, bundle={"stream": []}))
+                kept[-1].bundle["stream"].append(data)
+            return result
+
+        return write
+
+    def put(self, owner, name, value):
+        """Sets a trait, to a value of its kind: without ceremony when nobody watches."""
+        watched = owner._trait_notifiers
+        if name in watched or any(watched.get(self.all_traits, NONE).values()):
+            setattr(owner, name, value)
+        else:
+            owner._trait_values[name] = value
+
+    def store_inputs(self, count, cell, raw):
+        """As `HistoryManager.store_inputs` does."""
+        shell, history = self.shell, self.shell.history_manager
+        cell, raw = cell.rstrip("\n"), raw.rstrip("\n")
+        if history._exit_re.match(raw.strip()):
+            return
+        history.input_hist_parsed.append(cell)
+        history.input_hist_raw.append(raw)
+        with history.db_input_cache_lock:
+            history.db_input_cache.append((count, cell, raw))
+        recent = history._ii, history._i, history._i00, raw
+        for name, value in zip(("_iii", "_ii", "_i", "_i00"), recent):
+            self.put(history, name, value)
+        names = {"_i": recent[2], "_ii": recent[1], "_iii": recent[0], f"_i{count}": raw}
+        shell.user_ns.update(names)
+        shell.user_ns_hidden.update(names)
 
     def prepare(self, code):
         """The cell, its tree and what it compiles to, statement by statement; `None` when it is not an ordinary one."""
@@ -472,7 +538,7 @@ class Lean:
                     return None
             compiler = shell.compile
             name = compiler.get_code_name(code, cell, shell.execution_count)
-            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0
+            flags = compiler.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0)
             filters.insert(0, self.STRICT)
             try:
                 tree = compiler.ast_parse(cell, filename=name)
@@ -483,8 +549,7 @@ class Lean:
                     is_last = index == last
                     mode = "single" if is_last else "exec"
                     module = ast.Interactive([node]) if is_last else ast.Module([node], [])
-                    with compiler.extra_flags(flags):
-                        one = compiler(module, name, mode)
+                    one = compile(module, name, mode, flags, True)
                     if one.co_flags & inspect.CO_COROUTINE:
                         return None
                     compiled.append(one)
@@ -501,11 +566,11 @@ class Lean:
         result = self.parts.ExecutionResult(info)
         count = result.execution_count = shell.execution_count
         if is_stored:
-            shell.execution_count += 1
+            self.put(shell, "execution_count", count + 1)
         shell.events.trigger("pre_execute")
         shell.events.trigger("pre_run_cell", info)
         if is_stored:
-            history.store_inputs(count, cell, info.raw_cell)
+            self.store_inputs(count, cell, info.raw_cell)
         shell.logger.log(cell, info.raw_cell)
         if cell.count("\n") == 1:
             shell._last_input_line = cell[:-1]
@@ -515,7 +580,8 @@ class Lean:
             linecache.cache[name] = (len(cell), None, [line + "\n" for line in cell.splitlines()], name)
             with shell.display_trap:
                 self.last_is_call.visit(tree)
-                shell.displayhook.exec_result = result
+                hook = shell.displayhook
+                self.put(hook, "exec_result", result)
                 has_raised = False
                 try:
                     for one in compiled:
@@ -531,7 +597,7 @@ class Lean:
                     has_raised = True
                 shell.last_execution_succeeded = not has_raised
                 shell.last_execution_result = result
-                shell.displayhook.exec_result = None
+                self.put(hook, "exec_result", None)
         if is_stored:
             history.store_output(count)
             if result.error_in_exec:
@@ -683,10 +749,36 @@ class Runner:
         """Touches what a run touches, before anybody waits for one."""
         send, self.channel.send = self.channel.send, lambda *_: None
         try:
-            self.run({"code": "1", "fresh": True, "exec": "", "nonce": ""})
+            with self.as_if_new():
+                self.run({"code": "1", "fresh": False, "exec": "", "nonce": ""})
         finally:
             self.channel.send = send
+
+    @contextlib.contextmanager
+    def as_if_new(self):
+        """What is run meanwhile leaves nothing that code could see later."""
+        shell, history = self.shell, self.shell.history_manager
+        lists = history.input_hist_parsed, history.input_hist_raw, history.db_input_cache
+        dicts = (
+            history.outputs, history.exceptions, history.output_hist_reprs, shell.compile._filename_map, linecache.cache
+        )  # fmt: skip
+        lists, dicts = [(one, len(one)) for one in lists], [(one, set(one)) for one in dicts]
+        recent = [(name, getattr(history, name)) for name in ("_i00", "_i", "_ii", "_iii")]
+        count, restore = shell.execution_count, self.enter_fresh()
+        try:
+            yield
+        finally:
+            restore()
+            shell.execution_count = count
+            for one, length in lists:
+                del one[length:]
+            for one, names in dicts:
+                for name in one.keys() - names:
+                    del one[name]
+            for name, value in recent:
+                setattr(history, name, value)
             os.environ.pop("SANDPOOL_EXECUTION", None)
+            forget_errors(shell)
 
     def activate(self, message):
         os.environ.update(dict(message["env"]))
@@ -819,21 +911,20 @@ def main():
     sys.argv[:] = [""]
     sys.path.insert(0, "")
     shell = make_shell(channel)
+    runner = Runner(channel, shell)
     # What the shell loads on its first run and its first error is loaded now.
-    shell.run_cell("1", store_history=False, silent=True)
     error, sys.stderr = sys.stderr, open(os.devnull, "w")
     try:
-        shell.run_cell("await_nothing = 1; 1 / 0", store_history=False, silent=True)
-        shell.run_cell("del await_nothing", store_history=False, silent=True)
+        with runner.as_if_new():
+            shell.run_cell("1", store_history=False, silent=True)
+            shell.run_cell("1 / 0", store_history=False, silent=True)
     finally:
         sys.stderr.close()
         sys.stderr = error
-    forget_errors(shell)
     warnings.filterwarnings("ignore", message="To exit: use")
     # autogen asks for the packages in this way, and takes what is on stderr for the first of them.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated as an API")
     sys.meta_path.insert(0, FiguresInline(shell))
-    runner = Runner(channel, shell)
     channel.greet()
     runner.serve()
     # The agent is gone, and with it everything that could be done for it.

@@ -33,16 +33,19 @@ ALONE = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread
 # Asked for by almost everything that is written, and made of Python alone.
 PLAIN = ("collections", "csv", "datetime", "decimal", "fractions", "functools", "itertools", "json", "math", "pathlib",
          "re", "statistics", "string", "textwrap", "time", "typing", "zoneinfo")
+# What sessions do, and how often it is done before: the first is seldom done often, the last is what a session begins with.
 REHEARSAL = (
-    "import numpy as np, pandas as pd\n"
-    "_f = pd.DataFrame({'a': np.arange(6.0), 'b': list('xyzxyz')})\n"
-    "_f.describe(), _f.groupby('b').sum(), np.ones((8, 8)) @ np.ones((8, 8))\n"
-    "_f",
-    "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.title('t')\nplt.show()",
-    "print(1)",
-    "1 + 1",
-    "1 / 0",
-)
+    (3, (
+        "import numpy as np, pandas as pd\n"
+        "_f = pd.DataFrame({'a': np.arange(6.0), 'b': list('xyzxyz')})\n"
+        "_f.describe(), _f.groupby('b').sum(), np.ones((8, 8)) @ np.ones((8, 8))\n"
+        "_f",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.title('t')\nplt.show()",
+        "1 / 0",
+    )),
+    (40, ("import numpy, pandas, matplotlib\nprint(1)", "x = 1\nfor i in range(3):\n    print(i)\nx + i")),
+    (60, ("print(1)", "1 + 1", "1")),
+)  # fmt: skip
 
 
 class Unfit(Exception):
@@ -61,24 +64,10 @@ def warm(runner):
     finally:
         for name in ALONE:
             del os.environ[name]
-    channel = runner.channel
-    send, channel.send = channel.send, lambda *_: None
-    output, sys.stdout, sys.stderr = (sys.stdout, sys.stderr), open(os.devnull, "w"), open(os.devnull, "w")
-    try:
-        for code in REHEARSAL:
-            channel.nonce = "rehearsal"
-            restore = runner.enter_fresh()
-            try:
-                runner.evaluate(code, False)
-                runner.shell.displayhook.send("value")
-            finally:
-                channel.is_running = False
-                restore()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.close()
-        sys.stdout, sys.stderr = output
-        channel.send, channel.nonce = send, None
+    for often, codes in REHEARSAL:
+        with runner.as_if_new():
+            rehearse(runner, often, codes)
+        forget_loop()
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close("all")
@@ -88,7 +77,84 @@ def warm(runner):
             clear = getattr(getattr(fonts, name, None), "cache_clear", None)
             if clear is not None:
                 clear()
-    forget_errors(runner.shell)
+
+
+def rehearse(runner, often, codes):
+    """Does what the agent will ask for as it will ask for it, again and again, and what follows a start.
+
+    CPython's code changes as long as it gets to know what it works on. What has settled before the freezing is not
+    written to later, and stays shared.
+    """
+    script = io.BytesIO()
+    for number in range(often):
+        asked = [{"op": "activate", "env": [], "seed": "00" * 32}]
+        asked += [
+            {"op": "run", "nonce": f"{number}", "exec": "1-1", "code": code, "fresh": fresh}
+            for code in codes
+            for fresh in (True, False)
+        ]
+        for message in asked:
+            text = json.dumps(message).encode()
+            script.write(len(text).to_bytes(4, "little") + text)
+    instead = {FROM_AGENT: os.memfd_create("script"), TO_AGENT: os.open(os.devnull, os.O_WRONLY)}
+    instead |= {1: instead[TO_AGENT], 2: instead[TO_AGENT]}
+    os.write(instead[FROM_AGENT], script.getbuffer())
+    os.lseek(instead[FROM_AGENT], 0, os.SEEK_SET)
+    kept = {fd: os.dup(fd) for fd in instead}
+    runner.foundations.close()
+    try:
+        for fd, other in instead.items():
+            os.dup2(other, fd, fd < FROM_AGENT)
+        for _ in range(often):
+            reseed()
+            runner.wake()
+            event_loop()
+            forget_loop()
+            runner.foundations.close()
+        runner.foundations.open()
+        runner.serve()
+        for _ in range(often):
+            runner.rehearse()
+    finally:
+        flush()
+        for fd, other in kept.items():
+            os.dup2(other, fd, fd < FROM_AGENT)
+        for fd in {*instead.values(), *kept.values()}:
+            os.close(fd)
+        # Of the descriptors as they are again.
+        runner.foundations.close()
+        runner.foundations.open()
+
+
+def forget_loop():
+    if LOOP:
+        LOOP.pop().close()
+        asyncio.set_event_loop(None)
+
+
+def make_immortal():
+    """Ends the counting of references to what is alive: for each that comes and goes its page would be written to.
+
+    As CPython itself does with `None` (PEP 683). Every object has its count first; what is in it when nobody counts is
+    of the versions in `UNCOUNTED_IN`.
+    """
+    count = ctypes.c_uint64.from_address(id(None)).value
+    if sys.version_info[:2] not in UNCOUNTED_IN or count != UNCOUNTED:
+        return
+    memset = ctypes.CDLL(None).memset
+    memset.restype, memset.argtypes = None, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    counted_at, referents, code = ctypes.c_uint32.from_address, gc.get_referents, types.CodeType
+    todo = gc.get_objects()
+    while todo:
+        one = todo.pop()
+        place = id(one)
+        if type(one) in COUNTED or counted_at(place).value == UNCOUNTED:
+            continue
+        memset(place, 0xFF, 4)
+        if type(one) is code:
+            todo += [getattr(one, name) for name in CODE_PARTS]
+        else:
+            todo += referents(one)
 
 
 def fill_holes():
@@ -112,6 +178,12 @@ def fill_holes():
         libc.free(place)
 
 
+# How CPython marks an object that lives for ever, and where: Include/refcount.h, _Py_IMMORTAL_REFCNT.
+UNCOUNTED, UNCOUNTED_IN = 0xFFFF_FFFF, ((3, 12), (3, 13))
+# What runs now ends.
+COUNTED = (types.FrameType, types.GeneratorType, types.CoroutineType, types.TracebackType)
+CODE_PARTS = ("co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_filename", "co_name", "co_qualname",
+              "co_linetable", "co_exceptiontable", "co_code")  # fmt: skip
 KEPT = []
 WIPED = []
 # What an empty `bytes` takes.
@@ -350,8 +422,9 @@ def freeze(runner, message):
     call = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_int)(address)
     table = ctypes.create_string_buffer(REGIONS + 32 * MAX_REGIONS)
     fields = thread_fields()
-    # What is alive now lives for ever: the collector leaves it alone, and its pages shared.
+    # What is alive now lives for ever: the collector leaves it alone, nobody counts who uses it, and its pages stay shared.
     gc.collect()
+    make_immortal()
     gc.freeze()
     fill_holes()
     check_alone()

@@ -46,6 +46,8 @@ struct Kept {
     started: bool,
     queued: Option<Duration>,
     finished: Option<Finished>,
+    /// The agent did not say so: it may not know.
+    ended_here: bool,
 }
 
 impl Record {
@@ -138,6 +140,7 @@ impl Record {
             let finished = Finished { outcome, duration_us, dropped: (0, 0), state_lost: false };
             let seq = kept.events.last().map_or(1, |last| last.seq.saturating_add(1));
             kept.finished = Some(finished.clone());
+            kept.ended_here = true;
             kept.events.push(Sequenced { seq, event: Event::Finished(finished) });
         }
         self.version.send_modify(|version| *version += 1);
@@ -145,6 +148,11 @@ impl Record {
 
     pub(crate) fn has_ended(&self) -> bool {
         self.kept().finished.is_some()
+    }
+
+    /// Whether it was ended from our side, and not by its agent.
+    pub(crate) fn was_ended_here(&self) -> bool {
+        self.kept().ended_here
     }
 
     pub(crate) fn has_started(&self) -> bool {

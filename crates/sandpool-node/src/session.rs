@@ -271,8 +271,8 @@ impl Session {
             self.link.forget(&key);
             return record.end(Outcome::NotStarted(why));
         }
-        if record.has_ended() {
-            // Stopped between its turn and its start; harmless when the agent itself has ended it.
+        if record.was_ended_here() {
+            // Stopped between its turn and its start.
             let _ = self.link.call(Call::Stop { exec: key, how: Stop::Interrupt }).await;
         }
         // RS6: the wall clock is ours. The agent has its own, and uses it well unless it is not what it was.

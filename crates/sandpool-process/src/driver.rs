@@ -1,11 +1,12 @@
 //! The Driver seam over the control socket: what the server knows of its launcher's sandboxes.
 
 mod boot;
+mod stream;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -19,11 +20,11 @@ use sandpool_driver::{
 };
 use sandpool_wire::agent::{Activation, Runtime};
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::control::{self, Answer, Call, FromLauncher, Purpose, Record, Refusal, ToLauncher, Why};
 use boot::Dialled;
+use stream::AgentStream;
 
 /// The longest wait for the launcher's answer. It builds a sandbox in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -207,11 +208,9 @@ impl ProcessDriver {
     }
 
     /// A new stream from the launcher.
-    async fn dial_new(&self, id: SandboxId) -> Result<UnixStream, DriverError> {
+    async fn dial_new(&self, id: SandboxId) -> Result<AgentStream, DriverError> {
         match self.ask(Call::Dial { id: id.0 }).await? {
-            (Answer::Dialled, Some(fd)) => {
-                UnixStream::from_std(StdUnixStream::from(fd)).map_err(|error| unavailable(&error))
-            }
+            (Answer::Dialled, Some(fd)) => AgentStream::new(UnixStream::from(fd)).map_err(|error| unavailable(&error)),
             _ => Err(unavailable(&"the launcher sent no stream")),
         }
     }

@@ -11,8 +11,8 @@ use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox, St
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::UnixStream;
 
+use super::stream::AgentStream;
 use super::{Known, ProcessDriver, unavailable};
 use crate::control::{Call, Purpose};
 
@@ -31,7 +31,7 @@ const MAX_GREETING: usize = 64 * 1024;
 /// A stream to an agent that has told of its readiness.
 #[derive(Debug)]
 pub(super) struct Dialled {
-    stream: UnixStream,
+    stream: AgentStream,
     /// What the agent said first, for whoever gets the stream next.
     greeting: Vec<u8>,
     boot_id: [u8; 16],
@@ -39,7 +39,7 @@ pub(super) struct Dialled {
 
 impl Dialled {
     /// Reads until the agent says that it is ready; tells the boot id as soon as it is known.
-    async fn greet(mut stream: UnixStream, mut hello: impl FnMut([u8; 16])) -> io::Result<Self> {
+    async fn greet(mut stream: AgentStream, mut hello: impl FnMut([u8; 16])) -> io::Result<Self> {
         let mut greeting = Vec::new();
         let mut boot = None;
         loop {
@@ -78,7 +78,7 @@ impl Dialled {
 }
 
 /// Reads one frame, and keeps its bytes in `seen`.
-async fn next(stream: &mut UnixStream, seen: &mut Vec<u8>) -> io::Result<FromAgent> {
+async fn next(stream: &mut AgentStream, seen: &mut Vec<u8>) -> io::Result<FromAgent> {
     let mut header = [0; frame::HEADER];
     stream.read_exact(&mut header).await?;
     let length = frame::body_length(header).map_err(io::Error::other)?;
@@ -95,7 +95,7 @@ async fn next(stream: &mut UnixStream, seen: &mut Vec<u8>) -> io::Result<FromAge
 /// A stream whose first bytes have been read already.
 pub(super) struct Replayed {
     greeting: io::Cursor<Vec<u8>>,
-    stream: UnixStream,
+    stream: AgentStream,
 }
 
 impl AsyncRead for Replayed {

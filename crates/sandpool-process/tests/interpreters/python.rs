@@ -122,6 +122,22 @@ pub(crate) fn cases() -> Vec<Case> {
 fn kept() -> Vec<Case> {
     let case = |name, steps| Case { name, session: "python", steps };
     vec![
+        // Whatever was run before there was a session.
+        Case {
+            name: "a_new_session_remembers_nothing",
+            session: "newborn",
+            steps: &[Step(
+                Code(
+                    "import linecache, sys\n\
+                     ip = get_ipython(); kept = ip.history_manager\n\
+                     print(len(In), Out, [_, __, _i, _ii], ip.execution_count, dict(kept.outputs), kept.exceptions)\n\
+                     print([name for name in linecache.cache if 'ipython-input' in name][1:], hasattr(sys, 'last_value'))\n\
+                     print(sorted({'np', 'pd', 'plt', 'x', 'i', 'numpy', '_f', '_exit_code'} & set(globals())))\n\
+                     print(len(kept.db_input_cache), len(ip.compile._filename_map), ip.last_execution_result)",
+                ),
+                &[Says("2 {} ['', '', '', ''] 2 {} {}\n[] False\n[]\n1 1 None\n"), NoValue],
+            )],
+        },
         case(
             "values",
             &[
