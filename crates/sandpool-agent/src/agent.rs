@@ -253,8 +253,7 @@ impl Agent {
             Owner::Interpreter(end) => self.interpreter_ready(end, now),
             Owner::Program(exec, end) => self.program_ready(exec, end, now),
             Owner::Leftover(id) => {
-                let mut buffer = [0; 64 * 1024];
-                if self.leftovers.get(&id).is_some_and(|fd| pipe::read(fd, &mut buffer) == Got::End) {
+                if self.leftovers.get(&id).is_some_and(|fd| pipe::read(fd, &mut Vec::new()) == Got::End) {
                     self.leftovers.remove(&id);
                 }
             }
@@ -415,11 +414,11 @@ impl Agent {
             ProgramEnd::Stdout => (&mut program.stdout, Channel::Stdout),
             ProgramEnd::Stderr => (&mut program.stderr, Channel::Stderr),
         };
-        let mut buffer = [0; 64 * 1024];
-        match fd.as_ref().map(|fd| pipe::read(fd, &mut buffer)) {
-            Some(Got::Bytes(count)) => {
+        let mut output = Vec::new();
+        match fd.as_ref().map(|fd| pipe::read(fd, &mut output)) {
+            Some(Got::Bytes(_)) => {
                 if let Some(log) = crate::log::find(&mut self.logs, exec) {
-                    log.output(channel, &buffer[..count], now);
+                    log.output(channel, &output, now);
                 }
             }
             Some(Got::End) => *fd = None,

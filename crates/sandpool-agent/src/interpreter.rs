@@ -287,16 +287,16 @@ impl Interpreter {
                 None
             }
             End::Stdout | End::Stderr => {
-                let mut buffer = [0; 64 * 1024];
+                let mut output = Vec::new();
                 let (fd, channel) = match end {
                     End::Stdout => (&mut alive.stdout, Channel::Stdout),
                     _ => (&mut alive.stderr, Channel::Stderr),
                 };
-                match fd.as_ref().map(|fd| pipe::read(fd, &mut buffer)) {
-                    Some(Got::Bytes(count)) if !alive.is_ready => alive.keep_tail(&buffer[..count]),
-                    Some(Got::Bytes(count)) => {
+                match fd.as_ref().map(|fd| pipe::read(fd, &mut output)) {
+                    Some(Got::Bytes(_)) if !alive.is_ready => alive.keep_tail(&output),
+                    Some(Got::Bytes(_)) => {
                         if let Some(log) = exec.and_then(|exec| log::find(logs, exec)) {
-                            log.output(channel, &buffer[..count], now);
+                            log.output(channel, &output, now);
                         }
                     }
                     Some(Got::End) => *fd = None,
@@ -311,9 +311,8 @@ impl Interpreter {
     /// Reads what its runner says.
     fn hear(&mut self, logs: &mut [Log], now: Instant) -> Option<News> {
         let State::Alive(alive) = &mut self.state else { return None };
-        let mut buffer = [0; 64 * 1024];
-        match alive.from.as_ref().map(|fd| pipe::read(fd, &mut buffer)) {
-            Some(Got::Bytes(count)) => alive.inbox.extend_from_slice(&buffer[..count]),
+        match alive.from.as_ref().map(|fd| pipe::read(fd, &mut alive.inbox)) {
+            Some(Got::Bytes(_)) => {}
             Some(Got::End) => {
                 // Most often it is ending: how, is said when it has.
                 alive.from = None;

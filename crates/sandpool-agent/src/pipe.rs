@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -38,6 +39,9 @@ pub fn set_nonblocking(fd: impl AsFd) -> Result<(), Errno> {
     rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
 }
 
+/// Bytes that are read at once, at least.
+const PIECE: usize = 64 * 1024;
+
 /// What one read brought.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Got {
@@ -49,9 +53,11 @@ pub enum Got {
     End,
 }
 
-/// Reads once.
-pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> Got {
-    match rustix::io::read(fd, buffer) {
+/// Reads once, behind what `buffer` holds. Memory is touched where something came, and nowhere else: an agent that has
+/// nothing to do should have nothing.
+pub fn read(fd: impl AsFd, buffer: &mut Vec<u8>) -> Got {
+    buffer.reserve(PIECE);
+    match rustix::io::read(fd, spare_capacity(buffer)) {
         Ok(0) => Got::End,
         Ok(count) => Got::Bytes(count),
         Err(Errno::AGAIN | Errno::INTR) => Got::Nothing,
@@ -63,15 +69,14 @@ pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> Got {
 /// Reads what is there now, and not what is written meanwhile: a writer that never stops cannot hold the reader.
 pub fn read_present(fd: impl AsFd, mut take: impl FnMut(&[u8])) {
     let Ok(mut left) = rustix::io::ioctl_fionread(&fd) else { return };
-    let mut buffer = [0; 16 * 1024];
     while left > 0 {
-        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        match read(&fd, &mut buffer[..wanted]) {
-            Got::Bytes(count) => {
+        let mut buffer = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(PIECE)];
+        match rustix::io::read(&fd, &mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => {
                 take(&buffer[..count]);
                 left = left.saturating_sub(count as u64);
             }
-            Got::Nothing | Got::End => break,
         }
     }
 }
@@ -162,11 +167,9 @@ mod tests {
         sink.end();
         assert!(sink.flush());
         let mut got = Vec::new();
-        let mut buffer = vec![0; 100_000];
         loop {
-            match read(&read_end, &mut buffer) {
-                Got::Bytes(count) => got.extend_from_slice(&buffer[..count]),
-                Got::Nothing => {}
+            match read(&read_end, &mut got) {
+                Got::Bytes(_) | Got::Nothing => {}
                 Got::End => break,
             }
             if got.len() < data.len() && !sink.flush() {
@@ -201,7 +204,7 @@ mod tests {
         });
         assert_eq!(got, b"first");
         drop(write_end);
-        let mut buffer = [0; 10];
+        let mut buffer = Vec::new();
         assert_eq!((read(&read_end, &mut buffer), read(&read_end, &mut buffer)), (Got::Bytes(5), Got::End));
     }
 }

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import builtins
 import contextlib
+import ctypes
 import inspect
 import io
 import json
@@ -758,10 +759,10 @@ class Runner:
     def as_if_new(self):
         """What is run meanwhile leaves nothing that code could see later."""
         shell, history = self.shell, self.shell.history_manager
-        lists = history.input_hist_parsed, history.input_hist_raw, history.db_input_cache
-        dicts = (
-            history.outputs, history.exceptions, history.output_hist_reprs, shell.compile._filename_map, linecache.cache
-        )  # fmt: skip
+        # Not every version of IPython keeps all of them.
+        lists = [getattr(history, name, []) for name in ("input_hist_parsed", "input_hist_raw", "db_input_cache")]
+        dicts = [getattr(history, name, {}) for name in ("outputs", "exceptions", "output_hist_reprs")]
+        dicts += [getattr(shell.compile, "_filename_map", {}), linecache.cache]
         lists, dicts = [(one, len(one)) for one in lists], [(one, set(one)) for one in dicts]
         recent = [(name, getattr(history, name)) for name in ("_i00", "_i", "_ii", "_iii")]
         count, restore = shell.execution_count, self.enter_fresh()
@@ -782,12 +783,8 @@ class Runner:
 
     def activate(self, message):
         os.environ.update(dict(message["env"]))
-        seed = message["seed"]
-        if seed:
-            random.seed(bytes.fromhex(seed))
-            numpy = sys.modules.get("numpy")
-            if numpy is not None:
-                numpy.random.seed(int(seed[:8], 16))
+        if message["seed"]:
+            reseed(bytes.fromhex(message["seed"]))
 
     def run(self, message):
         channel, shell = self.channel, self.shell
@@ -880,6 +877,20 @@ class Runner:
             hook._, hook.__, hook.___ = recent
 
         return restore
+
+
+# Where numpy's generator for all keeps its state: a Mersenne twister's, of 624 words and the place of the next
+# (numpy/random/src/mt19937/mt19937.h). Known when numpy was there before the session.
+NUMPY_STATE = []
+WORDS = 624
+
+
+def reseed(seed):
+    random.seed(seed)
+    for place in NUMPY_STATE:
+        # Without numpy's own seeding, which takes a millisecond the first time.
+        state = random.randbytes(4 * WORDS) + WORDS.to_bytes(4, sys.byteorder)
+        ctypes.memmove(place, state, len(state))
 
 
 def read_exactly(length):

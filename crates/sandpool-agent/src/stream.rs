@@ -9,6 +9,7 @@ use sandpool_wire::frame;
 
 use crate::files::Upload;
 use crate::log::Log;
+use crate::pipe::{self, Got};
 
 /// Bytes of replies that may wait; above it no further request is read.
 const REPLIES: usize = 2 * 1024 * 1024;
@@ -93,15 +94,9 @@ impl Stream {
     /// # Errors
     /// [`Closed`] when the peer is gone.
     pub fn receive(&mut self) -> Result<(), Closed> {
-        let mut buffer = [0; 64 * 1024];
-        match rustix::io::read(&self.fd, &mut buffer) {
-            Ok(0) => Err(Closed),
-            Ok(count) => {
-                self.inbox.extend_from_slice(&buffer[..count]);
-                Ok(())
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-            Err(_) => Err(Closed),
+        match pipe::read(&self.fd, &mut self.inbox) {
+            Got::Bytes(_) | Got::Nothing => Ok(()),
+            Got::End => Err(Closed),
         }
     }
 

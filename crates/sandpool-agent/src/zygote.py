@@ -64,6 +64,15 @@ def warm(runner):
     finally:
         for name in ALONE:
             del os.environ[name]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        # Also forgets what is left of a pair of normal numbers.
+        numpy.random.seed()
+        generator = numpy.random.mtrand._rand._bit_generator
+        if type(generator).__name__ == "MT19937":
+            NUMPY_STATE.append(generator.ctypes.state_address)
+        else:
+            raise Unfit("numpy's generator for all is another than is known")
     for often, codes in REHEARSAL:
         with runner.as_if_new():
             rehearse(runner, often, codes)
@@ -106,7 +115,7 @@ def rehearse(runner, often, codes):
         for fd, other in instead.items():
             os.dup2(other, fd, fd < FROM_AGENT)
         for _ in range(often):
-            reseed()
+            renew()
             runner.wake()
             event_loop()
             forget_loop()
@@ -186,6 +195,8 @@ CODE_PARTS = ("co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvar
               "co_linetable", "co_exceptiontable", "co_code")  # fmt: skip
 KEPT = []
 WIPED = []
+MADVISE = ctypes.CDLL(None).madvise
+MADVISE.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 # What an empty `bytes` takes.
 BYTES = sys.getsizeof(b"")
 
@@ -281,7 +292,9 @@ class Plan:
             self.heap_end = high + HEAP_MARGIN
             self.full(low, self.heap_end, protection)
         elif name.startswith("/"):
-            self.full(low, high, protection)
+            # Of a library what is read lies before and behind what is executed: mapped alike they are one region. Nothing is
+            # won by a difference, where code of anybody's choice runs anyway.
+            self.full(low, high, protection if protection & 2 else 5)
         else:
             self.by_pages(low, high, protection)
 
@@ -473,22 +486,18 @@ def heap_end(text):
 
 
 def wake(runner):
-    """In a process of its own, in another sandbox: nothing that was drawn before is drawn again."""
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    """In a process of its own, in another sandbox."""
     for start, length in WIPED:
-        libc.madvise(start, length, WIPE_ON_FORK)
-    reseed()
+        MADVISE(start, length, WIPE_ON_FORK)
+    renew()
     runner.wake()
     gc.enable()
 
 
-def reseed():
+def renew():
+    """Nothing that was drawn before is drawn again."""
     fresh = os.urandom(64)
-    random.seed(fresh)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and "numpy.random" in sys.modules:
-        numpy.random.seed(list(struct.unpack("<16I", os.urandom(64))))
+    reseed(fresh)
     ssl = sys.modules.get("ssl")
     if ssl is not None:
         # OpenSSL knows a copy by its process id alone, which is the same in every sandbox.
