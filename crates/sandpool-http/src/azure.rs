@@ -34,7 +34,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use percent_encoding::utf8_percent_encode;
 use sandpool_core::ids::{Identifier, PoolName, SessionKey, TenantName};
-use sandpool_node::{NodeError, Open, Opened, PoolStatus};
+use sandpool_node::{NodeError, Open, Opened, Runtime};
 use time::OffsetDateTime;
 
 use crate::app::{App, PoolFace};
@@ -73,7 +73,7 @@ pub(crate) struct Call {
     principal: Principal,
     pool: PoolName,
     face: Arc<PoolFace>,
-    status: PoolStatus,
+    runtime: Runtime,
     role: Role,
     /// In whose room this is.
     room: TenantName,
@@ -179,7 +179,7 @@ async fn handle(
         principal.may(route.role, &pool, about).map_err(Problem::from)?;
     }
     let room = principal.room(query.get("tenant")).map_err(Problem::from)?;
-    let status = app.node.pool(&pool).map_err(|_| no_pool())?;
+    let runtime = app.node.spec(&pool).map_err(|_| no_pool())?.runtime;
     let face = app.pools.get(&pool).cloned().ok_or_else(no_pool)?;
     let base = format!("{}{}", origin(&parts), target.prefix);
     let role = route.role;
@@ -190,7 +190,7 @@ async fn handle(
         principal,
         pool,
         face,
-        status,
+        runtime,
         role,
         session: identifier.map(|identifier| SessionKey::new(room.clone(), identifier)),
         room,

@@ -67,6 +67,8 @@ pub struct PoolStatus {
     pub sessions: u32,
     /// It has as many ready sandboxes as it was asked to keep, or sessions that use them.
     pub is_full: bool,
+    /// New sessions that found no ready sandbox and waited for one, since this server's start.
+    pub waited: u64,
     /// The isolation level in force.
     pub level: String,
     /// What the wall is made of on this host, one line each.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -60,6 +60,8 @@ pub(crate) struct PoolState {
     sessions: RwLock<HashMap<SessionKey, Coming>>,
     /// Callers that wait for a sandbox.
     waiting: AtomicUsize,
+    /// Callers that have begun to wait, since this server's start.
+    waited: AtomicU64,
     /// A sandbox became ready, or there is none to hope for.
     changed: Notify,
     /// The reservoir may want filling.
@@ -161,6 +163,7 @@ impl PoolState {
             }),
             sessions: RwLock::default(),
             waiting: AtomicUsize::new(0),
+            waited: AtomicU64::new(0),
             changed: Notify::new(),
             refill: Notify::new(),
             ends: Notify::new(),
@@ -211,6 +214,7 @@ impl PoolState {
             booting,
             sessions,
             is_full: inner.rules.is_full(),
+            waited: self.waited.load(Ordering::Relaxed),
             level: self.level.clone(),
             wall: self.wall.clone(),
             weaker: self.weaker.clone(),
@@ -493,7 +497,10 @@ impl PoolState {
                     if let Some(reason) = self.hopeless(waiting.is_some()) {
                         return Err(NodeError::PoolBroken { pool: self.spec.name.clone(), reason });
                     }
-                    waiting.get_or_insert_with(|| Waiting::begin(&self.waiting));
+                    if waiting.is_none() {
+                        self.waited.fetch_add(1, Ordering::Relaxed);
+                        waiting = Some(Waiting::begin(&self.waiting));
+                    }
                     self.refill.notify_one();
                     let waited = tokio::time::timeout_at(patience, changed).await;
                     if waited.is_err() {

@@ -134,7 +134,7 @@ impl Subject {
         count: usize,
     ) -> Result<Block> {
         self.server.full(pool).await?;
-        let others = self.server.pool(pool).await?["sessions"].clone();
+        let before = self.server.pool(pool).await?;
         self.server.client().connect(count.min(32)).await?;
         let deletes = Rc::new(RefCell::new(JoinSet::new()));
         let names: Vec<String> = (0..count).map(|_| self.name()).collect();
@@ -148,23 +148,20 @@ impl Subject {
                 answer.map(drop)
             }
         };
-        let empty = Rc::new(Cell::new(0_usize));
-        let watch = self.watch(pool, &empty);
         let mut clock = Clock::exact()?;
-        let shots = tokio::select! {
-            shots = open_loop(&mut clock, schedule, send) => shots?,
-            never = watch => never?,
-        };
+        let shots = open_loop(&mut clock, schedule, send).await?;
         let mut deletes = deletes.take();
         while let Some(deleted) = deletes.join_next().await {
             // One that was refused is not there.
             let _ = deleted?;
         }
         let after = self.server.pool(pool).await?;
-        ensure!(after["sessions"] == others, "{} sessions are there, and before {others}", after["sessions"]);
+        let (now, others) = (&after["sessions"], &before["sessions"]);
+        ensure!(now == others, "{now} sessions are there, and before {others}");
         let mut block = sorted_out(&shots);
-        if empty.get() > 0 {
-            block.notes.push("the reservoir was seen empty, so that some waited for a new sandbox".to_owned());
+        let waited = after["waited"].as_u64().unwrap_or_default() - before["waited"].as_u64().unwrap_or_default();
+        if waited > 0 {
+            block.notes.push(format!("{waited} of {count} found the reservoir empty, and waited for a new sandbox"));
         }
         Ok(block)
     }
@@ -172,16 +169,6 @@ impl Subject {
     /// New Python sessions at 20/s, whatever others there are.
     pub(super) async fn some_new_sessions(&self, count: usize) -> Result<Block> {
         self.new_sessions("python", CELL, &Schedule::even(20.0, count), count).await
-    }
-
-    /// Looks at a pool ten times a second, and counts how often nothing was ready.
-    async fn watch(&self, pool: &str, empty: &Cell<usize>) -> Result<Vec<Shot<Result<()>>>> {
-        loop {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            if self.server.pool(pool).await?["ready"] == 0 {
-                empty.set(empty.get() + 1);
-            }
-        }
     }
 
     async fn cold(&self, count: usize) -> Result<Block> {

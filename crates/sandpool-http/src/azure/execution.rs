@@ -104,7 +104,7 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
         call.principal = call.app.admit(&call.headers, call.role, &call.pool, Some(&identifier)).await?;
         call.session = Some(SessionKey::new(call.principal.room(call.query.get("tenant"))?, identifier));
     }
-    let wanted = fields.wanted(call.status.spec.runtime)?;
+    let wanted = fields.wanted(call.runtime)?;
     let key = call.session()?.clone();
     let own_id = own_id(&call.headers)?;
     let began = Instant::now();
@@ -308,7 +308,7 @@ fn tell(
     envelope: Envelope,
     code: StatusCode,
 ) -> Response {
-    let runtime = call.status.spec.runtime;
+    let runtime = call.runtime;
     let verdict = Verdict::of(&execution.state, runtime, execution.state_lost, envelope);
     if let Some(reason) = &verdict.on_stderr {
         if !execution.stderr.is_empty() && !execution.stderr.ends_with(b"\n") {

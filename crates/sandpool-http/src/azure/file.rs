@@ -109,7 +109,7 @@ impl Record {
 /// Stores the files of a multipart body.
 pub(super) async fn upload(call: &Call, shape: Uploaded, body: &mut Body) -> Result<Response, Problem> {
     let key = call.session()?;
-    let folder = Folder::parse(call.query.get("path"), call.status.spec.runtime)?;
+    let folder = Folder::parse(call.query.get("path"), call.runtime)?;
     let declared = call.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_FILE + AROUND) && call.headers.contains_key(EXPECT) {
         return Err(too_large());
@@ -217,7 +217,7 @@ where
 /// Lists a directory.
 pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Problem> {
     let key = call.session()?;
-    let folder = Folder::parse(call.query.get("path"), call.status.spec.runtime)?;
+    let folder = Folder::parse(call.query.get("path"), call.runtime)?;
     let recursive = call.query.switch("recursive")?;
     let mut after = call.query.get("after").map(str::to_owned);
     let opened = call.open(key, Open::OrCreate).await?;
@@ -267,7 +267,7 @@ pub(super) async fn list(call: &Call, listed: Listed) -> Result<Response, Proble
 /// The file that the request names, in a session that is there.
 async fn named(call: &Call) -> Result<(Folder, String, Opened), Problem> {
     let key = call.session()?;
-    let folder = Folder::parse(call.query.get("path"), call.status.spec.runtime)?;
+    let folder = Folder::parse(call.query.get("path"), call.runtime)?;
     let in_query;
     let segments = if call.held.is_empty() {
         let name = call.query.get("filename").filter(|name| !name.is_empty());

@@ -145,7 +145,7 @@ pub(super) fn metadata(call: &Call) -> Response {
     let package = |wanted: &str| {
         image.packages.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, version)| version.clone())
     };
-    let kernel = match call.status.spec.runtime {
+    let kernel = match call.runtime {
         Runtime::Python => Some(json!({
             "name": "ipython",
             "version": package("ipython").unwrap_or_else(|| image.version.clone()),

@@ -67,6 +67,7 @@ fn shown(app: &App, asked: &Asked, pool: &PoolStatus) -> Result<Value, Problem> 
         "readyTarget": pool.target,
         "maxReady": spec.scale.most_ready.max(spec.scale.ready),
         "booting": booting,
+        "waited": pool.waited,
         "sessions": sessions,
         "maxSessions": spec.scale.max_sessions,
         "level": pool.level,

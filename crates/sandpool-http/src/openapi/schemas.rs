@@ -170,6 +170,7 @@ fn native() -> Value {
             "readyTarget": kind("integer", "Sandboxes that should be ready now: as many as the rate of new sessions asks for."),
             "maxReady": kind("integer", "Sandboxes to keep ready when new sessions come fast, at most."),
             "booting": kind("integer", "Sandboxes that are being made."),
+            "waited": kind("integer", "New sessions that found nothing ready and waited, since the server's start."),
             "sessions": kind("integer", "Sessions there are: one's own, or for an operator all."),
             "maxSessions": kind("integer", "Sessions at the same time, at most."),
             "level": kind("string", "The isolation level in force."),
