@@ -37,7 +37,7 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
@@ -47,7 +47,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("sandpool-bench", &["sandpool-sys"]),
     ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
     ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys"]),
-    ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver"]),
+    ("sandpool-store", &["sandpool-core"]),
+    ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store"]),
     ("sandpool-http", &["sandpool-core", "sandpool-node"]),
 ];
 

@@ -203,7 +203,7 @@ async fn handle(
     };
     let outcome = match route.action {
         Action::Execute(envelope) => execution::run(call, envelope, body).await,
-        Action::ReadExecution(envelope) => execution::read(&call, envelope),
+        Action::ReadExecution(envelope) => execution::read(&call, envelope).await,
         Action::Upload(shape) => file::upload(&call, shape, body).await,
         Action::List(shape) => file::list(&call, shape).await,
         Action::Stat => file::stat(&call).await,

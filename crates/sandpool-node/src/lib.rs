@@ -6,6 +6,7 @@
 
 pub mod api;
 mod files;
+mod journal;
 mod link;
 mod node;
 mod pools;
@@ -15,3 +16,4 @@ mod tenants;
 
 pub use api::*;
 pub use node::{ExecutionHandle, Node, NodeConfig};
+pub use sandpool_store::{Store, StoreError};

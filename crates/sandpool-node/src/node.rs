@@ -7,12 +7,14 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, PoolName, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
+use sandpool_store::Store;
 use sandpool_wire::agent::ToAgent;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
+use crate::journal;
 use crate::pools::{BOOT_LIMIT, PoolState};
 use crate::record::Record;
 use crate::session::Session;
@@ -20,6 +22,9 @@ use crate::tenants::Tenants;
 
 /// The pause before sandboxes that could not be listed are listed again.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long an execution that need not wait may take to begin.
+const BEGINS: Duration = Duration::from_millis(20);
 
 /// How often the last sandboxes are looked for at shutdown.
 const ROUNDS: usize = 5;
@@ -34,6 +39,7 @@ pub struct Node {
 struct Inner {
     driver: crate::pools::Shared,
     pools: BTreeMap<PoolName, Arc<PoolState>>,
+    store: Option<Store>,
     stop: CancellationToken,
 }
 
@@ -44,6 +50,8 @@ pub struct NodeConfig {
     pub pools: Vec<PoolSpec>,
     /// The tenants that have a quota or a weight of their own.
     pub tenants: Vec<Tenant>,
+    /// Where it is written down what nobody else would know after a restart; without it nothing is.
+    pub store: Option<Store>,
 }
 
 /// A handle on one execution. Dropping it changes nothing.
@@ -77,16 +85,22 @@ impl Node {
                 .ensure_pool(&template)
                 .await
                 .map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
-            pools.insert(name, Arc::new(PoolState::new(spec, Arc::clone(&driver), Arc::clone(&tenants), start)));
+            pools.insert(
+                name,
+                Arc::new(PoolState::new(spec, Arc::clone(&driver), Arc::clone(&tenants), config.store.clone(), start)),
+            );
         }
         let node = Self {
             inner: Arc::new(Inner {
                 driver: crate::pools::Shared(Arc::clone(&driver)),
                 pools,
+                store: config.store,
                 stop: CancellationToken::new(),
             }),
         };
-        for sandbox in driver.list().await.map_err(|error| NodeError::Unavailable(error.to_string()))? {
+        let listed = driver.list().await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
+        let there: HashSet<_> = listed.iter().map(|sandbox| sandbox.id).collect();
+        for sandbox in listed {
             match node.inner.pools.get(&sandbox.pool) {
                 Some(pool) => pool.adopt(&sandbox),
                 None => {
@@ -94,6 +108,14 @@ impl Node {
                     if let Err(error) = driver.destroy(sandbox.id).await {
                         tracing::error!("a sandbox of an old pool could not be destroyed: {error}");
                     }
+                }
+            }
+        }
+        if let Some(store) = &node.inner.store {
+            for known in store.sessions().await {
+                match node.inner.pools.get(&known.place.pool) {
+                    Some(pool) if !there.contains(&known.place.sandbox) => pool.remember(&known),
+                    Some(_) | None => {}
                 }
             }
         }
@@ -175,12 +197,22 @@ impl Node {
         }
         // More than once: one may have been in the making.
         for _ in 0..ROUNDS {
-            let Ok(sandboxes) = self.inner.driver.0.list().await else { return };
+            let Ok(sandboxes) = self.inner.driver.0.list().await else { break };
             if sandboxes.is_empty() {
-                return;
+                // In order, all of them: there is nothing to be told of them later.
+                for session in self.inner.pools.values().flat_map(|pool| pool.all_sessions()) {
+                    if let Some(journal) = &session.journal {
+                        journal.store.ended(session.sandbox);
+                    }
+                }
+                break;
             }
             let ends = sandboxes.into_iter().map(|sandbox| self.inner.driver.0.destroy(sandbox.id));
             futures::future::join_all(ends).await;
+        }
+        if let Some(store) = self.inner.store.clone() {
+            // It writes what is left, if it can. A panic in it has been told.
+            let _ = tokio::task::spawn_blocking(move || store.close()).await;
         }
     }
 
@@ -303,6 +335,9 @@ impl Node {
                 ExecutionId::from_random(bytes)
             }
         };
+        if self.inner.store.as_ref().is_some_and(Store::is_in_trouble) {
+            return Err(journal::unwritable());
+        }
         let session = pool.existing(&pool.scoped(key)).await?;
         let record = session.execute(pool, id, request)?;
         Ok(ExecutionHandle { session, record })
@@ -317,6 +352,14 @@ impl Node {
         let session = pool.present(&pool.scoped(key))?;
         let record = session.find(*id).ok_or_else(|| NodeError::NoExecution(id.to_string()))?;
         Ok(ExecutionHandle { session, record })
+    }
+
+    /// An execution that [`Node::execution`] does not know any more, as it was written down: of a session that was lost, or
+    /// of one that has that name now.
+    pub async fn past_execution(&self, pool: &PoolName, key: &SessionKey, id: ExecutionId) -> Option<Execution> {
+        let pool = self.state(pool).ok()?;
+        let row = self.inner.store.as_ref()?.find(&pool.spec.name, &pool.scoped(key), id).await?;
+        journal::read(key.identifier.clone(), &row)
     }
 
     /// The executions of a session that are still known, oldest first.
@@ -366,6 +409,17 @@ impl ExecutionHandle {
         // It has ended or it has not: the snapshot says which.
         let _ = tokio::time::timeout(limit, self.record.ended()).await;
         self.record.snapshot()
+    }
+
+    /// For whoever is told of it before it has ended: waits until its agent knows of it, or, when it has to wait for its
+    /// turn, until it is written down. A server that is killed then knows of it afterwards.
+    ///
+    /// # Errors
+    /// `Unavailable` when it cannot be written. It goes on all the same.
+    pub async fn kept(&self) -> Result<(), NodeError> {
+        let Some(journal) = &self.session.journal else { return Ok(()) };
+        let begun = tokio::time::timeout(BEGINS, self.record.started()).await;
+        if begun.is_ok() { Ok(()) } else { journal.keep(&self.record).await }
     }
 
     /// Its events after `after_seq`, those kept and those to come, until it has ended. Where output was dropped over

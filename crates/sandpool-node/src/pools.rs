@@ -10,6 +10,7 @@ use sandpool_core::ids::{ExecutionId, Identifier, SandboxId, SessionKey, TenantN
 use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
+use sandpool_store::{Known, Place, Store};
 use sandpool_wire::agent::{Activation, Answer, Call};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
+use crate::journal;
 use crate::link::Link;
 use crate::session::{Activity, Session};
 use crate::tenants::{TenantState, Tenants};
@@ -53,6 +55,7 @@ pub(crate) struct PoolState {
     weaker: Vec<String>,
     driver: Shared,
     tenants: Arc<Tenants>,
+    store: Option<Store>,
     start: Instant,
     inner: Mutex<Inner>,
     /// The sessions there are, or will be in a moment. Changed under the lock of `inner` only; a request on a session
@@ -141,7 +144,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl PoolState {
-    pub(crate) fn new(spec: PoolSpec, driver: Arc<dyn Driver>, tenants: Arc<Tenants>, start: Instant) -> Self {
+    pub(crate) fn new(
+        spec: PoolSpec,
+        driver: Arc<dyn Driver>,
+        tenants: Arc<Tenants>,
+        store: Option<Store>,
+        start: Instant,
+    ) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
         Self {
@@ -151,6 +160,7 @@ impl PoolState {
             weaker,
             driver: Shared(driver),
             tenants,
+            store,
             start,
             inner: Mutex::new(Inner {
                 rules,
@@ -254,9 +264,12 @@ impl PoolState {
         if let Some(record) = sandbox.owner.as_ref().and_then(|owner| OwnerRecord::parse(&owner.record)) {
             let mut inner = self.inner();
             // A session of the same name that is there now was made by an owner who had heard.
-            let key = self.key(&record);
+            let key = self.key(&record.tenant, &record.identifier);
             if inner.rules.session(&key).is_none() {
                 let reason = "its sandbox ended while the server was not there".to_owned();
+                if let Some(store) = &self.store {
+                    store.lost(sandbox.id, &reason);
+                }
                 inner.lost.add(key, reason, sandbox.id);
                 return;
             }
@@ -264,15 +277,37 @@ impl PoolState {
         self.destroy(sandbox.id);
     }
 
+    /// A session was there whose sandbox is not: it ended with the launcher, and nobody else knows of it any more.
+    pub(crate) fn remember(&self, known: &Known) {
+        let Place { key, payer, sandbox, .. } = &known.place;
+        let why = known.lost.clone().unwrap_or_else(|| "its sandbox ended with its launcher".to_owned());
+        if let Some(store) = self.store.as_ref().filter(|_| known.lost.is_none()) {
+            store.lost(*sandbox, &why);
+        }
+        let key = self.key(payer, &key.identifier);
+        let mut inner = self.inner();
+        if !known.is_heard && inner.rules.session(&key).is_none() {
+            inner.lost.add(key, why, *sandbox);
+        }
+    }
+
+    /// The owner of a lost session has heard of it: its driver may forget it.
+    fn heard(&self, sandbox: SandboxId) {
+        if let Some(store) = &self.store {
+            store.heard(sandbox);
+        }
+        self.destroy(sandbox);
+    }
+
     fn adopt_session(self: &Arc<Self>, sandbox: SandboxId, record: OwnerRecord) {
         let now = self.now();
         let age = record.created.elapsed().unwrap_or_default();
         let (sender, coming) = watch::channel(None);
         let surplus = {
-            let key = self.key(&record);
+            let key = self.key(&record.tenant, &record.identifier);
             let mut inner = self.inner();
             if let Some((_, before)) = inner.lost.take(&key) {
-                self.destroy(before);
+                self.heard(before);
             }
             let surplus = inner.rules.bind(key.clone(), sandbox, now.saturating_sub(age), now);
             if surplus != Some(sandbox) {
@@ -412,6 +447,9 @@ impl PoolState {
                 (Some(session), _) => session.sandbox,
                 // It is as gone as it can be, and its owner does not want it back.
                 (None, Some((_, sandbox))) => {
+                    if let Some(store) = &self.store {
+                        store.ended(sandbox);
+                    }
                     self.destroy(sandbox);
                     return Ok(());
                 }
@@ -429,6 +467,11 @@ impl PoolState {
         let was_there = self.change_sessions().remove(key).is_some();
         if let Some(payer) = inner.payers.remove(&sandbox) {
             payer.closed();
+        }
+        match (&lost, &self.store) {
+            (Some(why), Some(store)) => store.lost(sandbox, why),
+            (None, Some(store)) => store.ended(sandbox),
+            (_, None) => {}
         }
         match lost {
             Some(why) if was_there => inner.lost.add(key.clone(), why, sandbox),
@@ -544,7 +587,7 @@ impl PoolState {
         let now = self.now();
         let mut inner = self.inner();
         if let Some((reason, sandbox)) = inner.lost.take(key) {
-            self.destroy(sandbox);
+            self.heard(sandbox);
             return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
         }
         let tenant = if inner.rules.session(key).is_some() {
@@ -552,6 +595,9 @@ impl PoolState {
         } else if open == Open::Existing {
             return Err(NodeError::NoSession(key.identifier.clone()));
         } else {
+            if self.store.as_ref().is_some_and(Store::is_in_trouble) {
+                return Err(journal::unwritable());
+            }
             let tenant = self.tenants.get(payer);
             tenant.may_open(now)?;
             Some(tenant)
@@ -621,12 +667,12 @@ impl PoolState {
     }
 
     /// What tells a session from others here.
-    fn key(&self, record: &OwnerRecord) -> SessionKey {
+    fn key(&self, payer: &TenantName, identifier: &Identifier) -> SessionKey {
         let tenant = match self.spec.scope {
-            SessionScope::Tenant => record.tenant.clone(),
+            SessionScope::Tenant => payer.clone(),
             SessionScope::Pool => TenantName::default(),
         };
-        SessionKey::new(tenant, record.identifier.clone())
+        SessionKey::new(tenant, identifier.clone())
     }
 
     /// The key under which a caller's session is here: where all tenants share their sessions, in nobody's room.
@@ -678,8 +724,20 @@ impl PoolState {
         let tenant = self.inner().payers.get(&sandbox).cloned();
         // Without one it has been ended meanwhile, and counts against nobody.
         let tenant = tenant.unwrap_or_else(|| self.tenants.get(&record.tenant));
-        let key = self.key(&record);
-        let session = Arc::new(Session::new(key, sandbox, record.subject, tenant, record.created, activity, link));
+        let key = self.key(&record.tenant, &record.identifier);
+        let place = Place {
+            pool: self.spec.name.clone(),
+            key,
+            payer: tenant.name.clone(),
+            sandbox,
+            owner: record.subject,
+            created: journal::written(record.created),
+        };
+        let session = Session::new(place, tenant, self.store.clone(), activity, link);
+        if let Some(journal) = &session.journal {
+            journal.store.opened(&journal.place);
+        }
+        let session = Arc::new(session);
         if adopted {
             let known = match session.link.call(Call::Executions).await? {
                 Ok(Answer::Executions(known)) => known,
@@ -687,6 +745,14 @@ impl PoolState {
                 Ok(_) => return Err(NodeError::Unavailable("its agent answered something else".to_owned())),
                 Err(refusal) => return Err(NodeError::Unavailable(refusal.to_string())),
             };
+            if let Some(store) = &self.store {
+                let unfinished = store.unfinished(sandbox).await;
+                let unknown = unfinished.iter().filter(|row| known.iter().all(|(key, _)| *key != row.id.0));
+                for row in unknown {
+                    let identifier = session.key.identifier.clone();
+                    session.report(journal::never_begun(row.id, identifier, self.spec.output_limit));
+                }
+            }
             for (key, _) in known {
                 session.adopt(self, ExecutionId(key)).await?;
             }
@@ -707,7 +773,7 @@ impl PoolState {
         let coming = {
             let mut inner = self.inner();
             if let Some((reason, sandbox)) = inner.lost.take(key) {
-                self.destroy(sandbox);
+                self.heard(sandbox);
                 return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
             }
             self.sessions().get(key).cloned()

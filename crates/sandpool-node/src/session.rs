@@ -7,14 +7,16 @@ use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, SandboxId, SessionKey};
 use sandpool_core::pool::Moment;
+use sandpool_store::{Place, Store};
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::oneshot;
 
 use crate::api::{ExecuteRequest, NodeError};
+use crate::journal::Journal;
 use crate::link::Link;
 use crate::pools::PoolState;
 use crate::record::Record;
-use crate::tenants::{Place, TenantState};
+use crate::tenants::{Running, TenantState};
 
 /// Ended executions that are kept for reading again.
 const KEPT: usize = 64;
@@ -37,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) owner: String,
     /// Against whose quota it counts.
     pub(crate) tenant: Arc<TenantState>,
+    /// Where its executions are written down.
+    pub(crate) journal: Option<Journal>,
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
@@ -114,7 +118,7 @@ pub(crate) struct InUse {
     pool: Arc<PoolState>,
     session: Arc<Session>,
     /// An execution's place in its tenant's quota.
-    _place: Option<Place>,
+    _place: Option<Running>,
 }
 
 impl InUse {
@@ -122,7 +126,7 @@ impl InUse {
         Self::holding(None, pool, session)
     }
 
-    fn holding(place: Option<Place>, pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
+    fn holding(place: Option<Running>, pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
         session.activity.touch(pool.now());
         session.activity.busy.fetch_add(1, Ordering::Relaxed);
         Self { pool: Arc::clone(pool), session: Arc::clone(session), _place: place }
@@ -142,15 +146,15 @@ impl Drop for InUse {
 
 impl Session {
     pub(crate) fn new(
-        key: SessionKey,
-        sandbox: SandboxId,
-        owner: String,
+        place: Place,
         tenant: Arc<TenantState>,
-        created: SystemTime,
+        store: Option<Store>,
         activity: Activity,
         link: Link,
     ) -> Self {
-        Self { key, sandbox, owner, tenant, created, link, activity, queue: Mutex::default() }
+        let Place { key, sandbox, owner, created, .. } = place.clone();
+        let journal = store.map(|store| Journal { store, place: Arc::new(place) });
+        Self { key, sandbox, owner, tenant, journal, created, link, activity, queue: Mutex::default() }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {
@@ -179,9 +183,11 @@ impl Session {
             return Ok(());
         }
         let in_use = InUse::holding(self.tenant.resume(), pool, self);
+        let session = Arc::clone(self);
         tokio::spawn(async move {
             record.ended().await;
             drop(in_use);
+            session.write(&record);
         });
         Ok(())
     }
@@ -239,8 +245,23 @@ impl Session {
         };
         let (session, kept) = (Arc::clone(self), Arc::clone(&record));
         let in_use = InUse::holding(place, pool, self);
-        tokio::spawn(async move { session.see_through(in_use, &kept, execute, turn, timeout).await });
+        tokio::spawn(async move {
+            session.see_through(in_use, &kept, execute, turn, timeout).await;
+            session.write(&kept);
+        });
         Ok(record)
+    }
+
+    fn write(&self, record: &Arc<Record>) {
+        if let Some(journal) = &self.journal {
+            journal.write(record);
+        }
+    }
+
+    /// Takes up what was accepted before this server did, and never begun: it is reported, and not run.
+    pub(crate) fn report(&self, record: Arc<Record>) {
+        self.write(&record);
+        self.with(|queue| queue.keep(record));
     }
 
     async fn see_through(

@@ -83,24 +83,24 @@ impl TenantState {
     }
 
     /// Takes the place of an execution, if there is something to count.
-    pub(crate) fn begin(self: &Arc<Self>, now: Moment) -> Result<Option<Place>, NodeError> {
+    pub(crate) fn begin(self: &Arc<Self>, now: Moment) -> Result<Option<Running>, NodeError> {
         let Some(mut meter) = self.meter() else { return Ok(None) };
         meter.begin(now).map_err(|refusal| self.refused(refusal))?;
-        Ok(Some(Place(Arc::clone(self))))
+        Ok(Some(Running(Arc::clone(self))))
     }
 
     /// The place of an execution that ran before this server did.
-    pub(crate) fn resume(self: &Arc<Self>) -> Option<Place> {
+    pub(crate) fn resume(self: &Arc<Self>) -> Option<Running> {
         self.meter()?.resumed();
-        Some(Place(Arc::clone(self)))
+        Some(Running(Arc::clone(self)))
     }
 }
 
 /// The place of one execution, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<TenantState>);
+pub(crate) struct Running(Arc<TenantState>);
 
-impl Drop for Place {
+impl Drop for Running {
     fn drop(&mut self) {
         if let Some(mut meter) = self.0.meter() {
             meter.end();

@@ -50,7 +50,7 @@ pub struct ProcessDriver {
 struct State {
     waiting: HashMap<u32, oneshot::Sender<Reply>>,
     known: HashMap<SandboxId, Known>,
-    templates: HashMap<PoolName, Template>,
+    boot_limits: HashMap<PoolName, Duration>,
 }
 
 type Reply = (Result<Answer, Refusal>, Option<OwnedFd>);
@@ -241,17 +241,12 @@ impl Driver for ProcessDriver {
             Answer::Pool { has_zygote } => has_zygote,
             _ => return Err(unavailable(&"the launcher answered something else")),
         };
-        let known = self.state().templates.insert(template.pool.clone(), template.clone());
+        self.state().boot_limits.insert(template.pool.clone(), template.boot_limit);
         let can_be_frozen = template.runtime == Runtime::Python;
-        if template.start != Start::Zygote || !can_be_frozen {
-            return Ok(());
-        }
-        if !has_zygote {
-            let (driver, template) = (self.shared()?, template.clone());
+        if template.start == Start::Zygote && can_be_frozen && !has_zygote {
+            let driver = self.shared()?;
+            let template = template.clone();
             whole(async move { driver.make_zygote(&template).await }).await?;
-        }
-        if known.is_none() {
-            tokio::spawn(Self::keep_zygote_fresh(self.this.clone(), template.pool.clone()));
         }
         Ok(())
     }

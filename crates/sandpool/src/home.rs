@@ -6,6 +6,7 @@
 //!   run/                  root's: server.json (who runs here, at which address), plan.json (what it was told)
 //!   keys/                 the server's, for nobody else: signing keys, secrets
 //!   tls/                  the server's: the local authority and its certificate
+//!   state/                the server's, for nobody else: sandpool.db, what must be known after a restart
 //!   images/               root's: the image store
 //!   log/server.log        of `up --detach`
 //! ```
@@ -88,6 +89,10 @@ impl Home {
 
     pub(crate) fn keys(&self) -> PathBuf {
         self.0.join("keys")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join("state")
     }
 
     pub(crate) fn tls(&self) -> PathBuf {

@@ -174,6 +174,9 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_failure)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_failure)?;
 
+    let state = context.home.state().join("sandpool.db");
+    let store = sandpool_node::Store::open(&state).map_err(|error| Failure::new(error.to_string()))?;
+    store.audit("server.started", env!("CARGO_PKG_VERSION"));
     let auth = Arc::new(credentials::open_auth(&context.home, &settings)?);
     let mut listeners =
         vec![Listener::Plain(to_tokio(inherited.plain).map_err(|error| Failure::new("cannot listen").because(error))?)];
@@ -189,7 +192,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     let (specs, faces) = pools(&settings, &images)?;
     let tenants = settings.tenants.iter().map(crate::settings::TenantSettings::to_tenant).collect::<Result<_, _>>();
     let tenants = tenants.map_err(|error| Failure::new(error.to_string()))?;
-    let node = Node::start(NodeConfig { pools: specs, tenants }, driver.clone())
+    let node = Node::start(NodeConfig { pools: specs, tenants, store: Some(store) }, driver.clone())
         .await
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
 

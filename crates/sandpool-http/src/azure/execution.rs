@@ -126,6 +126,7 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
         call.memory.keep(Memory::key(&call, &key, handle.id()), wishes);
     }
     let execution = if is_asynchronous {
+        handle.kept().await?;
         // Whether it began or waits: the first event says so, and no answer waits long for it.
         let begun = tokio::time::timeout(BEGINS, handle.events(0).next()).await.is_ok_and(|event| event.is_some());
         let state = if begun { ExecutionState::Running } else { ExecutionState::Queued };
@@ -145,19 +146,22 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
 }
 
 /// Reads an execution again.
-pub(super) fn read(call: &Call, envelope: Envelope) -> Result<Response, Problem> {
+pub(super) async fn read(call: &Call, envelope: Envelope) -> Result<Response, Problem> {
     let key = call.session()?;
     let shown_id = call.held.first().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
     let id = execution_id(&shown_id);
-    let handle = call.app.node.execution(&call.pool, key, &id).map_err(|error| match error {
-        NodeError::NoExecution(_) => NodeError::NoExecution(shown_id.chars().take(MAX_OPERATION_ID).collect()),
-        error => error,
-    })?;
+    let execution = match call.app.node.execution(&call.pool, key, &id) {
+        Ok(handle) => handle.snapshot(),
+        Err(error) => call.app.node.past_execution(&call.pool, key, id).await.ok_or_else(|| match error {
+            NodeError::NoExecution(_) => NodeError::NoExecution(shown_id.chars().take(MAX_OPERATION_ID).collect()),
+            error => error,
+        })?,
+    };
     let mut wishes = call.memory.find(&Memory::key(call, key, id));
     if let Some(length) = call.query.number("outputstreamsmaxlength")? {
         wishes.output_length = Some(length);
     }
-    let mut response = tell(call, &key.identifier, &shown_id, handle.snapshot(), wishes, envelope, StatusCode::OK);
+    let mut response = tell(call, &key.identifier, &shown_id, execution, wishes, envelope, StatusCode::OK);
     if let Ok(session) = call.app.node.session(&call.pool, key) {
         insert(response.headers_mut(), super::SESSION_GUID, &session.sandbox.to_string());
     }

@@ -40,12 +40,16 @@ pub(super) async fn start(
     app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
     let handle = app.node.execute(&pool, &key, request).await?;
     let mut response = if wants_events(&headers) {
+        handle.kept().await?;
         events::stream(&handle, after, base64)
     } else {
         let execution = handle.wait(wait).await;
         let status = match execution.state {
             ExecutionState::Ended(_) => StatusCode::OK,
-            ExecutionState::Queued | ExecutionState::Running => StatusCode::ACCEPTED,
+            ExecutionState::Queued | ExecutionState::Running => {
+                handle.kept().await?;
+                StatusCode::ACCEPTED
+            }
         };
         (status, answer(&pool, &execution, base64)).into_response()
     };
@@ -89,10 +93,10 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Response
     let (pool, key, id) = asked.execution(Role::Reader)?;
     let wait = asked.seconds("wait", LONGEST_WAIT)?;
     let base64 = asked.base64()?;
-    let handle = app.node.execution(&pool, &key, &id)?;
-    let execution = match wait {
-        Some(wait) => handle.wait(wait).await,
-        None => handle.snapshot(),
+    let execution = match (app.node.execution(&pool, &key, &id), wait) {
+        (Ok(handle), Some(wait)) => handle.wait(wait).await,
+        (Ok(handle), None) => handle.snapshot(),
+        (Err(error), _) => app.node.past_execution(&pool, &key, id).await.ok_or(error)?,
     };
     Ok(answer(&pool, &execution, base64))
 }

@@ -11,7 +11,7 @@ use sandpool_driver::memory::{Memory, MemoryConfig};
 use sandpool_driver::{Driver, Phase};
 use sandpool_node::{
     Caller, ExecuteRequest, Execution, ExecutionHandle, ExecutionState, Node, NodeConfig, NodeError, Open, Opened,
-    Outcome, PoolSpec, Runtime, Stdin, Tenant, Work,
+    Outcome, PoolSpec, Runtime, Stdin, Store, Tenant, Work,
 };
 
 /// Longer than anything in these tests takes.
@@ -23,6 +23,7 @@ pub(crate) struct Bench {
     pub(crate) pool: PoolName,
     specs: Vec<PoolSpec>,
     tenants: Vec<Tenant>,
+    pub(crate) store: Option<Store>,
 }
 
 pub(crate) fn seconds(count: u64) -> Duration {
@@ -68,13 +69,19 @@ impl Bench {
 
     pub(crate) async fn for_tenants(memory: Memory, specs: Vec<PoolSpec>, tenants: Vec<Tenant>) -> Self {
         let pool = specs[0].name.clone();
-        let node = start(&memory, &specs, &tenants).await;
-        Self { memory, node, pool, specs, tenants }
+        let node = start(&memory, &specs, &tenants, None).await;
+        Self { memory, node, pool, specs, tenants, store: None }
+    }
+
+    /// The server is killed, and started again with this store.
+    pub(crate) async fn restart_with(&mut self, store: Store) {
+        self.store = Some(store);
+        self.restart().await;
     }
 
     /// The server is killed and started again.
     pub(crate) async fn restart(&mut self) {
-        self.node = start(&self.memory, &self.specs, &self.tenants).await;
+        self.node = start(&self.memory, &self.specs, &self.tenants, self.store.clone()).await;
     }
 
     pub(crate) async fn open(&self, who: &str) -> Result<Opened, NodeError> {
@@ -89,6 +96,16 @@ impl Bench {
     pub(crate) async fn start_as(&self, who: &str, id: Option<u8>, work: Work) -> Result<ExecutionHandle, NodeError> {
         let id = id.map(|number| ExecutionId([number; 16]));
         let request = ExecuteRequest { id, work, timeout: None, output_limit: None };
+        self.node.execute(&self.pool, &name(who), request).await
+    }
+
+    pub(crate) async fn start_with(
+        &self,
+        who: &str,
+        id: ExecutionId,
+        work: Work,
+    ) -> Result<ExecutionHandle, NodeError> {
+        let request = ExecuteRequest { id: Some(id), work, timeout: None, output_limit: None };
         self.node.execute(&self.pool, &name(who), request).await
     }
 
@@ -123,8 +140,8 @@ impl Bench {
     }
 }
 
-async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant]) -> Node {
-    let config = NodeConfig { pools: specs.to_vec(), tenants: tenants.to_vec() };
+async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant], store: Option<Store>) -> Node {
+    let config = NodeConfig { pools: specs.to_vec(), tenants: tenants.to_vec(), store };
     Node::start(config, memory.driver() as Arc<dyn Driver>).await.unwrap()
 }
 

@@ -184,6 +184,7 @@ fn make_directories(home: &Home, server: (u32, u32)) -> Result<(), Failure> {
     make(home.path(), 0o755, root)?;
     make(&home.run(), 0o755, root)?;
     make(&home.keys(), 0o700, Some(server))?;
+    make(&home.state(), 0o700, Some(server))?;
     make(&home.tls(), 0o755, Some(server))?;
     if let Some(log) = home.log().parent() {
         make(log, 0o755, root)?;
