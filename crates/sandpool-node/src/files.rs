@@ -21,6 +21,9 @@ const MAX_NAME: usize = 255;
 /// Bytes of a file that travel in one message.
 const PIECE: u32 = 256 * 1024;
 
+/// Bytes of an upload that travel in one message.
+const MESSAGE: usize = MAX_CHUNK / 2;
+
 impl Node {
     /// One file's or directory's record. Paths are absolute and normal in all file calls.
     ///
@@ -108,9 +111,19 @@ impl Node {
             return Err(nonsense());
         };
         let abort = Abort { session: Some(Arc::clone(&session)), upload };
-        while let Some(piece) = data.next().await {
-            for part in piece?.chunks(MAX_CHUNK) {
-                ask(&session, Call::Write { upload, data: part.to_vec() }, path).await?;
+        // Clients' pieces are often small, and each message to the agent is a way there and back.
+        let mut gathered = Vec::new();
+        loop {
+            let piece = data.next().await.transpose()?;
+            let is_last = piece.is_none();
+            gathered.extend_from_slice(&piece.unwrap_or_default());
+            while gathered.len() >= MESSAGE || (is_last && !gathered.is_empty()) {
+                let rest = gathered.split_off(gathered.len().min(MESSAGE));
+                let data = std::mem::replace(&mut gathered, rest);
+                ask(&session, Call::Write { upload, data }, path).await?;
+            }
+            if is_last {
+                break;
             }
         }
         let committed = ask(&session, Call::WriteCommit { upload }, path).await?;

@@ -71,6 +71,7 @@ pub enum ToAgent {
         /// The execution.
         exec: ExecKey,
         /// The bytes, at most [`MAX_CHUNK`]. Empty means end of input.
+        #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
     /// The terminal of an execution has a new size. Not answered.
@@ -146,6 +147,7 @@ pub enum Call {
         /// From [`Answer::Upload`].
         upload: u32,
         /// At most [`MAX_CHUNK`] bytes.
+        #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
     /// Puts an upload in place, replacing what was there. Reply: [`Answer::Entry`].
@@ -237,7 +239,7 @@ pub enum Stdin {
     /// Nothing: end of input at once.
     Empty,
     /// These bytes, at most [`MAX_CODE`], then end of input.
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
     /// What [`ToAgent::Input`] brings, until it brings nothing.
     Stream,
 }
@@ -308,6 +310,7 @@ pub enum Answer {
     /// Bytes of a file. Fewer than asked for means that the file ends there.
     Data {
         /// The bytes.
+        #[serde(with = "serde_bytes")]
         data: Vec<u8>,
         /// The file's size, in bytes, when this was read.
         size: u64,
@@ -374,9 +377,9 @@ pub enum Event {
     /// It began to run.
     Started,
     /// Bytes it wrote to standard output, as it wrote them: not always whole characters.
-    Stdout(Vec<u8>),
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Bytes it wrote to standard error.
-    Stderr(Vec<u8>),
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Something it displayed on the way (a figure, a table).
     Display(Rich),
     /// The value of its last expression, when it has one.
@@ -397,9 +400,25 @@ pub struct Rich {
     /// included.
     pub scalar: Option<String>,
     /// Other forms: media type and bytes (raw bytes, not base64, also for images), such as `image/png`, `text/html`.
+    #[serde(with = "forms")]
     pub forms: Vec<(String, Vec<u8>)>,
     /// Forms that were left out because they were too large: media type and size in bytes.
     pub dropped: Vec<(String, u64)>,
+}
+
+/// Bytes that are bytes, and not a row of numbers: the same on the wire, at the speed of memory.
+mod forms {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_bytes::{ByteBuf, Bytes};
+
+    pub(super) fn serialize<S: Serializer>(forms: &[(String, Vec<u8>)], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(forms.iter().map(|(media, data)| (media, Bytes::new(data))))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, Vec<u8>)>, D::Error> {
+        let forms = Vec::<(String, ByteBuf)>::deserialize(from)?;
+        Ok(forms.into_iter().map(|(media, data)| (media, data.into_vec())).collect())
+    }
 }
 
 /// An exception.
