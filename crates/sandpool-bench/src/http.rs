@@ -59,6 +59,12 @@ impl Client {
         Ok(Self(Rc::new(Inner { address, host, authorization, idle: RefCell::default() })))
     }
 
+    /// The server.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
     /// Sends a request and waits for the whole answer, whatever its status.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod floors;
+mod noisy;
 mod whole;
 
 use crate::load::Schedule;
@@ -42,6 +43,7 @@ pub enum Scenario {
     MemoryNode,
     Capacity,
     Restart,
+    Noisy,
 }
 
 /// How much is measured.
@@ -77,7 +79,7 @@ pub struct Block {
 
 impl Scenario {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Warm,
         Self::Throughput8,
         Self::Throughput16,
@@ -97,6 +99,7 @@ impl Scenario {
         Self::Churn,
         Self::Cold,
         Self::Restart,
+        Self::Noisy,
         Self::MemoryNode,
         Self::Idle,
         Self::Memory,
@@ -112,7 +115,7 @@ impl Scenario {
     /// Whether it is made of turns, so that two programs can be compared by it.
     #[must_use]
     pub fn has_turns(self) -> bool {
-        !matches!(self, Self::Idle | Self::Memory | Self::MemoryNode | Self::Capacity | Self::Restart)
+        !matches!(self, Self::Idle | Self::Memory | Self::MemoryNode | Self::Capacity | Self::Restart | Self::Noisy)
     }
 
     /// Its name on the command line.
@@ -142,6 +145,7 @@ impl Scenario {
             Self::MemoryNode => "memory-node",
             Self::Capacity => "capacity",
             Self::Restart => "restart",
+            Self::Noisy => "noisy",
         }
     }
 
@@ -172,6 +176,7 @@ impl Scenario {
             Self::MemoryNode => "memory per idle Node session",
             Self::Capacity => "idle Python sessions that fit (only when asked for: it takes the machine's memory)",
             Self::Restart => "a killed server until its pools are ready again",
+            Self::Noisy => "print(1) of a quiet tenant beside a noisy one that asks for 20 times its share",
         }
     }
 
@@ -202,6 +207,7 @@ impl Scenario {
             Self::MemoryNode => "a bare Node that has run something",
             Self::Capacity => "reckoned: bare forks of a Python with the libraries that fit into memory",
             Self::Restart => "none",
+            Self::Noisy => "the quiet tenant alone, on the same server in the same run",
         }
     }
 
@@ -235,6 +241,7 @@ impl Scenario {
             Self::Memory => goal(7, Some(1.5), None),
             Self::MemoryNode => goal(12, Some(1.4), None),
             Self::Capacity => goal(9, Some(0.6), None),
+            Self::Noisy => goal(15, None, Some(2.0)),
             Self::Restart
             | Self::Burst
             | Self::Upload1
@@ -255,6 +262,7 @@ impl Scenario {
             }
             Self::Node => Setting { node: if scale.quick { 4 } else { 16 }, ..Setting::PLAIN },
             Self::Churn => Setting { python: 16, ..Setting::PLAIN },
+            Self::Noisy => Setting { tenant_executions: 1, ..Setting::PLAIN },
             Self::Cold => Setting { python: 0, ..Setting::PLAIN },
             Self::Idle | Self::Memory => Setting { max_sessions: 2_000, ..Setting::PLAIN },
             Self::Capacity => Setting { python: many.min(32), max_sessions: 20_000, ..Setting::PLAIN },
@@ -280,6 +288,7 @@ impl Scenario {
             Self::Upload128 | Self::Download128 => ((5, 3), (1, 1)),
             Self::Output | Self::Walls => ((10, 30), (2, 3)),
             Self::Restart => ((1, 5), (1, 1)),
+            Self::Noisy => ((4, 300), (2, 20)),
             Self::MemoryNode => ((1, 20), (1, 2)),
             // The most of them.
             Self::Idle | Self::Memory => ((1, 1_000), (1, 4)),

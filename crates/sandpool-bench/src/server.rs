@@ -34,14 +34,21 @@ pub struct Setting {
     pub shell: u32,
     /// Sessions that each pool may have.
     pub max_sessions: u32,
+    /// Executions that the tenant `noisy` may have at the same time, beside the tenant `quiet`; 0: there are no tenants.
+    pub tenant_executions: u32,
 }
 
 impl Setting {
     /// What most scenarios need: sessions that live on.
-    pub const PLAIN: Self = Self { python: 2, node: 2, shell: 2, max_sessions: 250 };
+    pub const PLAIN: Self = Self { python: 2, node: 2, shell: 2, max_sessions: 250, tenant_executions: 0 };
 
     fn yaml(self) -> String {
-        let mut text = String::from("listen: 127.0.0.1:0\npools:\n");
+        let mut text = String::from("listen: 127.0.0.1:0\n");
+        if self.tenant_executions > 0 {
+            let quota = format!("quota: {{ executions: {} }}", self.tenant_executions);
+            let _ = writeln!(text, "tenants: [{{ name: quiet }}, {{ name: noisy, {quota} }}]");
+        }
+        text.push_str("pools:\n");
         for (name, kind, ready) in
             [("python", "PythonLTS", self.python), ("node", "NodeLTS", self.node), ("shell", "Shell", self.shell)]
         {
@@ -142,6 +149,15 @@ impl Server {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// A client of a tenant of it.
+    ///
+    /// # Errors
+    /// When it has no such tenant.
+    pub fn client_of(&self, tenant: &str) -> Result<Client> {
+        let token = self.running.output(&["token", "--tenant", tenant, "--ttl", TOKEN])?;
+        Client::new(self.client.address(), Some(String::from_utf8_lossy(&token.stdout).trim()))
     }
 
     /// The pid of its launcher, parent of all its processes.

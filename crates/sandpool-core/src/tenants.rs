@@ -46,8 +46,6 @@ pub struct Quota {
     pub executions: Option<u32>,
     /// Processor time per hour; as much may be used at once.
     pub cpu_per_hour: Option<Duration>,
-    /// Bytes in the files of its sessions.
-    pub stored: Option<u64>,
 }
 
 impl Quota {
@@ -69,8 +67,6 @@ pub enum Resource {
     Executions,
     /// [`Quota::cpu_per_hour`], in seconds.
     Cpu,
-    /// [`Quota::stored`], in bytes.
-    Stored,
 }
 
 impl fmt::Display for Resource {
@@ -80,7 +76,6 @@ impl fmt::Display for Resource {
             Self::Creates => "new sessions per second",
             Self::Executions => "concurrent executions",
             Self::Cpu => "CPU seconds per hour",
-            Self::Stored => "bytes stored",
         })
     }
 }
@@ -102,7 +97,6 @@ pub struct Meter {
     quota: Quota,
     sessions: u32,
     executions: u32,
-    stored: u64,
     /// New sessions are paid for up to then.
     creates: Moment,
     /// Processor time is paid for up to then.
@@ -113,7 +107,7 @@ impl Meter {
     /// Nothing is used yet.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        Self { quota, sessions: 0, executions: 0, stored: 0, creates: Moment::ZERO, cpu: Moment::ZERO }
+        Self { quota, sessions: 0, executions: 0, creates: Moment::ZERO, cpu: Moment::ZERO }
     }
 
     /// What it is held against.
@@ -201,28 +195,10 @@ impl Meter {
         }
     }
 
-    /// Whether so many bytes more may be stored. Nothing is taken yet.
-    ///
-    /// # Errors
-    /// The quota that is used up.
-    pub fn may_store(&self, bytes: u64) -> Result<(), Refusal> {
-        match self.quota.stored {
-            Some(limit) if self.stored.saturating_add(bytes) > limit => {
-                Err(refusal(Resource::Stored, limit, WHEN_GIVEN_BACK))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// What a session had stored has become `now` instead of `before`.
-    pub fn stored(&mut self, before: u64, now: u64) {
-        self.stored = self.stored.saturating_sub(before).saturating_add(now);
-    }
-
-    /// Sessions, executions and bytes stored.
+    /// Sessions and executions.
     #[must_use]
-    pub fn uses(&self) -> (u32, u32, u64) {
-        (self.sessions, self.executions, self.stored)
+    pub fn uses(&self) -> (u32, u32) {
+        (self.sessions, self.executions)
     }
 }
 

@@ -21,7 +21,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_wire::agent::Activation;
-use sandpool_wire::egress::Policy;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -125,6 +124,8 @@ struct State {
 struct Place {
     sandbox: Sandbox,
     agent: Arc<Agent>,
+    /// Processor time that it is said to have used, in microseconds.
+    cpu_us: u64,
 }
 
 #[derive(Debug)]
@@ -223,6 +224,13 @@ impl Memory {
     /// A sandbox starts anew, with another boot id and without all that was in it. Whether there was one.
     pub fn reboot(&self, id: SandboxId) -> bool {
         self.host.boot(id)
+    }
+
+    /// A sandbox has used so much more processor time.
+    pub fn use_cpu(&self, id: SandboxId, time: Duration) {
+        if let Some(place) = self.host.state().sandboxes.get_mut(&id) {
+            place.cpu_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        }
     }
 
     /// The sandboxes, as [`Driver::list`] shows them.
@@ -415,7 +423,7 @@ impl Driver for MemoryDriver {
         let agent = Arc::new(self.host.agent(id, number, &template));
         let sandbox =
             Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
-        state.sandboxes.insert(id, Place { sandbox: sandbox.clone(), agent: Arc::clone(&agent) });
+        state.sandboxes.insert(id, Place { sandbox: sandbox.clone(), agent: Arc::clone(&agent), cpu_us: 0 });
         state.say(Change::Upsert(sandbox));
         drop(state);
         self.host.watch_boot(id, &agent, fate, template.boot_limit);
@@ -500,14 +508,11 @@ impl Driver for MemoryDriver {
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {
         let mut state = self.begin(Operation::Usage).await?;
-        let (memory, running) = state.place(id)?.agent.usage();
+        let place = state.place(id)?;
+        let cpu_us = place.cpu_us;
+        let (memory, running) = place.agent.usage();
         let pids = u32::try_from(running).unwrap_or(u32::MAX).saturating_add(1);
-        Ok(Usage { memory, memory_peak: memory, pids, cpu_us: 0, oom_kills: 0 })
-    }
-
-    async fn narrow(&self, id: SandboxId, _policy: Option<&Policy>) -> Result<(), DriverError> {
-        // Nothing is reached from what this driver makes, whatever is allowed.
-        self.begin(Operation::Usage).await?.place(id).map(drop)
+        Ok(Usage { memory, memory_peak: memory, pids, cpu_us, oom_kills: 0 })
     }
 }
 

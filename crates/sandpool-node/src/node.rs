@@ -23,6 +23,9 @@ use crate::tenants::Tenants;
 /// The pause before sandboxes that could not be listed are listed again.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often processor time is counted, of tenants for which it is limited.
+const CPU_COUNTED: Duration = Duration::from_secs(5);
+
 /// How long an execution that need not wait may take to begin.
 const BEGINS: Duration = Duration::from_millis(20);
 
@@ -79,7 +82,6 @@ impl Node {
                 limits: spec.limits,
                 boot_limit: BOOT_LIMIT,
                 start: spec.start,
-                egress: spec.egress.clone(),
             };
             let name = spec.name.clone();
             driver
@@ -124,6 +126,9 @@ impl Node {
             tokio::spawn(Arc::clone(pool).fill(node.inner.stop.clone()));
             tokio::spawn(Arc::clone(pool).reap(node.inner.stop.clone()));
         }
+        if tenants.count_cpu() {
+            tokio::spawn(node.clone().count_cpu());
+        }
         let watching = node.clone();
         tokio::spawn(async move {
             loop {
@@ -139,6 +144,21 @@ impl Node {
             }
         });
         Ok(node)
+    }
+
+    /// Charges tenants whose processor time is limited, session by session, all in one task.
+    async fn count_cpu(self) {
+        loop {
+            tokio::select! {
+                () = self.inner.stop.cancelled() => return,
+                () = tokio::time::sleep(CPU_COUNTED) => {}
+            }
+            for pool in self.inner.pools.values() {
+                for session in pool.all_sessions().iter().filter(|session| session.tenant.counts_cpu()) {
+                    pool.charge(session).await;
+                }
+            }
+        }
     }
 
     fn changed(&self, change: &Change) {
@@ -296,31 +316,6 @@ impl Node {
         let info = self.session(pool, key)?;
         self.inner.driver.0.usage(info.sandbox).await.map_err(|error| match error {
             DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
-            error => NodeError::Unavailable(error.to_string()),
-        })
-    }
-
-    /// Takes away, of what a session's pool may reach, all that `policy` does not allow too; `None` gives it back. When it answers,
-    /// what is forbidden now is reached no more.
-    ///
-    /// # Errors
-    /// `NoPool`, `NoSession`, `Unavailable`; `Unsupported` where the pool reaches nothing, `Invalid` for a policy that cannot be
-    /// used, and then all is as it was.
-    pub async fn narrow(
-        &self,
-        pool: &PoolName,
-        key: &SessionKey,
-        policy: Option<&EgressPolicy>,
-    ) -> Result<(), NodeError> {
-        if self.state(pool)?.spec.egress.is_none() {
-            return Err(NodeError::Unsupported(
-                "nothing is reached from this pool: it has no egress to narrow".to_owned(),
-            ));
-        }
-        let info = self.session(pool, key)?;
-        self.inner.driver.0.narrow(info.sandbox, policy).await.map_err(|error| match error {
-            DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
-            DriverError::Invalid(why) => NodeError::Invalid(why),
             error => NodeError::Unavailable(error.to_string()),
         })
     }

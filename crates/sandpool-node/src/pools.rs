@@ -430,16 +430,37 @@ impl PoolState {
     }
 
     /// Ends a session. Answers the task that destroys its sandbox, if there was one.
-    fn end(&self, sandbox: SandboxId) -> Option<JoinHandle<()>> {
+    fn end(self: &Arc<Self>, sandbox: SandboxId) -> Option<JoinHandle<()>> {
+        let key = self.inner().rules.owner(sandbox)?.clone();
+        let counted = self.settled_now(&key).filter(|session| session.tenant.counts_cpu());
         self.take(sandbox, None)?;
-        let task = self.destroy(sandbox);
+        let task = match counted {
+            None => self.destroy(sandbox),
+            Some(session) => {
+                let pool = Arc::clone(self);
+                tokio::spawn(async move {
+                    // What it used last, before nobody can tell any more.
+                    pool.charge(&session).await;
+                    // It does not panic, and tells of its failures.
+                    let _ = pool.destroy(sandbox).await;
+                })
+            }
+        };
         self.changed.notify_waiters();
         self.refill.notify_one();
         Some(task)
     }
 
+    /// Charges a session's tenant with the processor time that it has used since the last time.
+    pub(crate) async fn charge(&self, session: &Session) {
+        // A sandbox that is gone, or a driver that does not answer, is told elsewhere.
+        if let Ok(usage) = self.driver.0.usage(session.sandbox).await {
+            session.charge(usage.cpu_us, self.now());
+        }
+    }
+
     /// Ends a session, as asked.
-    pub(crate) async fn delete(&self, key: &SessionKey) -> Result<(), NodeError> {
+    pub(crate) async fn delete(self: &Arc<Self>, key: &SessionKey) -> Result<(), NodeError> {
         let sandbox = {
             let mut inner = self.inner();
             let was_lost = inner.lost.take(key);
@@ -739,6 +760,7 @@ impl PoolState {
         }
         let session = Arc::new(session);
         if adopted {
+            session.forget_charges();
             let known = match session.link.call(Call::Executions).await? {
                 Ok(Answer::Executions(known)) => known,
                 // Its agent does not know the session: it is not the one that did.

@@ -28,6 +28,9 @@ const MOST: usize = 256;
 /// the agent ends what runs with patience.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// No processor time that was ever used.
+const UNSEEN: u64 = u64::MAX;
+
 /// How long code waits, at most, before it asks again for an interpreter that was busy with something unknown.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -44,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
+    /// Microseconds of processor time that its tenant has been charged with; [`UNSEEN`] when it is older than this server.
+    charged: AtomicU64,
     queue: Mutex<Queue>,
 }
 
@@ -154,7 +159,31 @@ impl Session {
     ) -> Self {
         let Place { key, sandbox, owner, created, .. } = place.clone();
         let journal = store.map(|store| Journal { store, place: Arc::new(place) });
-        Self { key, sandbox, owner, tenant, journal, created, link, activity, queue: Mutex::default() }
+        Self {
+            key,
+            sandbox,
+            owner,
+            tenant,
+            journal,
+            created,
+            link,
+            activity,
+            charged: AtomicU64::new(0),
+            queue: Mutex::default(),
+        }
+    }
+
+    /// Processor time that was used before this server is nobody's any more.
+    pub(crate) fn forget_charges(&self) {
+        self.charged.store(UNSEEN, Ordering::Relaxed);
+    }
+
+    /// Its sandbox has used so much in all: what of it is new is charged to its tenant.
+    pub(crate) fn charge(&self, cpu_us: u64, now: Moment) {
+        let before = self.charged.swap(cpu_us, Ordering::Relaxed);
+        if before != UNSEEN {
+            self.tenant.computed(Duration::from_micros(cpu_us.saturating_sub(before)), now);
+        }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sandpool_core::ids::TenantName;
 use sandpool_core::pool::Moment;
@@ -32,6 +33,11 @@ impl Tenants {
     pub(crate) fn new(declared: Vec<Tenant>) -> Self {
         let declared = declared.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(TenantState::new(tenant))));
         Self { declared: declared.collect() }
+    }
+
+    /// Whether anybody's processor time is counted.
+    pub(crate) fn count_cpu(&self) -> bool {
+        self.declared.values().any(|tenant| tenant.counts_cpu())
     }
 
     pub(crate) fn get(&self, name: &TenantName) -> Arc<TenantState> {
@@ -79,6 +85,18 @@ impl TenantState {
     pub(crate) fn closed(&self) {
         if let Some(mut meter) = self.meter() {
             meter.closed();
+        }
+    }
+
+    /// Whether its processor time is counted.
+    pub(crate) fn counts_cpu(&self) -> bool {
+        self.meter().is_some_and(|meter| meter.quota().cpu_per_hour.is_some())
+    }
+
+    /// So much processor time was used.
+    pub(crate) fn computed(&self, used: Duration, now: Moment) {
+        if let Some(mut meter) = self.meter() {
+            meter.computed(used, now);
         }
     }
 

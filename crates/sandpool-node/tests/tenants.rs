@@ -162,3 +162,22 @@ async fn new_sessions_come_no_faster_than_allowed() {
     }
     assert!(began.elapsed() >= seconds(3) && refusals >= 6, "{:?} {refusals}", began.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn processor_time_that_is_used_up_refuses_what_is_new_and_ends_nothing() {
+    let quota = Quota { cpu_per_hour: Some(seconds(60)), ..Quota::default() };
+    let acme = Tenant { name: tenant("acme"), weight: 1, quota };
+    let bench = pool_for(vec![acme], |_| {}).await;
+    let sandbox = open(&bench, "acme", "first").await.unwrap().session.sandbox;
+    bench.memory.use_cpu(sandbox, seconds(61));
+    tokio::time::sleep(seconds(6)).await;
+    assert_eq!(refused(open(&bench, "acme", "second").await), (Resource::Cpu, 60));
+    assert!(!open(&bench, "acme", "first").await.unwrap().new, "what is there stays");
+    open(&bench, "globex", "second").await.unwrap();
+    tokio::time::sleep(seconds(3600)).await;
+    let ended = open(&bench, "acme", "second").await.unwrap().session.sandbox;
+    // What is used between two looks is counted at the end.
+    bench.memory.use_cpu(ended, seconds(200));
+    bench.node.delete_session(&bench.pool, &key("acme", "second")).await.unwrap();
+    assert_eq!(refused(open(&bench, "acme", "third").await), (Resource::Cpu, 60));
+}

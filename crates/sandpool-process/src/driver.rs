@@ -19,7 +19,6 @@ use sandpool_driver::{
     Usage,
 };
 use sandpool_wire::agent::{Activation, Runtime};
-use sandpool_wire::egress::Policy;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -237,7 +236,6 @@ impl Driver for ProcessDriver {
             runtime: template.runtime,
             rootfs: rootfs.to_owned(),
             limits: template.limits.into(),
-            egress: template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?,
         };
         let has_zygote = match self.ask(call).await?.0 {
             Answer::Pool { has_zygote } => has_zygote,
@@ -340,11 +338,6 @@ impl Driver for ProcessDriver {
             }
             _ => Err(unavailable(&"the launcher answered something else")),
         }
-    }
-
-    async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError> {
-        let policy = policy.map(Policy::encode).transpose().map_err(DriverError::Invalid)?;
-        self.ask(Call::Narrow { id: id.0, policy }).await.map(drop)
     }
 }
 

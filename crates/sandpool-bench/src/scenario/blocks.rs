@@ -91,7 +91,12 @@ impl Subject {
             Scenario::Upload128 => self.files(Method::PUT, 128, each).await,
             Scenario::Download1 => self.files(Method::GET, 1, each).await,
             Scenario::Download128 => self.files(Method::GET, 128, each).await,
-            Scenario::Idle | Scenario::Memory | Scenario::MemoryNode | Scenario::Capacity | Scenario::Restart => {
+            Scenario::Idle
+            | Scenario::Memory
+            | Scenario::MemoryNode
+            | Scenario::Capacity
+            | Scenario::Restart
+            | Scenario::Noisy => {
                 bail!("{} is not made of turns", scenario.name())
             }
         }

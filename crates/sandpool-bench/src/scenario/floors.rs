@@ -62,7 +62,12 @@ pub(crate) async fn turn(
         Scenario::Upload128 => files(floor, Method::PUT, 128, each).await,
         Scenario::Download1 => files(floor, Method::GET, 1, each).await,
         Scenario::Download128 => files(floor, Method::GET, 128, each).await,
-        Scenario::Idle | Scenario::Memory | Scenario::MemoryNode | Scenario::Capacity | Scenario::Restart => {
+        Scenario::Idle
+        | Scenario::Memory
+        | Scenario::MemoryNode
+        | Scenario::Capacity
+        | Scenario::Restart
+        | Scenario::Noisy => {
             bail!("{} is not made of turns", scenario.name())
         }
     }

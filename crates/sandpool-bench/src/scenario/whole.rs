@@ -78,6 +78,7 @@ pub(crate) async fn measure_whole(
         Scenario::MemoryNode => memory_node(subject, floor, scale).await,
         Scenario::Capacity => capacity(subject, floor, scale).await,
         Scenario::Restart => restart(subject, scale).await,
+        Scenario::Noisy => super::noisy::measure(subject, scale).await,
         _ => bail!("{} is made of turns", scenario.name()),
     }
 }

@@ -8,7 +8,6 @@ fn quota() -> Quota {
         creates_per_second: Some(2),
         executions: Some(2),
         cpu_per_hour: Some(Duration::from_secs(60)),
-        stored: Some(1_000),
     }
 }
 
@@ -59,16 +58,6 @@ fn processor_time_that_is_used_up_comes_back_within_the_hour() {
 }
 
 #[test]
-fn bytes_are_counted_as_they_come_and_go() {
-    let mut meter = Meter::new(quota());
-    meter.may_store(1_000).unwrap();
-    meter.stored(0, 900);
-    assert_eq!(refused(meter.may_store(101)).0, Resource::Stored);
-    meter.stored(900, 10);
-    meter.may_store(990).unwrap();
-}
-
-#[test]
 fn without_a_quota_everything_is_allowed() {
     let mut meter = Meter::new(Quota::default());
     for _ in 0..10_000 {
@@ -76,7 +65,6 @@ fn without_a_quota_everything_is_allowed() {
         meter.opened(at(0));
         meter.begin(at(0)).unwrap();
         meter.computed(Duration::from_secs(1), at(0));
-        meter.may_store(u64::MAX).unwrap();
     }
 }
 
@@ -115,7 +103,6 @@ proptest! {
             creates_per_second: Some(rate),
             executions: Some(executions),
             cpu_per_hour: Some(Duration::from_secs(budget)),
-            stored: None,
         };
         let mut meter = Meter::new(quota);
         let (mut now, mut open, mut runs) = (at(0), 0, 0);
@@ -155,7 +142,7 @@ proptest! {
                 Step::Closes | Step::Ends => {}
             }
             prop_assert!(open <= sessions && runs <= executions);
-            prop_assert_eq!(meter.uses(), (open, runs, 0));
+            prop_assert_eq!(meter.uses(), (open, runs));
         }
         for (at, first) in created.iter().enumerate() {
             for (more, last) in created[at..].iter().enumerate() {

@@ -48,6 +48,7 @@ pub(crate) struct QuotaSettings {
     pub(crate) sessions: Option<u32>,
     pub(crate) creates_per_second: Option<u32>,
     pub(crate) executions: Option<u32>,
+    pub(crate) cpu_seconds_per_hour: Option<u32>,
 }
 
 fn default_weight() -> u32 {
@@ -96,6 +97,7 @@ pub(super) fn check(tenants: &[TenantSettings], auth: &AuthSettings) -> Result<(
             ("sessions", quota.sessions, 1_000_000),
             ("createsPerSecond", quota.creates_per_second, 100_000),
             ("executions", quota.executions, 1_000_000),
+            ("cpuSecondsPerHour", quota.cpu_seconds_per_hour, 100_000_000),
         ];
         for (field, number, most) in numbers {
             if let Some(number) = number.filter(|number| !(1..=most).contains(number)) {
@@ -120,8 +122,9 @@ impl TenantSettings {
 
     /// As the service layer takes it. [`check`] has been called.
     pub(crate) fn to_tenant(&self) -> Result<Tenant, SettingsError> {
-        let QuotaSettings { sessions, creates_per_second, executions } = self.quota;
-        let quota = Quota { sessions, creates_per_second, executions, ..Quota::default() };
+        let QuotaSettings { sessions, creates_per_second, executions, cpu_seconds_per_hour } = self.quota;
+        let cpu_per_hour = cpu_seconds_per_hour.map(|seconds| std::time::Duration::from_secs(seconds.into()));
+        let quota = Quota { sessions, creates_per_second, executions, cpu_per_hour };
         Ok(Tenant { name: self.tenant_name()?, weight: self.weight, quota })
     }
 }
