@@ -39,6 +39,17 @@ const SOURCE: i32 = 3;
 const FROM_AGENT: i32 = 4;
 const TO_AGENT: i32 = 5;
 
+/// Where Node's runner finds the numbers of runs that are to be interrupted (u32, little endian), also while its code keeps
+/// it from its channel.
+const INTERRUPTS: i32 = 7;
+
+/// How long after that SIGINT follows, which breaks Node's code off wherever it is. Code that prints has taken the
+/// interrupt up by then, in a place where nothing breaks.
+const BREAK_AFTER: Duration = Duration::from_millis(50);
+
+/// How long after that it follows again: the first one is lost on code that had not begun.
+const BREAK_AGAIN: Duration = Duration::from_secs(1);
+
 const PYTHON: &str = include_str!("runner.py");
 const NODE: &str = include_str!("runner.js");
 
@@ -93,6 +104,10 @@ pub struct Alive {
     tail: Vec<u8>,
     /// Why the agent ended it.
     fault: Option<String>,
+    /// The other end of [`INTERRUPTS`]: Node has one.
+    interrupts: Option<OwnedFd>,
+    /// When SIGINT is due.
+    break_at: Option<Instant>,
 }
 
 /// Which of an interpreter's descriptors.
@@ -462,6 +477,9 @@ impl Interpreter {
 
     fn finish(&mut self, usual: Outcome, now: Instant) -> Option<News> {
         let run = self.run.take()?;
+        if let State::Alive(alive) = &mut self.state {
+            alive.break_at = None;
+        }
         let outcome = match run.ending {
             Ending::No => usual,
             Ending::Cancelled(_) => Outcome::Cancelled,
@@ -500,6 +518,7 @@ impl Interpreter {
             }
             State::Absent | State::Broken(_) => {}
         }
+        let number = self.nonces;
         let run = self.run.as_mut()?;
         let Some(began) = &mut run.began else {
             return if run.ending == Ending::No { None } else { self.finish(Outcome::Cancelled, now) };
@@ -509,18 +528,22 @@ impl Interpreter {
         if run.ending == Ending::No && began.deadline.is_some_and(|deadline| deadline <= now) {
             run.ending = Ending::TimedOut;
             began.kill_at = Some(now + GRACE);
-            alive.interrupt();
+            alive.interrupt(number, now);
             procs::kill(&began.belonging);
         }
         if began.kill_at.is_some_and(|at| at <= now) {
             began.kill_at = None;
             procs::signal(&[pid], Signal::KILL);
         }
+        if alive.break_at.is_some_and(|at| at <= now) {
+            alive.break_at = Some(now + BREAK_AGAIN);
+            procs::signal(&[pid], Signal::INT);
+        }
         if let Some(signal) = run.ending.due(now) {
             let started = procs::select(&procs::all(), &began.belonging, std::process::id().cast_signed());
             // The interpreter may only be waiting for what it started. Then that goes first, and the state is kept.
             if signal == Signal::INT {
-                alive.interrupt();
+                alive.interrupt(number, now);
             } else if signal != Signal::TERM || started.is_empty() {
                 procs::signal(&[pid], signal);
             }
@@ -547,7 +570,8 @@ impl Interpreter {
             Some(began) => run.ending.wakes().or(began.kill_at),
             None => None,
         });
-        [closed, reboot, run].into_iter().flatten().min()
+        let broken = if let State::Alive(alive) = &self.state { alive.break_at } else { None };
+        [closed, reboot, run, broken].into_iter().flatten().min()
     }
 
     /// The longest that a stop on request may take.
@@ -576,6 +600,14 @@ impl Alive {
         let (their_from, to) = pipe::to_program()?;
         let stdin = std::fs::File::open("/dev/null")?.into();
         let mut pass = vec![(their_from, FROM_AGENT), (their_to, TO_AGENT)];
+        let mut interrupts = None;
+        if runtime == Runtime::Node {
+            let (theirs, ours) = pipe::to_program()?;
+            // Its reader looks whether there is something, and does not wait for it.
+            pipe::set_nonblocking(&theirs)?;
+            pass.push((theirs, INTERRUPTS));
+            interrupts = Some(ours);
+        }
         let mut file = None;
         match zygote {
             Some(Zygote::Thaw(zygote)) => {
@@ -611,16 +643,26 @@ impl Alive {
             inbox: Vec::new(),
             tail: Vec::new(),
             fault: None,
+            interrupts,
+            break_at: None,
         })
     }
 
     /// Asks it to end its run and to keep its state.
-    fn interrupt(&mut self) {
+    fn interrupt(&mut self, run: u64, now: Instant) {
         if let Some(to) = &mut self.to {
             to.push(&runner::encode(&ToRunner::Interrupt));
             let _ = to.flush();
         }
-        procs::signal(&[self.pid], Signal::INT);
+        match &self.interrupts {
+            Some(interrupts) => {
+                // A full pipe has other numbers in it: the code does not look, and SIGINT comes all the same.
+                let number = u32::try_from(run).unwrap_or_default();
+                let _ = rustix::io::write(interrupts, &number.to_le_bytes());
+                self.break_at.get_or_insert(now + BREAK_AFTER);
+            }
+            None => procs::signal(&[self.pid], Signal::INT),
+        }
     }
 
     /// Ends it, for this reason. What follows is done when it has ended.

@@ -10,17 +10,21 @@
   const moduleApi = require("module");
   const util = require("util");
   const vm = require("vm");
-  const { Worker } = require("worker_threads");
+  const { Socket } = require("net");
 
   const FROM_AGENT = 4;
   const TO_AGENT = 5;
+  const INTERRUPTS = 7;
   const MAX_TEXT = 256 * 1024;
   const MAX_MESSAGE = 64 * 1024;
   const MAX_JSON = 2 * 1024 * 1024;
 
   // What user code may replace, and this runner needs.
-  const { Atomics, Buffer, Error, Map, Number, Object, Set, String, setImmediate } = globalThis;
-  const { stringify } = JSON;
+  const { Atomics, Buffer, Error, Map, Number, Object, Set, String, clearImmediate, setImmediate } = globalThis;
+  const { parse, stringify } = JSON;
+  const { readSync, writeSync } = fs;
+  const { now } = Date;
+  const runTicks = process._tickCallback.bind(process);
   const stdout = process.stdout;
   const stderr = process.stderr;
   // What a run has printed is written before its end is said, and programs that it starts inherit ordinary pipes.
@@ -45,7 +49,12 @@
     return text.toWellFormed ? text.toWellFormed() : Buffer.from(text, "utf8").toString("utf8");
   }
 
-  function send(message) {
+  // What is said of a run goes out at its end, in one piece.
+  let unsent = Buffer.alloc(0);
+  // Then nothing goes out.
+  let isRehearsing = false;
+
+  function say(message) {
     let json = Buffer.from(stringify(message), "utf8");
     if (json.length > MAX_JSON) {
       const rich = message.rich || message;
@@ -57,8 +66,11 @@
     }
     const header = Buffer.alloc(8);
     header.writeUInt32LE(json.length, 0);
-    let rest = Buffer.concat([header, json]);
-    while (rest.length > 0) rest = rest.subarray(fs.writeSync(TO_AGENT, rest));
+    unsent = Buffer.concat([unsent, header, json]);
+  }
+
+  function flush() {
+    while (unsent.length > 0) unsent = unsent.subarray(isRehearsing ? unsent.length : writeSync(TO_AGENT, unsent));
   }
 
   function scalarOf(value) {
@@ -77,11 +89,18 @@
   }
 
   function describe(value) {
-    try {
-      return util.inspect(value);
-    } catch (error) {
-      return `[a value that cannot be shown: ${typeof value}]`;
-    }
+    let text = "[a value whose showing was interrupted]";
+    const show = () => {
+      try {
+        text = util.inspect(value);
+      } catch {
+        text = `[a value that cannot be shown: ${typeof value}]`;
+      }
+    };
+    // Objects may have code of the user's to show them.
+    if (value !== null && (typeof value === "object" || typeof value === "function")) breakable(show);
+    else show();
+    return text;
   }
 
   // ---- evaluation -------------------------------------------------------------------------------------------------
@@ -103,8 +122,12 @@
   };
   const receivers = new Map();
 
+  function unusedName() {
+    return `__${Math.random()}`.replace(".", "");
+  }
+
   async function receiverIn(target, contextId) {
-    const name = `__${require("crypto").randomBytes(16).toString("hex")}`;
+    const name = unusedName();
     Object.defineProperty(target, name, { value: receive, configurable: true });
     try {
       const { result } = await post("Runtime.evaluate", { expression: name, contextId, objectGroup: "runner" });
@@ -116,11 +139,9 @@
 
   async function valueOf(remote, receiver) {
     if (remote.type === "undefined") return undefined;
-    const argument = remote.objectId
-      ? { objectId: remote.objectId }
-      : remote.unserializableValue
-        ? { unserializableValue: remote.unserializableValue }
-        : { value: remote.value };
+    if (remote.objectId === undefined && "value" in remote) return remote.value;
+    const { objectId, unserializableValue } = remote;
+    const argument = objectId ? { objectId } : { unserializableValue };
     await post("Runtime.callFunctionOn", {
       objectId: receiver,
       functionDeclaration: "function (value) { this(value); }",
@@ -131,10 +152,46 @@
     return value;
   }
 
+  // Calls a function that SIGINT breaks off. Answers whether it came to its end.
+  const room = vm.createContext({ work: null });
+  const enter = new vm.Script("work()", { filename: "sandpool" });
+  function breakable(work) {
+    let isWhole = false;
+    room.work = () => {
+      work();
+      isWhole = true;
+    };
+    Atomics.store(shared, HELD, 1);
+    try {
+      enter.runInContext(room, { breakOnSigint: true, displayErrors: false });
+    } catch (error) {
+      if (error?.code !== "ERR_SCRIPT_EXECUTION_INTERRUPTED") throw error;
+      isWhole = false;
+    }
+    Atomics.store(shared, HELD, 0);
+    return isWhole;
+  }
+
   function evaluate(expression, contextId) {
     const parameters = { expression, contextId, replMode: true, awaitPromise: true, objectGroup: "run", silent: true };
-    return post("Runtime.evaluate", parameters).catch((error) => {
-      throw /terminated/.test(error.message) ? new Interrupted("interrupted") : error;
+    return new SafePromise((resolve, reject) => {
+      let settle = null;
+      let answered = null;
+      const isWhole = breakable(() => {
+        session.post("Runtime.evaluate", parameters, (error, answer) => {
+          answered = { error, answer };
+          settle?.();
+        });
+        // What waits for promises is broken off with it. Nothing of this runner waits here: it would not be heard of again.
+        runTicks();
+      });
+      settle = () => {
+        const { error, answer } = answered;
+        if (!error) resolve(answer);
+        else reject(/terminated/.test(error.message) ? new Interrupted("interrupted") : error);
+      };
+      if (!isWhole) reject(new Interrupted("interrupted"));
+      else if (answered) settle();
     });
   }
 
@@ -304,6 +361,9 @@
 
   const userRequire = moduleApi.createRequire(`${process.cwd()}/`);
   let initialDescriptors = [];
+  // What Node loads with all that belongs to it as soon as it is looked at, which most sessions never do.
+  const LATE =
+    /Stream|QueuingStrategy$|Crypto|^Performance|^(BroadcastChannel|CloseEvent|EventSource|FormData|Headers|MessageEvent|Request|Response|Storage|WebSocket)$/;
 
   // Furnishes the namespace of sessions, after Node has put in what scripts of its command line have.
   function furnish() {
@@ -340,20 +400,20 @@
       importModuleDynamically: vm.constants && vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
     }).runInThisContext();
     Object.defineProperty(globalThis, "__import", { value: importer, writable: true, configurable: true });
-    const builtins = new Set(vm.runInNewContext("Object.getOwnPropertyNames(globalThis)"));
+    const builtins = new Set(vm.runInContext("Object.getOwnPropertyNames(globalThis)", room));
     initialDescriptors = Object.getOwnPropertyNames(globalThis)
       .filter((name) => !builtins.has(name))
-      .map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)]);
+      .map((name) => [name, LATE.test(name) ? undefined : Object.getOwnPropertyDescriptor(globalThis, name)]);
   }
 
   async function freshNamespace() {
-    const name = require("crypto").randomBytes(16).toString("hex");
+    const name = unusedName();
     const context = vm.createContext({}, { name });
     const inside = vm.runInContext("globalThis", context);
     for (const [key, descriptor] of initialDescriptors) {
       if (key === "globalThis" || key === "global") continue;
       try {
-        Object.defineProperty(inside, key, descriptor);
+        Object.defineProperty(inside, key, descriptor ?? Object.getOwnPropertyDescriptor(globalThis, key));
       } catch {
         // One that the new namespace has of its own stays.
       }
@@ -376,11 +436,30 @@
   let serial = 0;
 
   // What the listener and this thread tell each other: the number of the present run or 0, the last run whose interrupt
-  // has been taken up, and the last run that is to be interrupted.
+  // has been taken up, the last run that is to be interrupted, and whether SIGINT breaks off what this thread does.
   const RUNNING = 0;
   const TAKEN = 1;
   const WANTED = 2;
-  const shared = new Int32Array(new SharedArrayBuffer(12));
+  const HELD = 3;
+  const shared = new Int32Array(new SharedArrayBuffer(16));
+
+  // Looks whether the present run is to be interrupted. Where there is no listener it asks the kernel, and not often: to
+  // hear that there is nothing is an exception.
+  const LOOK_EVERY_MS = 5;
+  const told = Buffer.alloc(64);
+  let looked = 0;
+  function isWanted() {
+    if (listener === null && now() - looked > LOOK_EVERY_MS) {
+      looked = now();
+      try {
+        const count = readSync(INTERRUPTS, told);
+        for (let at = 0; at + 4 <= count; at += 4) Atomics.store(shared, WANTED, told.readInt32LE(at));
+      } catch {
+        // Nothing was said.
+      }
+    }
+    return Atomics.load(shared, WANTED) === serial;
+  }
 
   // Code that prints takes an interrupt up after a print, as an exception: broken into in the middle of one, Node itself
   // may not survive. Code that catches the exception is broken into all the same, a moment later.
@@ -389,7 +468,7 @@
     const print = console[name];
     const printed = function (...given) {
       print.apply(console, given);
-      if (Atomics.load(shared, WANTED) === serial && running && thrown !== serial) {
+      if (running && thrown !== serial && isWanted()) {
         thrown = serial;
         throw new Interrupted("interrupted");
       }
@@ -502,25 +581,36 @@
     process.env.SANDPOOL_EXECUTION = exec;
     const own = new Run();
     running = own;
-    serial += 1;
+    // The agent counts its runs in what it calls them.
+    serial = Number(nonce.slice(nonce.indexOf("-") + 1));
     Atomics.store(shared, RUNNING, serial);
     let ok = true;
+    let isPending = true;
+    // What goes on in later turns may be a loop that only the listener can break into.
+    const check = setImmediate(() => isPending && listen());
     try {
-      const { value } = await SafePromise.race([attempt(code, fresh), own.failed]);
+      const attempted = attempt(code, fresh);
+      const ended = () => {
+        isPending = false;
+      };
+      attempted.then(ended, ended);
+      const { value } = await SafePromise.race([attempted, own.failed]);
       await SafePromise.race([settle(), own.failed]);
       if (value !== undefined) {
-        if (!fresh) keepLast(value);
+        if (!fresh && !isRehearsing) keepLast(value);
         const rich = { text: cut(describe(value), MAX_TEXT), scalar: scalarOf(value) };
-        send({ t: "value", n: nonce, rich });
+        say({ t: "value", n: nonce, rich });
       }
     } catch (error) {
       ok = error instanceof Exit && error.code === 0;
-      if (!ok) send(errorMessage(nonce, error));
+      if (!ok) say(errorMessage(nonce, error));
     }
+    clearImmediate(check);
     running = null;
     Atomics.store(shared, RUNNING, 0);
     session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
-    send({ t: "end", n: nonce, ok });
+    say({ t: "end", n: nonce, ok });
+    flush();
   }
 
   function keepLast(value) {
@@ -538,65 +628,117 @@
 
   // ---- what the agent says ----------------------------------------------------------------------------------------
 
-  // A thread of its own listens, so that an interrupt is heard while code runs in a loop. It breaks into code only when
-  // this thread does not take up the interrupt by itself, and goes on until it does.
-  const listener = new Worker(
-    `(${function (FROM_AGENT, RUNNING, TAKEN, WANTED) {
-      const { parentPort, workerData } = require("worker_threads");
-      const shared = new Int32Array(workerData);
-      const session = new (require("inspector").Session)();
-      session.connectToMainThread();
-      function interrupt(serial) {
-        if (serial === 0 || Atomics.load(shared, RUNNING) !== serial) return;
-        Atomics.store(shared, WANTED, serial);
-        parentPort.postMessage({ op: "interrupt", serial });
-        setTimeout(() => {
+  // A thread of its own breaks into code that loops where SIGINT does not: after the run has waited for something. It is
+  // dear, with an engine of its own, and so it begins with the first run that waits. It breaks into code only when this
+  // thread does not take up the interrupt by itself, and goes on until it does.
+  let listener = null;
+  function listen() {
+    if (listener !== null) return;
+    const { Worker } = require("worker_threads");
+    listener = new Worker(
+      `(${function (INTERRUPTS, RUNNING, TAKEN, WANTED, HELD) {
+        const { workerData } = require("worker_threads");
+        const shared = new Int32Array(workerData);
+        const session = new (require("inspector").Session)();
+        session.connectToMainThread();
+        function interrupt(serial) {
           if (Atomics.load(shared, RUNNING) !== serial || Atomics.load(shared, TAKEN) === serial) return;
+          // What SIGINT breaks off is left to it.
+          if (Atomics.load(shared, HELD) !== 0) return void setTimeout(interrupt, 50, serial);
           // Once is enough when it is carried out: a second one would come upon this runner, while it ends the run.
           session.post("Runtime.terminateExecution", () => setTimeout(interrupt, 1000, serial));
-        }, 50);
-      }
-      let inbox = Buffer.alloc(0);
-      const channel = new (require("net").Socket)({ fd: FROM_AGENT, readable: true, writable: false });
-      channel.on("data", (piece) => {
-        inbox = inbox.length === 0 ? piece : Buffer.concat([inbox, piece]);
-        while (inbox.length >= 4) {
-          const length = inbox.readUInt32LE(0);
-          if (inbox.length < 4 + length) break;
-          const message = JSON.parse(inbox.toString("utf8", 4, 4 + length));
-          inbox = inbox.subarray(4 + length);
-          if (message.op === "interrupt") interrupt(Atomics.load(shared, RUNNING));
-          else parentPort.postMessage(message);
         }
-      });
-      const end = () => parentPort.postMessage({ op: "end" });
-      channel.on("end", end);
-      channel.on("error", end);
-    }})(${FROM_AGENT}, ${RUNNING}, ${TAKEN}, ${WANTED})`,
-    { eval: true, workerData: shared.buffer, execArgv: [], env: {}, trackUnmanagedFds: false },
-  );
-  // Listened for from the start: it is said once, perhaps before anybody waits for it.
-  const online = new SafePromise((resolve) => listener.once("online", resolve));
-  let tail = SafePromise.resolve();
-  listener.on("message", (message) => {
+        let inbox = Buffer.alloc(0);
+        const channel = new (require("net").Socket)({ fd: INTERRUPTS, readable: true, writable: false });
+        channel.on("data", (piece) => {
+          inbox = Buffer.concat([inbox, piece]);
+          for (; inbox.length >= 4; inbox = inbox.subarray(4)) {
+            const serial = inbox.readInt32LE(0);
+            if (Atomics.load(shared, RUNNING) !== serial) continue;
+            Atomics.store(shared, WANTED, serial);
+            setTimeout(interrupt, 50, serial);
+          }
+        });
+        channel.on("error", () => {});
+      }})(${INTERRUPTS}, ${RUNNING}, ${TAKEN}, ${WANTED}, ${HELD})`,
+      { eval: true, workerData: shared.buffer, execArgv: [], env: {}, trackUnmanagedFds: false },
+    );
+    listener.on("error", () => realExit(1));
+    listener.unref();
+  }
+
+  const waiting = [];
+  let isBusy = false;
+
+  // A run begins in a turn of its own, and not when a promise is kept: no promise could be waited for within it.
+  function begin() {
+    if (isBusy || waiting.length === 0) return;
+    isBusy = true;
+    run(waiting.shift()).then(() => {
+      isBusy = false;
+      if (waiting.length > 0) setImmediate(begin);
+    });
+  }
+
+  function hear(message) {
     switch (message.op) {
       case "interrupt":
-        if (running && message.serial === serial) {
-          Atomics.store(shared, TAKEN, serial);
-          running.fail(new Interrupted("interrupted"));
-        }
+        if (!running) break;
+        Atomics.store(shared, TAKEN, serial);
+        running.fail(new Interrupted("interrupted"));
         break;
       case "run":
-        tail = tail.then(() => run(message));
+        waiting.push(message);
+        begin();
         break;
       case "activate":
-        tail = tail.then(() => activate(message));
-        break;
-      case "end":
-        realExit(0);
+        activate(message);
     }
-  });
-  listener.on("error", () => realExit(1));
+  }
+
+  let inbox = Buffer.alloc(0);
+  function receiveBytes(piece) {
+    inbox = inbox.length === 0 ? piece : Buffer.concat([inbox, piece]);
+    while (inbox.length >= 4) {
+      const length = inbox.readUInt32LE(0);
+      if (inbox.length < 4 + length) break;
+      const message = parse(inbox.toString("utf8", 4, 4 + length));
+      inbox = inbox.subarray(4 + length);
+      hear(message);
+    }
+  }
+
+  // Runs of all kinds that nobody hears of: what a session's first run needs is loaded and compiled before there is one. Each
+  // is run as often as the engine wants to see code until it remembers how it went.
+  const REHEARSALS = ["7", "console.log(7, '7', [7])", "null.x", "({ a: [7] })"];
+  const ROUNDS = 10;
+
+  async function rehearse() {
+    const kept = [stdout, stderr].map((stream) => [stream, stream.write]);
+    isRehearsing = true;
+    for (const [stream] of kept) stream.write = () => true;
+    for (let number = 1; number <= ROUNDS * REHEARSALS.length; number += 1) {
+      const code = REHEARSALS[number % REHEARSALS.length];
+      const message = Buffer.from(stringify({ op: "run", nonce: `-${-number}`, exec: "", code, fresh: false }));
+      const header = Buffer.alloc(4);
+      header.writeUInt32LE(message.length);
+      receiveBytes(Buffer.concat([header, message]));
+      while (isBusy) await settle();
+    }
+    for (const [stream] of kept) delete stream.write;
+    delete process.env.SANDPOOL_EXECUTION;
+    isRehearsing = false;
+  }
+
+  // Gives back what the start has used. Only this kind of collection returns memory to the kernel, and a new context is the
+  // one that has it.
+  function collect() {
+    const { setFlagsFromString } = require("v8");
+    setFlagsFromString("--expose-gc");
+    const gc = vm.runInNewContext("gc");
+    setFlagsFromString("--no-expose-gc");
+    gc({ type: "major", execution: "sync", flavor: "last-resort" });
+  }
 
   // `import()` looks where `require` looks, also where the image keeps its packages.
   if (moduleApi.registerHooks) {
@@ -621,7 +763,13 @@
     // The first import may warn that its means are new: before there is a session, not in the output of its code.
     await globalThis.__import("fs");
     session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
-    await online;
-    send({ t: "ready", version: process.versions.node });
+    await rehearse();
+    collect();
+    const channel = new Socket({ fd: FROM_AGENT, readable: true, writable: false });
+    channel.on("data", receiveBytes);
+    channel.on("end", () => realExit(0));
+    channel.on("error", () => realExit(0));
+    say({ t: "ready", version: process.versions.node });
+    flush();
   })();
 });

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
 use sandpool_wire::agent::{Activation, Runtime};
+use sandpool_wire::egress::Policy;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 
@@ -93,6 +94,14 @@ pub trait Driver: Send + Sync + 'static {
 
     /// What a sandbox uses now.
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError>;
+
+    /// Takes away, of what a sandbox's pool may reach, all that `policy` does not allow too; `None` gives it back. When it answers,
+    /// what is forbidden now is reached no more, and the driver keeps to it also without this server.
+    ///
+    /// # Errors
+    /// `Invalid` for a policy that cannot be used or a pool from which nothing is reached, `Gone` when the sandbox is not
+    /// there.
+    async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError>;
 }
 
 /// A byte stream to an agent.
@@ -128,6 +137,9 @@ pub struct Template {
     pub boot_limit: Duration,
     /// How its interpreters start.
     pub start: Start,
+    /// What may be reached from it; `None` for nothing. A changed one holds at once, for all sandboxes of the pool, unless it
+    /// comes or goes: then for those created afterwards.
+    pub egress: Option<Policy>,
 }
 
 /// How interpreters start.

@@ -132,7 +132,7 @@ mod tests {
             allow_addresses: lifted.iter().map(|net| (*net).to_owned()).collect(),
             ..wire::Policy::default()
         };
-        Rules::parse(&wire::Rules { pool, session: None }).unwrap()
+        Rules::parse(&pool, None).unwrap()
     }
 
     async fn dial(rules: &Rules, name: &str, port: u16) -> Result<TcpStream, DialError> {

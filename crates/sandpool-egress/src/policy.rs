@@ -47,6 +47,9 @@ enum Port {
 
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
+        if text.contains("://") {
+            return Err(format!("{text:?} is a URL: name the host in it"));
+        }
         let (body, port) = split_port(text)?;
         let scope = match body.strip_prefix("*.") {
             _ if body == "*" => Scope::Everything,
@@ -231,16 +234,18 @@ impl Rules {
     ///
     /// # Errors
     /// What is wrong with either policy.
-    pub fn parse(rules: &wire::Rules) -> Result<Self, PolicyError> {
-        Ok(Self { pool: Policy::parse(&rules.pool)?, session: rules.session.as_ref().map(Policy::parse).transpose()? })
+    pub fn parse(pool: &wire::Policy, session: Option<&wire::Policy>) -> Result<Self, PolicyError> {
+        Ok(Self { pool: Policy::parse(pool)?, session: session.map(Policy::parse).transpose()? })
     }
 
     /// Parses what the launcher passed on.
     ///
     /// # Errors
     /// A sentence.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        Self::parse(&wire::Rules::decode(bytes)?).map_err(|error| error.to_string())
+    pub fn decode(rules: &wire::Rules) -> Result<Self, String> {
+        let pool = wire::Policy::decode(&rules.pool)?;
+        let session = rules.session.as_deref().map(wire::Policy::decode).transpose()?;
+        Self::parse(&pool, session.as_ref()).map_err(|error| error.to_string())
     }
 
     /// Whether a destination may be reached, as far as its name tells.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sandpool_core::ids::SandboxId;
 use sandpool_sys::packet;
-use sandpool_wire::egress::{FromEgress, ToEgress};
+use sandpool_wire::egress::{self as wire, FromEgress, ToEgress};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 
@@ -79,9 +79,11 @@ async fn listen(control: OwnedFd, common: Common) -> io::Result<()> {
             }
             ToEgress::Rule { sandbox, number, rules } => {
                 let (rules, mut problem) = understood(&rules);
-                match sandboxes.get(&sandbox) {
-                    Some(sandbox) => sandbox.rule(rules),
-                    None => problem = Some("the sandbox is not here".to_owned()),
+                match (sandboxes.get(&sandbox), &problem) {
+                    (Some(sandbox), None) => sandbox.rule(rules),
+                    // What was before was narrower than the pool, and that still holds.
+                    (Some(_), Some(_)) => {}
+                    (None, _) => problem = Some("the sandbox is not here".to_owned()),
                 }
                 answer(&control, &FromEgress::Ruled { number, problem }).await?;
             }
@@ -100,8 +102,8 @@ async fn listen(control: OwnedFd, common: Common) -> io::Result<()> {
 }
 
 /// Rules, or those under which nothing is reached, and why.
-fn understood(bytes: &[u8]) -> (Rules, Option<String>) {
-    match Rules::decode(bytes) {
+fn understood(rules: &wire::Rules) -> (Rules, Option<String>) {
+    match Rules::decode(rules) {
         Ok(rules) => (rules, None),
         Err(problem) => (Rules::default(), Some(problem)),
     }

@@ -86,6 +86,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
+        egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         full_wait: Duration::ZERO,
     }

@@ -10,6 +10,7 @@ pub use sandpool_driver::{Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
+pub use sandpool_wire::egress::{Mode as EgressMode, Policy as EgressPolicy};
 
 /// One pool, as declared.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct PoolSpec {
     pub env: Vec<(String, String)>,
     /// How interpreters start.
     pub start: Start,
+    /// What sessions may reach; `None` for nothing, and no way out at all.
+    pub egress: Option<EgressPolicy>,
     /// Who shares a session's name.
     pub scope: SessionScope,
     /// How long a caller waits for a place when every one is taken, before it hears [`NodeError::Exhausted`].

@@ -82,6 +82,7 @@ impl Node {
                 limits: spec.limits,
                 boot_limit: BOOT_LIMIT,
                 start: spec.start,
+                egress: spec.egress.clone(),
             };
             let name = spec.name.clone();
             driver
@@ -316,6 +317,31 @@ impl Node {
         let info = self.session(pool, key)?;
         self.inner.driver.0.usage(info.sandbox).await.map_err(|error| match error {
             DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
+            error => NodeError::Unavailable(error.to_string()),
+        })
+    }
+
+    /// Takes away, of what a session's pool may reach, all that `policy` does not allow too; `None` gives it back. When it answers,
+    /// what is forbidden now is reached no more.
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `Unavailable`; `Unsupported` where the pool reaches nothing, `Invalid` for a policy that cannot be
+    /// used, and then all is as it was.
+    pub async fn narrow(
+        &self,
+        pool: &PoolName,
+        key: &SessionKey,
+        policy: Option<&EgressPolicy>,
+    ) -> Result<(), NodeError> {
+        if self.state(pool)?.spec.egress.is_none() {
+            return Err(NodeError::Unsupported(
+                "nothing is reached from this pool: it has no egress to narrow".to_owned(),
+            ));
+        }
+        let info = self.session(pool, key)?;
+        self.inner.driver.0.narrow(info.sandbox, policy).await.map_err(|error| match error {
+            DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
+            DriverError::Invalid(why) => NodeError::Invalid(why),
             error => NodeError::Unavailable(error.to_string()),
         })
     }

@@ -48,6 +48,7 @@ async fn run(stage: Stage) -> Outcome<()> {
             limits: Limits { memory: 256 << 20, ..Limits::default() },
             boot_limit: Duration::from_secs(20),
             start: Start::Zygote,
+            egress: None,
         })
         .await?;
     let mut next = 0_u128;

@@ -3,15 +3,11 @@
 //! The server faces the network, so the launcher takes nothing from it on trust: packets have a limit, values are
 //! checked when they are read, and no path of a client or a sandbox is among them.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
-};
 use sandpool_core::limits::Limits;
+use sandpool_sys::packet;
 use sandpool_wire::agent::Runtime;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -40,6 +36,8 @@ pub(crate) enum Call {
         runtime: Runtime,
         rootfs: String,
         limits: WireLimits,
+        /// What its sandboxes may reach, as the egress proxy reads it; `None` for nothing, and no way out at all.
+        egress: Option<Vec<u8>>,
     },
     Create {
         id: Id,
@@ -75,6 +73,11 @@ pub(crate) enum Call {
     },
     Usage {
         id: Id,
+    },
+    /// Of what its pool may reach, this sandbox may reach from now on what this policy says; `None` for all.
+    Narrow {
+        id: Id,
+        policy: Option<Vec<u8>>,
     },
 }
 
@@ -186,17 +189,7 @@ pub(crate) enum Refusal {
 
 /// Sends one packet.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let fds: Vec<_> = fd.into_iter().collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)? {
-        count if count == bytes.len() => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
-    }
+    packet::send(socket, bytes, fd.as_slice())
 }
 
 /// Encodes a message for [`send`].
@@ -211,21 +204,11 @@ pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
 /// `WouldBlock` when there is none; `InvalidData` for one that is too long or not a `T`.
 pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
     let mut buffer = vec![0; MAX_PACKET];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, flags)?;
-    let fd = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    if received.bytes == 0 {
-        return Ok(None);
+    match packet::receive(socket, &mut buffer)? {
+        (0, _) => Ok(None),
+        (_, fds) if fds.len() > 1 => Err(io::ErrorKind::InvalidData.into()),
+        (length, mut fds) => Ok(Some((decode(&buffer[..length])?, fds.pop()))),
     }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    Ok(Some((decode(&buffer[..received.bytes])?, fd)))
 }
 
 /// One packet's message.
@@ -289,6 +272,7 @@ mod tests {
                     runtime: Runtime::Shell,
                     rootfs: "/images/a".to_owned(),
                     limits: Limits::default().into(),
+                    egress: Some(vec![1, 2, 3]),
                 },
             ];
             for call in calls {

@@ -19,6 +19,7 @@ use sandpool_driver::{
     Usage,
 };
 use sandpool_wire::agent::{Activation, Runtime};
+use sandpool_wire::egress::Policy;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -50,7 +51,7 @@ pub struct ProcessDriver {
 struct State {
     waiting: HashMap<u32, oneshot::Sender<Reply>>,
     known: HashMap<SandboxId, Known>,
-    boot_limits: HashMap<PoolName, Duration>,
+    templates: HashMap<PoolName, Template>,
 }
 
 type Reply = (Result<Answer, Refusal>, Option<OwnedFd>);
@@ -236,17 +237,23 @@ impl Driver for ProcessDriver {
             runtime: template.runtime,
             rootfs: rootfs.to_owned(),
             limits: template.limits.into(),
+            egress: template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?,
         };
         let has_zygote = match self.ask(call).await?.0 {
             Answer::Pool { has_zygote } => has_zygote,
             _ => return Err(unavailable(&"the launcher answered something else")),
         };
-        self.state().boot_limits.insert(template.pool.clone(), template.boot_limit);
+        let known = self.state().templates.insert(template.pool.clone(), template.clone());
         let can_be_frozen = template.runtime == Runtime::Python;
-        if template.start == Start::Zygote && can_be_frozen && !has_zygote {
-            let driver = self.shared()?;
-            let template = template.clone();
+        if template.start != Start::Zygote || !can_be_frozen {
+            return Ok(());
+        }
+        if !has_zygote {
+            let (driver, template) = (self.shared()?, template.clone());
             whole(async move { driver.make_zygote(&template).await }).await?;
+        }
+        if known.is_none() {
+            tokio::spawn(Self::keep_zygote_fresh(self.this.clone(), template.pool.clone()));
         }
         Ok(())
     }
@@ -338,6 +345,11 @@ impl Driver for ProcessDriver {
             }
             _ => Err(unavailable(&"the launcher answered something else")),
         }
+    }
+
+    async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError> {
+        let policy = policy.map(Policy::encode).transpose().map_err(DriverError::Invalid)?;
+        self.ask(Call::Narrow { id: id.0, policy }).await.map(drop)
     }
 }
 

@@ -12,6 +12,7 @@
 //! it outlives the server.
 
 mod admission;
+mod egress;
 mod lingering;
 mod sandbox;
 mod seeds;
@@ -35,12 +36,14 @@ use rustix::process::{Resource, Rlimit, Signal};
 use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox as sys;
 use sandpool_wire::agent::Runtime;
+use sandpool_wire::egress::MAX_POLICY;
 
 use crate::cgroup::Groups;
 use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLauncher, Why};
 use crate::host;
 use crate::seccomp::Filters;
 use admission::{Admission, Expected};
+use egress::Egress;
 use lingering::Lingering;
 use sandbox::Live;
 use seeds::Seeds;
@@ -62,6 +65,8 @@ const LOST: usize = 4_096;
 /// Descriptors that a sandbox takes here: of its process, its agent's control socket, its alarm, and while it starts the
 /// pipe of its words. And those of the launcher itself.
 const DESCRIPTORS_EACH: u64 = 4;
+/// And with a way out, those of its listeners.
+const DESCRIPTORS_OUT: u64 = 7;
 const DESCRIPTORS: u64 = 256;
 
 /// How much of so much memory stays free when nobody says how much: a twentieth, and 256 MiB at least.
@@ -86,11 +91,13 @@ pub struct LauncherConfig {
     pub memory_reserve: Option<u64>,
     /// The server.
     pub server: ServerProcess,
+    /// The egress proxy, for pools with a way out; without it there are none.
+    pub egress: Option<ServerProcess>,
     /// From the server's SIGTERM to its SIGKILL at shutdown.
     pub grace: Duration,
 }
 
-/// How the server is started: this program's own file, as another user.
+/// How the server, or the egress proxy, is started: this program's own file, as another user.
 #[derive(Debug)]
 pub struct ServerProcess {
     /// Its user id; not 0.
@@ -115,6 +122,8 @@ struct Pool {
     expected: Expected,
     /// What interpreters of new sandboxes start from, open for reading alone.
     zygote: Option<OwnedFd>,
+    /// What its sandboxes may reach, as the egress proxy reads it.
+    egress: Option<Vec<u8>>,
 }
 
 impl Pool {
@@ -127,6 +136,8 @@ impl Pool {
 const SIGNALS: u64 = 0;
 const SERVER_SOCKET: u64 = 1;
 const SERVER_END: u64 = 2;
+const EGRESS_SOCKET: u64 = 3;
+const EGRESS_END: u64 = 4;
 /// From here on: four times a slot, plus which of a sandbox's descriptors ([`End`]).
 const SANDBOXES: u64 = 16;
 
@@ -139,6 +150,8 @@ enum End {
     Words,
     /// Its memory is short.
     Alarm,
+    /// Its listeners come.
+    Listeners,
 }
 
 /// Who is in a slot.
@@ -155,6 +168,7 @@ fn token(slot: u32, end: End) -> epoll::EventData {
         End::Process => 0,
         End::Words => 1,
         End::Alarm => 2,
+        End::Listeners => 3,
     };
     epoll::EventData::new_u64(SANDBOXES + 4 * u64::from(slot) + end)
 }
@@ -164,7 +178,8 @@ fn slot_and_end(token: u64) -> (u32, End) {
     let end = match (token - SANDBOXES) % 4 {
         0 => End::Process,
         1 => End::Words,
-        _ => End::Alarm,
+        2 => End::Alarm,
+        _ => End::Listeners,
     };
     (u32::try_from((token - SANDBOXES) / 4).unwrap_or(u32::MAX), end)
 }
@@ -187,6 +202,7 @@ struct Launcher {
     slots: Slots,
     lingering: Lingering,
     server: Server,
+    egress: Egress,
     stopping: Option<Stopping>,
     /// Whose memory is looked at with each tick.
     short_of_memory: BTreeSet<Id>,
@@ -261,8 +277,8 @@ pub fn run(config: LauncherConfig) -> ExitCode {
 
 impl Launcher {
     fn new(config: LauncherConfig) -> io::Result<Self> {
-        if config.server.uid == 0 || config.server.gid == 0 {
-            return Err(io::Error::other("the server must not run as root"));
+        if [Some(&config.server), config.egress.as_ref()].into_iter().flatten().any(|it| it.uid == 0 || it.gid == 0) {
+            return Err(io::Error::other("neither the server nor the egress proxy may run as root"));
         }
         let lock = File::create(config.home.join("launcher.lock"))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
@@ -295,6 +311,7 @@ impl Launcher {
             lost: Lost::default(),
             lingering: Lingering::default(),
             server: Server::default(),
+            egress: Egress::default(),
             stopping: None,
             short_of_memory: BTreeSet::new(),
             next_tick: Instant::now(),
@@ -313,6 +330,7 @@ impl Launcher {
             self.sandbox_ended(id, true);
         }
         self.end_seeds(None);
+        self.egress.finish();
         self.lingering.sweep_at_last(&mut self.slots);
         self.groups.close();
         result
@@ -353,7 +371,8 @@ impl Launcher {
         if !self.short_of_memory.is_empty() {
             next = next.min(self.next_tick);
         }
-        let due = [self.server.starts_at(), self.lingering.due(), self.seeds.due(self.pools.keys())];
+        let due =
+            [self.server.starts_at(), self.egress.starts_at(), self.lingering.due(), self.seeds.due(self.pools.keys())];
         next = due.into_iter().flatten().fold(next, Instant::min);
         if let Some(stopping) = &self.stopping {
             next = next.min(stopping.kill_at.max(now + Duration::from_millis(20)));
@@ -371,11 +390,14 @@ impl Launcher {
             }
             SERVER_SOCKET => self.serve_calls(flags),
             SERVER_END => self.server_ended(),
+            EGRESS_SOCKET => self.hear_egress(),
+            EGRESS_END => self.egress_ended(),
             sandbox => {
                 let (slot, end) = slot_and_end(sandbox);
                 // Of several events of one sandbox, its end may have been the first.
                 match (self.places.get(&slot).cloned(), end) {
                     (None, _) => {}
+                    (Some(place), End::Listeners) => self.listeners_came(slot, &place),
                     (Some(Place::Sandbox(id)), End::Process) => self.sandbox_ended(id, false),
                     (Some(Place::Sandbox(id)), End::Words) => self.start_spoke(id),
                     (Some(Place::Sandbox(id)), End::Alarm) => self.memory_is_short(id),
@@ -392,6 +414,9 @@ impl Launcher {
         let now = Instant::now();
         if self.stopping.is_none() && self.server.starts_at().is_some_and(|at| now >= at) {
             self.start_server();
+        }
+        if self.stopping.is_none() && self.egress.starts_at().is_some_and(|at| now >= at) {
+            self.start_egress();
         }
         self.lingering.sweep(now, &mut self.slots);
         if self.stopping.is_none() {
@@ -450,9 +475,9 @@ impl Launcher {
     /// Answers a call; `None` when the answer comes later.
     fn call(&mut self, request: u32, call: Call) -> Option<(Result<Answer, Refusal>, Option<OwnedFd>)> {
         let result = match call {
-            Call::EnsurePool { pool, runtime, rootfs, limits } => {
-                self.ensure_pool(&pool, runtime, &rootfs, limits.check()).map(|has_zygote| Answer::Pool { has_zygote })
-            }
+            Call::EnsurePool { pool, runtime, rootfs, limits, egress } => self
+                .ensure_pool(&pool, runtime, &rootfs, limits.check(), egress)
+                .map(|has_zygote| Answer::Pool { has_zygote }),
             Call::Create { id, pool, purpose } => self.create(id, &pool, purpose).map(|()| Answer::Done),
             Call::KeepZygote { id } => match self.present(id).and_then(|live| live.keep_zygote()) {
                 Ok(()) => {
@@ -487,6 +512,7 @@ impl Launcher {
                 }
             },
             Call::List { after } => Ok(self.list(after)),
+            Call::Narrow { id, policy } => self.narrow(request, id, policy)?,
             Call::Dial { id } => match self.present(id).and_then(|live| live.dial()) {
                 Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
                 Err(refusal) => Err(refusal),
@@ -515,8 +541,12 @@ impl Launcher {
         runtime: Runtime,
         rootfs: &str,
         limits: Result<Limits, String>,
+        egress: Option<Vec<u8>>,
     ) -> Result<bool, Refusal> {
         let limits = limits.map_err(Refusal::Invalid)?;
+        if egress.as_ref().is_some_and(|policy| policy.len() > MAX_POLICY) {
+            return Err(Refusal::Invalid("what may be reached is said with too many words".to_owned()));
+        }
         let rootfs = PathBuf::from(rootfs);
         let images = std::fs::canonicalize(&self.config.images)
             .map_err(|error| Refusal::Unavailable(format!("{}: {error}", self.config.images.display())))?;
@@ -536,18 +566,35 @@ impl Launcher {
         if !self.pools.values().any(|pool| pool.rootfs == rootfs) {
             warmth::keep(&rootfs);
         }
+        if egress.is_some() {
+            self.want_egress()?;
+        }
         let rootfs_is = (meta.dev(), meta.ino());
         let is_known = self.pools.get(name).is_some_and(|pool| {
-            pool.runtime == runtime && pool.rootfs == rootfs && pool.rootfs_is == rootfs_is && pool.limits == limits
+            pool.runtime == runtime
+                && pool.rootfs == rootfs
+                && pool.rootfs_is == rootfs_is
+                && pool.limits == limits
+                && pool.egress.is_some() == egress.is_some()
         });
+        if is_known
+            && let Some(pool) = self.pools.get_mut(name)
+            && pool.egress != egress
+        {
+            pool.egress = egress.clone();
+            self.rule_pool(name);
+        }
         if !is_known {
             // What was made from the old one is not what is asked for. A zygote is of its image and runtime alone.
             self.end_seeds(Some(name));
             let old = self.pools.remove(name);
-            let zygote =
-                old.filter(|old| (old.runtime, old.rootfs_is) == (runtime, rootfs_is)).and_then(|old| old.zygote);
+            // And of a way out, of which an interpreter may remember that there was none.
+            let is_alike = |old: &Pool| {
+                (old.runtime, old.rootfs_is, old.egress.is_some()) == (runtime, rootfs_is, egress.is_some())
+            };
+            let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
-            self.pools.insert(name.to_owned(), Pool { runtime, rootfs, rootfs_is, limits, expected, zygote });
+            self.pools.insert(name.to_owned(), Pool { runtime, rootfs, rootfs_is, limits, expected, zygote, egress });
         }
         Ok(self.pools.get(name).is_some_and(|pool| pool.zygote.is_some()))
     }
@@ -593,7 +640,8 @@ impl Launcher {
 /// Lets this process, and the server, have as many descriptors as so many sandboxes need.
 fn allow_descriptors(max_sandboxes: u32) -> io::Result<()> {
     let allowed = rustix::process::getrlimit(Resource::Nofile).maximum;
-    let needed = u64::from(max_sandboxes.saturating_add(seeds::MOST)) * DESCRIPTORS_EACH + DESCRIPTORS;
+    let needed =
+        u64::from(max_sandboxes.saturating_add(seeds::MOST)) * (DESCRIPTORS_EACH + DESCRIPTORS_OUT) + DESCRIPTORS;
     let raised = allowed.map(|allowed| allowed.max(needed));
     // Where more than was allowed is not allowed to us either, what was allowed must do; the refusal that follows when
     // it is used up says so.

@@ -102,6 +102,18 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) runtime: &'static str,
     pub(crate) limits: Limits,
     pub(crate) filters: &'a Filters,
+    pub(crate) way_out: WayOut<'a>,
+}
+
+/// Whether anything is reached from a sandbox, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WayOut<'a> {
+    /// Its network is empty.
+    None,
+    /// Its network is empty, but its files are those of one with a way out: a zygote's is that of the sandboxes that start from it.
+    FilesOnly,
+    /// Through listeners at every address, which are sent to the other end of this.
+    Listeners(&'a OwnedFd),
 }
 
 /// The file of a pool's zygote, and what the agent does with it.
@@ -160,6 +172,9 @@ pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
     // directory that only root may enter can be entered.
     let image = open_image(blueprint).map_err(step("the image"))?;
     enter_namespaces()?;
+    if let WayOut::Listeners(handover) = blueprint.way_out {
+        hand_over_listeners(handover).map_err(step("the listeners of its network"))?;
+    }
     mounts(blueprint, &image).map_err(step("the file system"))?;
     drop(image);
     limits(&blueprint.limits).map_err(step("resource limits"))?;
@@ -182,6 +197,13 @@ pub(crate) fn enter_namespaces() -> io::Result<()> {
     rustix::system::sethostname(b"sandbox")?;
     rustix::system::setdomainname(b"")?;
     sandbox::loopback_up().map_err(step("the loopback interface"))
+}
+
+/// Makes every address this network's own, and lets the launcher have what listens at them.
+fn hand_over_listeners(handover: &OwnedFd) -> io::Result<()> {
+    sandpool_sys::network::own_every_address()?;
+    let listeners = sandpool_sys::network::listeners()?;
+    sandpool_sys::packet::send(handover, b"L", &listeners.iter().map(AsFd::as_fd).collect::<Vec<_>>())
 }
 
 /// Opens the image's root without following a link in the image store, and sees that it is still the one that
@@ -302,8 +324,14 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     }
     fs::write("top/etc/hostname", "sandbox\n")?;
     fs::write("top/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n")?;
-    // No name can be looked up: there is no network to ask.
-    fs::write("top/etc/resolv.conf", "")?;
+    // Without a way out no name can be looked up: there is no network to ask.
+    fs::write(
+        "top/etc/resolv.conf",
+        match blueprint.way_out {
+            WayOut::None => "",
+            WayOut::FilesOnly | WayOut::Listeners(_) => "nameserver 127.0.0.1\noptions timeout:3 attempts:2\n",
+        },
+    )?;
     // NS6.
     fs::write("top/etc/machine-id", "")?;
     symlink("/tmp", "top/var/tmp")?;

@@ -102,6 +102,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
             env: Vec::new(),
             inherit,
         },
+        egress: None,
         grace: Duration::from_secs(5),
     })
 }
@@ -166,6 +167,7 @@ async fn tests(images: &Path) -> Outcome<()> {
         limits: Limits { memory: 128 << 20, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
         start: Start::default(),
+        egress: None,
     };
     driver.ensure_pool(&template).await?;
     let life = lives.metadata()?.len();
@@ -516,6 +518,7 @@ fn spec(template: &Template) -> PoolSpec {
         max_timeout: Duration::from_secs(60),
         env: vec![("SAID".into(), "hello".into())],
         start: template.start,
+        egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         full_wait: Duration::ZERO,
     }

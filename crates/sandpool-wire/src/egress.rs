@@ -1,18 +1,19 @@
 //! What the egress proxy is told: whose listeners it has, and what each sandbox may reach.
 //!
 //! ```text
-//! server  --(rules, as bytes)-->  launcher  --Attach (with listeners), Rule, Detach-->  egress proxy
+//! server  --(policies, as bytes)-->  launcher  --Attach (with listeners), Rule, Detach-->  egress proxy
 //! ```
 //!
-//! The launcher keeps a sandbox's rules with what else it remembers of it, and reads nothing of them.
+//! The launcher keeps policies with what else it remembers of a pool or a sandbox, and reads nothing of them: so they outlive the
+//! server and the proxy alike.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The largest encoded [`Rules`], in bytes.
-pub const MAX_RULES: usize = 32 * 1024;
+/// The largest encoded [`Policy`], in bytes. Two of them fit into a packet.
+pub const MAX_POLICY: usize = 24 * 1024;
 
 /// The listeners of a sandbox, in the order in which they are handed over.
 pub const LISTENERS: usize = 6;
@@ -26,8 +27,8 @@ pub enum ToEgress {
         sandbox: [u8; 16],
         /// The pool it is of.
         pool: String,
-        /// Its [`Rules`], encoded.
-        rules: Vec<u8>,
+        /// What it may reach.
+        rules: Rules,
     },
     /// From now on a sandbox has these rules. Answered by [`FromEgress::Ruled`].
     Rule {
@@ -35,8 +36,8 @@ pub enum ToEgress {
         sandbox: [u8; 16],
         /// Comes back in the answer.
         number: u32,
-        /// Its [`Rules`], encoded.
-        rules: Vec<u8>,
+        /// What it may reach.
+        rules: Rules,
     },
     /// The sandbox is over.
     Detach {
@@ -52,18 +53,18 @@ pub enum FromEgress {
     Ruled {
         /// The call's.
         number: u32,
-        /// Why they do not; the sandbox then reaches nothing.
+        /// Why they do not; then all is as it was.
         problem: Option<String>,
     },
 }
 
-/// What one sandbox may reach: what its pool allows, and of that what its session does.
+/// What one sandbox may reach, as [`Policy`]s that are encoded: what its pool allows, and of that what its session does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// The pool's.
-    pub pool: Policy,
+    pub pool: Vec<u8>,
     /// The session's own, which can only take away: both must allow.
-    pub session: Option<Policy>,
+    pub session: Option<Vec<u8>>,
 }
 
 /// Which hosts may be reached.
@@ -93,15 +94,15 @@ pub enum Mode {
     Open,
 }
 
-impl Rules {
+impl Policy {
     /// Encodes.
     ///
     /// # Errors
-    /// A sentence when they are longer than [`MAX_RULES`].
+    /// A sentence when it is longer than [`MAX_POLICY`].
     pub fn encode(&self) -> Result<Vec<u8>, String> {
         let bytes = postcard::to_stdvec(self).map_err(|error| error.to_string())?;
-        if bytes.len() > MAX_RULES {
-            return Err(format!("the rules take {} bytes; {MAX_RULES} are the most", bytes.len()));
+        if bytes.len() > MAX_POLICY {
+            return Err(format!("the lists take {} bytes together; {MAX_POLICY} are the most", bytes.len()));
         }
         Ok(bytes)
     }
@@ -112,8 +113,8 @@ impl Rules {
     /// A sentence.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         match bytes.len() {
-            ..=MAX_RULES => postcard::from_bytes(bytes).map_err(|error| error.to_string()),
-            length => Err(format!("rules of {length} bytes are too long")),
+            ..=MAX_POLICY => postcard::from_bytes(bytes).map_err(|error| error.to_string()),
+            length => Err(format!("a policy of {length} bytes is too long")),
         }
     }
 }

@@ -97,6 +97,13 @@ pub(crate) enum Command {
         #[arg(long)]
         plan: PathBuf,
     },
+    /// The egress proxy of a running server; the launcher starts it
+    #[command(name = "__egress", hide = true)]
+    Egress {
+        /// Where it records its decisions
+        #[arg(long)]
+        records: PathBuf,
+    },
 }
 
 #[derive(Clone, Debug, Args)]

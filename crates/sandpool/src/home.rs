@@ -9,6 +9,7 @@
 //!   state/                the server's, for nobody else: sandpool.db, what must be known after a restart
 //!   images/               root's: the image store
 //!   log/server.log        of `up --detach`
+//!   egress/               the egress proxy's: its record of decisions
 //! ```
 //!
 //! `run/` is root's, so that `down` can believe what it reads there.
@@ -109,6 +110,10 @@ impl Home {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join("log/server.log")
+    }
+
+    pub(crate) fn egress(&self) -> PathBuf {
+        self.0.join("egress")
     }
 
     pub(crate) fn plan(&self) -> PathBuf {

@@ -3,7 +3,8 @@
 //! ```text
 //! args      what people type            commands/*   one module per command
 //! settings  what the program means      server       the unprivileged half of a running server
-//! home      the state directory         client, execution, sse: the native API's client
+//! home      the state directory         egress         the egress proxy, as its process
+//! client, execution, sse: the native API's client
 //! ```
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ mod args;
 mod client;
 mod commands;
 mod credentials;
+mod egress;
 mod execution;
 mod failure;
 mod home;
@@ -58,6 +60,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Up(up) => return commands::up::up(&context, &up, log_format),
         Command::Serve(serve) => return commands::up::serve(&context, &serve, home_asked, log_format),
         Command::Server { plan } => return Ok(server::run(&context, &plan)),
+        Command::Egress { records } => return Ok(egress::run(&records)),
         Command::Down(down) => commands::down::run(&context, &down),
         Command::Doctor(doctor) => commands::doctor::run(&context, &doctor),
         Command::Env(env) => commands::env::run(&context, &env),
@@ -77,7 +80,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 
 /// Logs to standard error: the server's life events, and of clients only what is wrong.
 fn start_log(cli: &Cli) {
-    let is_server = matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Server { .. });
+    let is_server =
+        matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Server { .. } | Command::Egress { .. });
     let by_default = if is_server { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(by_default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -103,7 +103,7 @@ pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
 /// Serves on half of the cores: interpreters need at least as much processor as the server. On a small machine that is
 /// one thread, and then a request is never handed from one core to another, which costs more than all the rest that is
 /// done for it here.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut builder = match cores / 2 {
         0 | 1 => tokio::runtime::Builder::new_current_thread(),

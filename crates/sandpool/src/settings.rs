@@ -14,15 +14,17 @@ use std::time::Duration;
 
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_node::{PoolSpec, Runtime, SessionScope, Start};
+use sandpool_node::{EgressPolicy, PoolSpec, Runtime, SessionScope, Start};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
 
+use self::egress::{EgressSettings, NetworkSettings};
 pub(crate) use self::units::Size;
 
 pub(crate) use self::tenants::TenantSettings;
 
+mod egress;
 mod tenants;
 mod units;
 
@@ -179,6 +181,12 @@ pub(crate) struct PoolObjectSpec {
     /// Who shares a session's name.
     #[serde(default)]
     pub(crate) session_scope: SessionScopeName,
+    /// What sessions may reach; nothing if not given.
+    #[serde(default)]
+    pub(crate) egress: Option<EgressSettings>,
+    /// Whether sessions may reach anything: with `EgressEnabled` and no `egress`, all that is public.
+    #[serde(default)]
+    pub(crate) session_network_configuration: Option<NetworkSettings>,
 }
 
 /// Who shares a session's name.
@@ -412,6 +420,8 @@ fn default_pools() -> Vec<PoolObject> {
                 interpreter_start: None,
                 env: Vec::new(),
                 session_scope: SessionScopeName::default(),
+                egress: None,
+                session_network_configuration: None,
             },
         })
         .collect()
@@ -550,6 +560,12 @@ impl ApiKeySettings {
     }
 }
 
+impl PoolObjectSpec {
+    fn egress(&self) -> Result<Option<EgressPolicy>, (String, String)> {
+        egress::policy(self.egress.as_ref(), self.session_network_configuration.as_ref())
+    }
+}
+
 impl PoolObject {
     fn check(&self, at: usize) -> Result<(), SettingsError> {
         let key = |field: &str| format!("pools[{at}].{field}");
@@ -623,7 +639,7 @@ impl PoolObject {
                 return Err(value(key(&field), format!("{name:?} is not the name of an environment variable")));
             }
         }
-        Ok(())
+        spec.egress().map(drop).map_err(|(field, why)| value(key(&format!("spec.{field}")), why))
     }
 
     /// The image it is made from.
@@ -636,6 +652,9 @@ impl PoolObject {
         let spec = &self.spec;
         let name = PoolName::parse(&self.metadata.name).map_err(|error| value("metadata.name", error.to_string()))?;
         let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
+        let egress = spec.egress().map_err(|(field, why)| value(field, why))?;
+        // What a pool says itself comes after these, and wins.
+        let variables = egress.as_ref().map(|_| egress::variables()).into_iter().flatten();
         let max_timeout =
             spec.execution.max_timeout_in_seconds.unwrap_or_else(|| spec.container_type.max_timeout_seconds());
         Ok(PoolSpec {
@@ -662,7 +681,8 @@ impl PoolObject {
             queue: usize::try_from(spec.execution.queue).unwrap_or(usize::MAX),
             output_limit: spec.execution.output_limit.0,
             max_timeout: Duration::from_secs(max_timeout),
-            env: spec.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())).collect(),
+            env: variables.chain(spec.env.iter().map(|it| (it.name.clone(), it.value.clone()))).collect(),
+            egress,
             start: match (spec.interpreter_start, spec.container_type) {
                 (Some(InterpreterStart::Zygote), _) | (None, ContainerType::PythonLTS) => Start::Zygote,
                 (Some(InterpreterStart::Cold), _) | (None, ContainerType::NodeLTS | ContainerType::Shell) => {

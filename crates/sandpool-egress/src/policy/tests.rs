@@ -8,8 +8,8 @@ fn policy(mode: Mode, allow: &[&str], deny: &[&str]) -> wire::Policy {
     wire::Policy { mode, allow: texts(allow), deny: texts(deny), ..wire::Policy::default() }
 }
 
-fn rules(pool: wire::Policy, session: Option<wire::Policy>) -> Rules {
-    Rules::parse(&wire::Rules { pool, session }).unwrap()
+fn rules(pool: &wire::Policy, session: Option<&wire::Policy>) -> Rules {
+    Rules::parse(pool, session).unwrap()
 }
 
 fn judged(rules: &Rules, text: &str) -> Result<(), Reason> {
@@ -20,7 +20,7 @@ fn judged(rules: &Rules, text: &str) -> Result<(), Reason> {
 #[test]
 fn an_allow_list_allows_what_it_names() {
     let list = ["example.com", "*.pythonhosted.org", "git.example.net:9418", "203.0.113.7:8080", "[2606:4700::/32]:*"];
-    let rules = rules(policy(Mode::AllowList, &list, &[]), None);
+    let rules = rules(&policy(Mode::AllowList, &list, &[]), None);
     for text in [
         "example.com:443",
         "EXAMPLE.com.:80",
@@ -48,14 +48,14 @@ fn an_allow_list_allows_what_it_names() {
 
 #[test]
 fn what_is_denied_is_denied_whatever_else_is_said() {
-    let open = rules(policy(Mode::Open, &[], &["*.evil.net", "example.com", "198.51.100.0/24", "*:25"]), None);
+    let open = rules(&policy(Mode::Open, &[], &["*.evil.net", "example.com", "198.51.100.0/24", "*:25"]), None);
     for text in ["a.evil.net:443", "example.com:1", "198.51.100.9:443", "mail.example.org:25"] {
         assert_eq!(judged(&open, text), Err(Reason::Denied), "{text}");
     }
     assert_eq!(judged(&open, "evil.net:443"), Ok(()));
     // Also where a name leads.
     assert_eq!(open.judge_address("198.51.100.9".parse().unwrap(), 443), Err(Reason::Denied));
-    let list = rules(policy(Mode::AllowList, &["*.example.com"], &["secret.example.com"]), None);
+    let list = rules(&policy(Mode::AllowList, &["*.example.com"], &["secret.example.com"]), None);
     assert_eq!(judged(&list, "secret.example.com:443"), Err(Reason::Denied));
     assert!(!list.knows(&Host::parse("secret.example.com").unwrap()));
     assert!(list.knows(&Host::parse("a.example.com").unwrap()));
@@ -75,28 +75,27 @@ fn a_session_only_takes_away() {
     wide.allow_addresses = texts(&["0.0.0.0/0"]);
     wide.hosts = [("example.org".to_owned(), vec!["10.0.0.1".parse().unwrap()])].into();
     let narrow = policy(Mode::AllowList, &["example.com", "example.net"], &["example.net"]);
-    let rules = rules(narrow, Some(wide));
+    let rules = rules(&narrow, Some(&wide));
     assert_eq!(judged(&rules, "example.com:443"), Ok(()));
     assert_eq!(judged(&rules, "example.org:443"), Err(Reason::NotListed));
     assert_eq!(judged(&rules, "example.net:443"), Err(Reason::Denied));
     assert!(!rules.is_open());
     assert!(rules.judge_address("10.0.0.1".parse().unwrap(), 443).is_err());
     assert!(rules.addresses_of(&Host::parse("example.org").unwrap()).is_none());
-    let nothing =
-        Rules::parse(&wire::Rules { pool: policy(Mode::Open, &[], &[]), session: Some(policy(Mode::None, &[], &[])) });
+    let nothing = Rules::parse(&policy(Mode::Open, &[], &[]), Some(&policy(Mode::None, &[], &[])));
     assert_eq!(judged(&nothing.unwrap(), "example.com:443"), Err(Reason::NoEgress));
 }
 
 #[test]
 fn an_address_that_is_not_public_is_lifted_by_the_pool_alone() {
     let mut pool = policy(Mode::AllowList, &["inside.example.com", "10.1.2.3"], &[]);
-    let refused = rules(pool.clone(), None);
+    let refused = rules(&pool, None);
     // That a list names it is not enough.
     assert_eq!(judged(&refused, "10.1.2.3:80"), Ok(()));
     let address = "10.1.2.3".parse().unwrap();
     assert_eq!(refused.judge_address(address, 80), Err(Reason::NotPublic(Kind::Private)));
     pool.allow_addresses = texts(&["10.1.2.3"]);
-    let lifted = rules(pool, None);
+    let lifted = rules(&pool, None);
     assert_eq!(lifted.judge_address(address, 80), Ok(()));
     assert_eq!(lifted.judge_address("::ffff:10.1.2.3".parse().unwrap(), 80), Ok(()));
     assert!(lifted.judge_address("10.1.2.4".parse().unwrap(), 80).is_err());

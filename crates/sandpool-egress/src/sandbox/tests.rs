@@ -54,8 +54,8 @@ fn listed() -> wire::Policy {
     )
 }
 
-fn parsed(pool: wire::Policy) -> Rules {
-    Rules::parse(&wire::Rules { pool, session: None }).unwrap()
+fn parsed(pool: &wire::Policy) -> Rules {
+    Rules::parse(pool, None).unwrap()
 }
 
 /// What the client's side may do beside dialling: change the rules.
@@ -93,7 +93,7 @@ fn between(rules: wire::Policy, limits: Limits, client: impl FnOnce(Outside) + S
         runtime.block_on(async {
             let (audit, writer) = audit::open(&path).unwrap();
             let writer = tokio::spawn(writer.run());
-            let sandbox = Sandbox::new("s", "p", parsed(rules), Common { dialler: Dialler::default(), audit, limits });
+            let sandbox = Sandbox::new("s", "p", parsed(&rules), Common { dialler: Dialler::default(), audit, limits });
             sandbox.serve(listeners.recv().unwrap()).unwrap();
             send_outside.send(Outside { sandbox: Arc::clone(&sandbox) }).unwrap();
             let _ = done.await;
@@ -557,7 +557,7 @@ fn rules_that_change_cut_what_they_forbid_and_nothing_else() {
         let said = hello(&name(b"good.example"));
         goes.write_all(&said).unwrap();
         goes.read_exact(&mut vec![0; said.len()]).unwrap();
-        outside.sandbox.rule(parsed(policy(Mode::AllowList, &["good.example:9000"])));
+        outside.sandbox.rule(parsed(&policy(Mode::AllowList, &["good.example:9000"])));
         assert_eq!(goes.read(&mut [0; 8]).unwrap_or(0), 0);
         assert_eq!(talk(&mut stays, b"ping", "ping"), "ping");
         assert_eq!(socks_name("good.example", 443).0, 2);

@@ -83,6 +83,7 @@ async fn world(name: &str) -> World {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
+        egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         full_wait: Duration::ZERO,
     });

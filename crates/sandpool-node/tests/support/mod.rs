@@ -47,6 +47,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         max_timeout: seconds(120),
         env: vec![("SAID".to_owned(), "hello".to_owned())],
         start: sandpool_node::Start::Cold,
+        egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         full_wait: Duration::ZERO,
     }

@@ -19,6 +19,9 @@ use crate::control::{Call, Purpose};
 /// The longest wait for a zygote: an interpreter starts, loads what sessions load, and writes its memory.
 const ZYGOTE: Duration = Duration::from_secs(90);
 
+/// How long a pool's zygote is used.
+const ZYGOTE_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The longest wait for the agent's answer to its configuration.
 const ACTIVATION: Duration = Duration::from_secs(10);
 
@@ -126,7 +129,7 @@ impl AsyncWrite for Replayed {
 
 impl ProcessDriver {
     pub(super) async fn create_watched(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
-        let limit = self.state().boot_limits.get(pool).copied();
+        let limit = self.state().templates.get(pool).map(|template| template.boot_limit);
         let limit = limit.ok_or_else(|| DriverError::Invalid(format!("there is no pool {pool}")))?;
         let sandbox =
             Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
@@ -150,8 +153,8 @@ impl ProcessDriver {
         Ok(())
     }
 
-    /// Makes a pool's zygote, in a sandbox that no session gets. A pool that cannot have one works without: its
-    /// interpreters start cold, and the log says why.
+    /// Makes a pool's zygote, in a sandbox that no session gets. A pool that cannot have one works without, or with the
+    /// one that it had: the log says why.
     ///
     /// # Errors
     /// Those of a launcher that does not answer.
@@ -174,8 +177,29 @@ impl ProcessDriver {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("it was not made after {} s", ZYGOTE.as_secs()),
         };
-        tracing::warn!(%pool, why, "the pool has no zygote: its interpreters start cold");
+        tracing::warn!(%pool, why, "no zygote was made: interpreters start from the one before, or cold if there is none");
         self.ask(Call::Destroy { id }).await.map(drop)
+    }
+
+    /// Makes a pool's zygote anew. Sandboxes that are there already keep theirs.
+    ///
+    /// # Errors
+    /// `Invalid` for a pool that nobody ensured; those of a launcher that does not answer.
+    pub async fn renew_zygote(&self, pool: &PoolName) -> Result<(), DriverError> {
+        let template = self.state().templates.get(pool).cloned();
+        let template = template.ok_or_else(|| DriverError::Invalid(format!("there is no pool {pool}")))?;
+        self.make_zygote(&template).await
+    }
+
+    /// What sessions of a pool have in common, addresses and hashes, is not for ever (ZG1).
+    pub(super) async fn keep_zygote_fresh(driver: std::sync::Weak<Self>, pool: PoolName) {
+        loop {
+            tokio::time::sleep(ZYGOTE_AGE).await;
+            let Some(driver) = driver.upgrade() else { return };
+            if let Err(error) = driver.renew_zygote(&pool).await {
+                tracing::warn!(%pool, "the zygote could not be made anew: {error}");
+            }
+        }
     }
 
     /// Waits until the sandbox is ready, or ends it.

@@ -17,7 +17,7 @@ use sandpool_sys::sandbox::{self as sys, Cloned};
 use super::Line;
 use crate::cgroup::Groups;
 use crate::seccomp::Filters;
-use crate::setup::{self, Blueprint};
+use crate::setup::{self, Blueprint, WayOut};
 
 /// The longest that one child may take. It takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ const LAYER: &str = "/usr";
 type Findings = BTreeMap<String, Result<String, String>>;
 
 /// What a sandbox is built from, one thing after another, each needing the ones before it.
-const PARTS: [(&str, &str); 4] = [
+const PARTS: [(&str, &str); 5] = [
     (
         "namespaces",
         "user namespaces must be allowed to root, and not be used up: sysctl user.max_user_namespaces=15000; inside a \
@@ -46,6 +46,7 @@ const PARTS: [(&str, &str); 4] = [
         "a fully visible /proc is needed to mount a new one: inside a container, one whose /proc is not masked \
          (--security-opt systempaths=unconfined, procMount: Unmasked)",
     ),
+    ("way-out", "root must be allowed routes and listeners in a network of its own; only pools with egress need it"),
 ];
 
 const NOT_REACHED: &str = "not reached: what is before it failed";
@@ -222,7 +223,7 @@ fn listen(words: OwnedFd) -> io::Result<String> {
 }
 
 fn parts(tell: &mut dyn FnMut(&str, Result<String, String>)) {
-    for ((id, _), attempt) in PARTS.into_iter().zip([namespaces, mount_api, overlay, proc]) {
+    for ((id, _), attempt) in PARTS.into_iter().zip([namespaces, mount_api, overlay, proc, way_out]) {
         let found = attempt();
         let is_over = found.is_err();
         tell(id, found.map_err(|error| error.to_string()));
@@ -252,6 +253,12 @@ fn proc() -> io::Result<String> {
     Ok("a /proc of a sandbox's own".to_owned())
 }
 
+fn way_out() -> io::Result<String> {
+    sandpool_sys::network::own_every_address()?;
+    let count = sandpool_sys::network::listeners()?.len();
+    Ok(format!("every address is a sandbox's own, with {count} listeners; used by pools with egress"))
+}
+
 fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
     let attempt = || -> io::Result<()> {
         use std::os::unix::fs::MetadataExt;
@@ -264,6 +271,7 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
             runtime: "shell",
             limits: Limits { memory: 64 << 20, data: 1 << 20, tmp: 1 << 20, ..Limits::default() },
             filters: &filters,
+            way_out: WayOut::None,
         };
         setup::build(&blueprint)?;
         filters.install()

@@ -11,10 +11,11 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox::{self as sys, Cloned};
 
+use super::egress::Gate;
 use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
 use crate::control::{Answer, FromLauncher, Id, Purpose, Record, Refusal, Why};
-use crate::setup::{Blueprint, Zygote, become_sandbox};
+use crate::setup::{Blueprint, WayOut, Zygote, become_sandbox};
 
 /// The longest sentence taken from a start that failed, in bytes.
 const MAX_WORDS: usize = 2048;
@@ -56,6 +57,8 @@ pub(super) struct Live {
     /// Where the kernel tells that it reclaims memory; `None` where it cannot, and looks must do.
     alarm: Option<(OwnedFd, epoll::EventFlags)>,
     pub(super) limits: Limits,
+    /// Its way out, when it has one.
+    pub(super) gate: Option<Gate>,
     pressure: Pressure,
     full_looks: u32,
     calm_looks: u32,
@@ -210,6 +213,7 @@ impl Launcher {
         // It may have rung when this was nobody's, and was not heard: then it rings now.
         live.wind_alarm(&self.epoll);
         self.live.insert(id, live);
+        self.attach(id);
         Ok(())
     }
 
@@ -255,6 +259,10 @@ impl Launcher {
         let (control, agents_end) = crate::control::packet_pair()?;
         let (go_in, go_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (words_in, words_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let mut handover = match (&pool.egress, purpose) {
+            (Some(_), Purpose::Session) => Some(crate::control::packet_pair()?),
+            (None, _) | (_, Purpose::Zygote) => None,
+        };
         let (pid, process) = match sys::clone_into_namespaces(entrance.birth())? {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
             Cloned::Child => {
@@ -264,6 +272,11 @@ impl Launcher {
                     runtime: pool.runtime.word(),
                     limits,
                     filters: &self.filters,
+                    way_out: match (&handover, &pool.egress) {
+                        (Some((_, there)), _) => WayOut::Listeners(there),
+                        (None, Some(_)) => WayOut::FilesOnly,
+                        (None, None) => WayOut::None,
+                    },
                 };
                 // The launcher's ends, so that its death is seen here.
                 drop((control, go_out));
@@ -271,7 +284,8 @@ impl Launcher {
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     // None of the other sandboxes' descriptors, of which there may be more than one sandbox may have.
                     let own = [&go_in, &words_out, &agents_end, &self.agent].into_iter();
-                    let own = own.chain(&zygote).chain(&pool.zygote).map(AsFd::as_fd);
+                    let own = own.chain(&zygote).chain(&pool.zygote).chain(handover.as_ref().map(|(_, there)| there));
+                    let own = own.map(AsFd::as_fd);
                     if sys::close_all_but(&own.chain(entrance.descriptors()).collect::<Vec<_>>()).is_err() {
                         return;
                     }
@@ -314,6 +328,7 @@ impl Launcher {
             said: Vec::new(),
             alarm,
             limits,
+            gate: handover.take().map(|(here, _)| Gate::new(here)),
             pressure: Pressure::default(),
             full_looks: 0,
             calm_looks: 0,
@@ -325,6 +340,9 @@ impl Launcher {
             watch(&live.process, End::Process, epoll::EventFlags::IN)?;
             if let Some(words) = &live.words {
                 watch(words, End::Words, epoll::EventFlags::IN)?;
+            }
+            if let Some(handover) = live.gate.as_ref().and_then(|gate| gate.handover.as_ref()) {
+                watch(handover, End::Listeners, epoll::EventFlags::IN)?;
             }
             if let Some((alarm, flags)) = &live.alarm {
                 hear(alarm);
@@ -405,6 +423,9 @@ impl Launcher {
         self.over.add(id);
         self.short_of_memory.remove(&id);
         self.forget(&live);
+        if live.gate.is_some() {
+            self.detach(id);
+        }
         let said = String::from_utf8_lossy(&live.said).into_owned();
         // What a failed start said explains its end better than the server's wish to be rid of it.
         let why = match live.kill_reason {
@@ -448,7 +469,8 @@ impl Launcher {
     /// Waits no more for what a sandbox tells.
     pub(super) fn forget(&mut self, live: &Live) {
         self.places.remove(&live.slot);
-        for fd in [Some(&live.process), live.words.as_ref(), live.alarm.as_ref().map(|(alarm, _)| alarm)] {
+        let handover = live.gate.as_ref().and_then(|gate| gate.handover.as_ref());
+        for fd in [Some(&live.process), live.words.as_ref(), live.alarm.as_ref().map(|(alarm, _)| alarm), handover] {
             // A descriptor that was not watched is not watched.
             let _ = fd.map(|fd| epoll::delete(&self.epoll, fd));
         }

@@ -94,6 +94,10 @@ impl Seeds {
         self.pools.get(pool)?.seeds.iter().position(|seed| seed.slot == slot)
     }
 
+    pub(super) fn find_mut(&mut self, pool: &str, slot: u32) -> Option<&mut Live> {
+        self.pools.get_mut(pool)?.seeds.iter_mut().find(|seed| seed.slot == slot)
+    }
+
     fn failed(&mut self, pool: &str) {
         let bed = self.pools.entry(pool.to_owned()).or_default();
         bed.pause = (bed.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);

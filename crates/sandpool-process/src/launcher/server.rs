@@ -9,7 +9,7 @@ use rustix::event::epoll;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::workload::{Identity, Workload};
 
-use super::{Launcher, SERVER_END, SERVER_GIVES_UP, SERVER_SOCKET};
+use super::{Launcher, SERVER_END, SERVER_GIVES_UP, SERVER_SOCKET, ServerProcess};
 use crate::control::ToLauncher;
 
 /// The first pause before a server that died is started again; doubled each time it dies, up to [`LONGEST_PAUSE`].
@@ -22,14 +22,66 @@ const STEADY: Duration = Duration::from_secs(30);
 /// Answers that wait for the server to read; no further call is read meanwhile.
 const BACKLOG: usize = 64;
 
+/// When one of our own programs that ended is started again.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    started: Option<Instant>,
+    pause: Duration,
+    starts_at: Option<Instant>,
+}
+
+impl Pause {
+    pub(super) fn starts_at(&self) -> Option<Instant> {
+        self.starts_at
+    }
+
+    /// It runs.
+    pub(super) fn started(&mut self) {
+        (self.started, self.starts_at) = (Some(Instant::now()), None);
+    }
+
+    /// It has ended, or did not start: answers how long to wait.
+    pub(super) fn plan(&mut self) -> Duration {
+        let steady = self.started.take().is_some_and(|started| started.elapsed() >= STEADY);
+        self.pause = if steady { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
+        self.starts_at = Some(Instant::now() + self.pause);
+        self.pause
+    }
+}
+
+/// Starts one of our own programs; answers its process, and our end of the socket that it finds at
+/// [`crate::CONTROL_FD`].
+pub(super) fn spawn(program: &ServerProcess) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (here, there) = crate::control::packet_pair()?;
+    let mut pass = vec![(there, crate::CONTROL_FD)];
+    for (fd, number) in program.inherit.iter().zip(crate::CONTROL_FD + 1..) {
+        pass.push((fd.try_clone()?, number));
+    }
+    let workload = Workload {
+        file: None,
+        argv: ["/proc/self/exe".into()].into_iter().chain(program.args.iter().cloned()).collect(),
+        env: program.env.clone(),
+        directory: "/".into(),
+        identity: Some(Identity { uid: program.uid, gid: program.gid }),
+        stdio: [
+            std::fs::File::open("/dev/null")?.into(),
+            rustix::stdio::stdout().try_clone_to_owned()?,
+            rustix::stdio::stderr().try_clone_to_owned()?,
+        ],
+        pass,
+        terminal: false,
+    };
+    let pid = sandpool_sys::workload::spawn(workload)?;
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((rustix::process::pidfd_open(pid, PidfdFlags::empty())?, here))
+}
+
 #[derive(Default)]
 pub(super) struct Server {
     process: Option<OwnedFd>,
     socket: Option<OwnedFd>,
     waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
-    started: Option<Instant>,
-    pause: Duration,
-    starts_at: Option<Instant>,
+    pause: Pause,
 }
 
 impl Server {
@@ -38,7 +90,7 @@ impl Server {
     }
 
     pub(super) fn starts_at(&self) -> Option<Instant> {
-        self.starts_at
+        self.pause.starts_at()
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -101,54 +153,24 @@ impl Server {
 impl Launcher {
     /// Starts the server, or plans the next attempt.
     pub(super) fn start_server(&mut self) {
-        self.server.starts_at = None;
         match self.spawn_server() {
             Ok((process, socket)) => {
                 self.server.process = Some(process);
                 self.server.socket = Some(socket);
-                self.server.started = Some(Instant::now());
+                self.server.pause.started();
             }
             Err(error) => {
                 tracing::error!("the server could not be started: {error}");
-                self.plan_start();
+                self.server.pause.plan();
             }
         }
     }
 
     fn spawn_server(&self) -> io::Result<(OwnedFd, OwnedFd)> {
-        let server = &self.config.server;
-        let (here, there) = crate::control::packet_pair()?;
-        let mut pass = vec![(there, crate::CONTROL_FD)];
-        for (fd, number) in server.inherit.iter().zip(crate::CONTROL_FD + 1..) {
-            pass.push((fd.try_clone()?, number));
-        }
-        let workload = Workload {
-            file: None,
-            argv: ["/proc/self/exe".into()].into_iter().chain(server.args.iter().cloned()).collect(),
-            env: server.env.clone(),
-            directory: "/".into(),
-            identity: Some(Identity { uid: server.uid, gid: server.gid }),
-            stdio: [
-                std::fs::File::open("/dev/null")?.into(),
-                rustix::stdio::stdout().try_clone_to_owned()?,
-                rustix::stdio::stderr().try_clone_to_owned()?,
-            ],
-            pass,
-            terminal: false,
-        };
-        let pid = sandpool_sys::workload::spawn(workload)?;
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let (process, here) = spawn(&self.config.server)?;
         epoll::add(&self.epoll, &process, epoll::EventData::new_u64(SERVER_END), epoll::EventFlags::IN)?;
         epoll::add(&self.epoll, &here, epoll::EventData::new_u64(SERVER_SOCKET), epoll::EventFlags::IN)?;
         Ok((process, here))
-    }
-
-    fn plan_start(&mut self) {
-        let steady = self.server.started.take().is_some_and(|started| started.elapsed() >= STEADY);
-        let pause = if steady { FIRST_PAUSE } else { (self.server.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
-        self.server.pause = pause;
-        self.server.starts_at = Some(Instant::now() + pause);
     }
 
     pub(super) fn server_ended(&mut self) {
@@ -165,8 +187,8 @@ impl Launcher {
             Some(SERVER_GIVES_UP) => self.stop(1),
             other => {
                 let how = other.map_or("a signal".to_owned(), |code| format!("exit code {code}"));
-                self.plan_start();
-                tracing::error!("the server ended by {how}; it starts again in {:?}", self.server.pause);
+                let pause = self.server.pause.plan();
+                tracing::error!("the server ended by {how}; it starts again in {pause:?}");
             }
         }
     }

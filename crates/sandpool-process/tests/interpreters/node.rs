@@ -48,6 +48,10 @@ pub(crate) fn cases() -> Vec<Case> {
                 Step(Code("let a = 20; const b = 1; var c = 1; d = 2; function e() { return a + b + c + d }"), &[]),
                 Step(Code("a += 18; e()"), &[Value("42", Some("42"))]),
                 Step(Fresh("typeof a"), &[Text("'undefined'")]),
+                Step(
+                    Fresh("typeof new FormData() + typeof ReadableStream + typeof WebSocket"),
+                    &[Text("'objectfunctionfunction'")],
+                ),
                 Step(Code("a"), &[Text("38")]),
             ],
         ),
@@ -180,6 +184,29 @@ pub(crate) fn cases() -> Vec<Case> {
                     &[Ends("Cancelled")],
                 ),
                 Step(Code("kept"), &[Text("7")]),
+            ],
+        ),
+        case(
+            "an_interrupt_finds_code_wherever_it_loops",
+            &[
+                Step(Interrupted("await null; console.log('go'); for (;;);", "go"), &[Ends("Cancelled")]),
+                Step(Code("kept"), &[Text("7")]),
+                Step(
+                    Interrupted("await new Promise(r => setTimeout(r, 20)); console.log('go'); for (;;);", "go"),
+                    &[Ends("Cancelled")],
+                ),
+                Step(Code("kept"), &[Text("7")]),
+                Step(
+                    Interrupted("({ [require('util').inspect.custom]() { console.log('go'); for (;;); } })", "go"),
+                    &[Ends("Cancelled")],
+                ),
+                Step(Code("kept"), &[Text("7")]),
+                Step(
+                    Interrupted("for (;;) { try { console.log('go'); for (;;); } catch {} }", "go"),
+                    &[Ends("Cancelled")],
+                ),
+                Step(Code("console.log('still'); kept"), &[Text("7"), Says("still\n")]),
+                Step(Code("for (let n = 0; n < 3; n++) await new Promise(r => setTimeout(r, 5)); kept"), &[Text("7")]),
             ],
         ),
         case(

@@ -4,6 +4,7 @@
 //! watcher (root)  looks at the host for the server, which cannot: processes, mounts, groups, descriptors
 //!   launcher      the real one
 //!     server      the tests
+//!     egress      the real proxy, when a pool has a way out
 //! ```
 
 #![allow(dead_code, reason = "each test program uses its own part")]
@@ -52,6 +53,7 @@ pub(crate) fn play<F: Future<Output = Outcome<()>>>(
     let done = match word {
         "launcher" => return launcher(&args),
         "server" => server(&args, tests),
+        "egress" => egress(&args),
         // What cargo's other tools ask of every test program.
         _ if args.iter().any(|arg| arg == "--list") => {
             if !args.iter().any(|arg| arg == "--ignored") {
@@ -110,7 +112,10 @@ impl Watcher {
         let agent = agent::build(&target)?;
         let home = target.join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(home.join("post"))?;
-        std::fs::set_permissions(home.join("post"), std::fs::Permissions::from_mode(0o777))?;
+        std::fs::create_dir_all(home.join("egress"))?;
+        for open in ["post", "egress"] {
+            std::fs::set_permissions(home.join(open), std::fs::Permissions::from_mode(0o777))?;
+        }
         let meta = std::fs::metadata(&home)?;
         OWN.get_or_init(|| format!("sandpool-{:x}-{:x}", meta.dev(), meta.ino()));
         Ok(Self { home, agent, images })
@@ -145,7 +150,11 @@ impl Watcher {
                 return Ok(status);
             }
             if ask.exists() {
+                let asked = std::fs::read_to_string(&ask)?;
                 std::fs::remove_file(&ask)?;
+                if asked == "kill-egress" {
+                    kill_egress(launcher.id());
+                }
                 let text = serde_json::to_string(&look(launcher.id()))?;
                 std::fs::write(self.home.join("post/partial"), text)?;
                 std::fs::rename(self.home.join("post/partial"), &answer)?;
@@ -176,6 +185,18 @@ pub(crate) fn look(launcher: u32) -> BTreeMap<String, u64> {
     seen.insert("mounts".to_owned(), mounts.lines().count() as u64);
     seen.insert("groups".to_owned(), groups());
     seen
+}
+
+/// Ends the egress proxy of a launcher, as a fault would.
+fn kill_egress(launcher: u32) {
+    for pid in family(launcher) {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.split(|byte| *byte == 0).nth(1) == Some(b"egress")
+            && let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed())
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// Every process that descends from this one.
@@ -243,6 +264,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     let rootfs = PathBuf::from(args.get(5).cloned().unwrap_or_default());
     // The store: the image's directory is below it, and its root file system below that.
     let images = rootfs.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
+    let records = home.join("egress");
     let server = [OsString::from("server"), home.join("post").into_os_string()];
     run(LauncherConfig {
         agent: Box::leak(agent.into_boxed_slice()),
@@ -254,11 +276,34 @@ fn launcher(args: &[OsString]) -> ExitCode {
             uid: 65_534,
             gid: 65_534,
             args: server.into_iter().chain(args[4..].iter().cloned()).collect(),
-            env: Vec::new(),
+            // What differs between tests that run at the same time.
+            env: std::env::var_os("SANDPOOL_TEST_NET")
+                .map(|net| ("SANDPOOL_TEST_NET".into(), net))
+                .into_iter()
+                .collect(),
             inherit: Vec::new(),
         },
+        egress: Some(ServerProcess {
+            uid: 65_533,
+            gid: 65_533,
+            args: vec!["egress".into(), records.into_os_string()],
+            env: Vec::new(),
+            inherit: Vec::new(),
+        }),
         grace: Duration::from_secs(5),
     })
+}
+
+fn egress(args: &[OsString]) -> Outcome<()> {
+    let records = PathBuf::from(args.get(2).cloned().unwrap_or_default());
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    let control = sandpool_process::take_control()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(sandpool_egress::serve::serve(
+        control,
+        &records,
+        sandpool_egress::sandbox::Limits::default(),
+    ))?)
 }
 
 fn server<F: Future<Output = Outcome<()>>>(args: &[OsString], tests: impl FnOnce(Stage) -> F) -> Outcome<()> {
@@ -293,6 +338,7 @@ impl Stage {
             max_timeout: Duration::from_secs(120),
             env: Vec::new(),
             start: Start::Cold,
+            egress: None,
             scope: sandpool_node::SessionScope::Tenant,
             full_wait: Duration::ZERO,
         })
@@ -318,9 +364,20 @@ impl Stage {
         Ok(std::fs::write(self.post.join(name), "")?)
     }
 
+    /// What the egress proxy has written.
+    pub(crate) fn egress_record(&self) -> String {
+        std::fs::read_to_string(self.post.with_file_name("egress").join("egress.jsonl")).unwrap_or_default()
+    }
+
     /// What root sees on the host.
     pub(crate) async fn look(&self) -> Outcome<BTreeMap<String, u64>> {
-        std::fs::write(self.post.join("ask"), "")?;
+        self.ask("").await
+    }
+
+    /// Has root do something, and then look.
+    pub(crate) async fn ask(&self, what: &str) -> Outcome<BTreeMap<String, u64>> {
+        std::fs::write(self.post.join("partial-ask"), what)?;
+        std::fs::rename(self.post.join("partial-ask"), self.post.join("ask"))?;
         let answer = self.post.join("answer");
         let until = Instant::now() + Duration::from_secs(30);
         while !answer.exists() {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use loud::{Keeps, LOUD, Loud};
 use probes::QUIET;
+use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
 use sandpool_node::{Node, NodeError, Start};
 use stage::{Outcome, Session, Stage, seen, succeeded};
@@ -45,6 +46,8 @@ async fn tests(mut stage: Stage) -> Outcome<()> {
         }
         neighbour.close().await?;
     }
+    let problem = renewed(&stage, &node).await.err().map(|error| error.to_string());
+    stage.judge("walls::zygote::ZG1-a-layout-is-not-for-ever", problem);
     shell(&mut stage, &node).await?;
     node.shutdown(Duration::from_secs(2)).await;
     stage.end()
@@ -169,6 +172,29 @@ async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session, pool:
         .await?;
     stage.judge(&format!("{group}::ZG5-never-used-twice"), same("[] [] False", &again));
     session.close().await
+}
+
+/// After the zygote was made anew, sessions start from the new one, once those that were ready are used up.
+async fn renewed(stage: &Stage, node: &Arc<Node>) -> Outcome<()> {
+    let layout = "print(hash('x'), id(print), 'numpy' in __import__('sys').modules)";
+    let session = Session::open(node, "zygote", "layout-before").await?;
+    let before = session.code(layout, 30).await?.stdout;
+    session.close().await?;
+    stage.driver.renew_zygote(&PoolName::parse("zygote")?).await?;
+    let mut new = Vec::new();
+    for number in 0..20 {
+        let session = Session::open(node, "zygote", &format!("layout-{number}")).await?;
+        let seen = session.code(layout, 30).await?.stdout;
+        session.close().await?;
+        if seen != before {
+            new.push(String::from_utf8(seen)?);
+        }
+        if new.len() == 2 {
+            let is_thawed = new[0] == new[1] && new[0].trim_end().ends_with("True");
+            return if is_thawed { Ok(()) } else { Err(format!("{new:?}").into()) };
+        }
+    }
+    Err(format!("all of 20 sessions had the old layout, or one another's not: {new:?}").into())
 }
 
 async fn one_loud(node: &Arc<Node>, attack: &Loud, neighbour: &Session, pool: &str) -> Outcome<()> {

@@ -28,6 +28,9 @@ use crate::settings::{Https, Settings};
 /// below the range from which sandboxes take theirs.
 const SERVER_ID: u32 = 0x1FFF_0000;
 
+/// The egress proxy's, where there is no user `sandpool-egress`: another one than the server's, which holds keys.
+const EGRESS_ID: u32 = SERVER_ID + 1;
+
 /// Sandboxes of all pools at the same time, at most: each has a range of ids of its own, a few descriptors and, with an
 /// interpreter, up to 9 process ids, of which a host has 32,768 unless it was told otherwise.
 const MAX_SANDBOXES: u32 = 4096;
@@ -111,8 +114,9 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
             .advise(format!("sudo {}", words.join(" "))));
     }
     doctor::check(home)?;
-    let server = server_id();
-    make_directories(home, server)?;
+    let server = own_id("sandpool", SERVER_ID);
+    let egress = own_id("sandpool-egress", EGRESS_ID);
+    make_directories(home, server, egress)?;
     let unlockable = |error| Failure::new(format!("cannot lock {}", home.lock_path().display())).because(error);
     let lock = match home::lock(home).map_err(unlockable)? {
         Some(lock) => lock,
@@ -142,6 +146,13 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
             env: server_environment(),
             inherit: listeners.into_fds(&start.settings)?,
         },
+        egress: Some(ServerProcess {
+            uid: egress.0,
+            gid: egress.1,
+            args: egress_arguments(start),
+            env: environment(&["RUST_LOG", "RUST_BACKTRACE", "LANG", "LC_ALL", "TZ", "NO_COLOR"]),
+            inherit: Vec::new(),
+        }),
         grace: GRACE + Duration::from_secs(5),
     };
     let code = launcher::run(config);
@@ -161,10 +172,10 @@ fn refuse_second(home: &Home) -> Result<(), Failure> {
     }
 }
 
-/// Whom the server runs as: the user `sandpool` if this machine has one, else a number that belongs to nobody.
-fn server_id() -> (u32, u32) {
+/// Whom one of our programs runs as: this user if this machine has it, else a number that belongs to nobody.
+fn own_id(name: &str, number: u32) -> (u32, u32) {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    find_user(&users, "sandpool").unwrap_or((SERVER_ID, SERVER_ID))
+    find_user(&users, name).unwrap_or((number, number))
 }
 
 /// A user's uid and gid, from the text of `/etc/passwd`. Root is nobody's servant.
@@ -175,7 +186,7 @@ fn find_user(users: &str, name: &str) -> Option<(u32, u32)> {
     (uid != 0 && gid != 0).then_some((uid, gid))
 }
 
-fn make_directories(home: &Home, server: (u32, u32)) -> Result<(), Failure> {
+fn make_directories(home: &Home, server: (u32, u32), egress: (u32, u32)) -> Result<(), Failure> {
     let root = Some((0, 0));
     let make = |path: &Path, mode, owner| {
         home::make_directory(path, mode, owner)
@@ -186,6 +197,7 @@ fn make_directories(home: &Home, server: (u32, u32)) -> Result<(), Failure> {
     make(&home.keys(), 0o700, Some(server))?;
     make(&home.state(), 0o700, Some(server))?;
     make(&home.tls(), 0o755, Some(server))?;
+    make(&home.egress(), 0o750, Some(egress))?;
     if let Some(log) = home.log().parent() {
         make(log, 0o755, root)?;
     }
@@ -311,7 +323,20 @@ fn server_environment() -> Vec<(OsString, OsString)> {
         "no_proxy",
         "ALL_PROXY",
     ];
-    PASSED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+    environment(&PASSED)
+}
+
+fn environment(names: &[&str]) -> Vec<(OsString, OsString)> {
+    names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+}
+
+fn egress_arguments(start: &Start) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["--home".into(), start.home.path().into()];
+    if start.log_format == LogFormat::Json {
+        arguments.extend(["--log-format".into(), "json".into()]);
+    }
+    arguments.extend(["__egress".into(), "--records".into(), start.home.egress().into()]);
+    arguments
 }
 
 /// Starts this program again, away from the terminal, and waits until its pools are ready.

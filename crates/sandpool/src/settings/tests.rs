@@ -27,6 +27,34 @@ fn the_example_of_the_guide_is_fine() {
 }
 
 #[test]
+fn what_may_be_reached_is_checked() {
+    check(&pool("egress: { mode: allow-list, allow: [pypi.org, '*.example.com:8443'] }"), &expect!["fine"]);
+    check(&pool("sessionNetworkConfiguration: { status: EgressEnabled }"), &expect!["fine"]);
+    check(&pool("egress: { mode: none }"), &expect!["fine"]);
+    check(
+        &pool("egress: { mode: allow-list }"),
+        &expect!["pools[0].spec.egress.allow: is empty: that is the mode none"],
+    );
+    check(
+        &pool("egress: { mode: allow-list, allow: ['https://pypi.org'] }"),
+        &expect![[r#"pools[0].spec.egress.allow: "https://pypi.org" is a URL: name the host in it"#]],
+    );
+    check(
+        &pool("egress: { mode: open, allowAddresses: [10.0.0.1/8] }"),
+        &expect![[r#"pools[0].spec.egress.allowAddresses: "10.0.0.1/8" has bits set after its first 8"#]],
+    );
+    check(
+        &pool("sessionNetworkConfiguration: { status: EgressDisabled }\n      egress: { mode: open }"),
+        &expect!["pools[0].spec.sessionNetworkConfiguration.status: is EgressDisabled, but egress.mode is not none"],
+    );
+    let spec = |lines: &str| Settings::parse(&pool(lines)).unwrap().pools[0].to_spec("/image".into()).unwrap();
+    let open = spec("egress: { mode: open }");
+    assert!(open.egress.is_some() && open.env.iter().any(|(name, _)| name == "https_proxy"));
+    let none = spec("egress: { mode: none }");
+    assert!(none.egress.is_none() && none.env.is_empty());
+}
+
+#[test]
 fn an_empty_file_means_the_defaults_of_up() {
     assert_eq!(Settings::parse("# nothing\n").unwrap(), Settings::default());
     assert_eq!(Settings::parse("{}").unwrap(), Settings::default());

@@ -18,6 +18,7 @@ fn spec() -> PoolSpec {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
+        egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         full_wait: Duration::ZERO,
     }
