@@ -50,7 +50,7 @@ def usable(code: str) -> bool:
 
 def shell_blocks() -> list:
     found = []
-    for path in ("README.md", "docs/cli.md", "docs/api.md", "docs/auth.md"):
+    for path in ("README.md", "docs/cli.md", "docs/api.md", "docs/auth.md", "docs/mcp.md"):
         if (ROOT / path).exists():
             for at, code in enumerate(blocks(path, "sh")):
                 if usable(code):

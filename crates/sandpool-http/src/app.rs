@@ -47,6 +47,8 @@ pub struct PoolFace {
     /// Characters of each output stream that an answer of the modern data plane holds unless the request asks for
     /// another number (`outputStreamsMaxLength`).
     pub default_output_limit: u64,
+    /// Azure's MCP server answers at the pool's endpoint plus `/mcp`.
+    pub is_mcp_enabled: bool,
 }
 
 /// What is in an image.

@@ -9,6 +9,7 @@
 mod endpoints;
 mod failure;
 mod keys;
+mod pool_keys;
 mod trusted;
 mod verified;
 mod verify;
@@ -21,7 +22,7 @@ pub use failure::{AuthError, AuthFailure};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, Header};
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use keys::Keys;
+use pool_keys::PoolKeys;
 use trusted::Issuer;
 
 /// The audiences of dynamic-sessions tokens; each is also good with a slash at its end.
@@ -201,6 +203,8 @@ pub struct Auth {
     keys: RwLock<Arc<Keys>>,
     issuers: Vec<Issuer>,
     tokens: verified::Tokens,
+    /// Those of the pools' MCP servers; `None` until the first is asked for. The server is the only one that changes them.
+    pool_keys: Mutex<Option<PoolKeys>>,
     /// When the key file was last read again for an unknown key.
     reread: Mutex<Option<Instant>>,
 }
@@ -228,12 +232,14 @@ impl Auth {
             return Err(AuthError::Settings(why));
         }
         let keys = Keys::open(&config.keys_dir).map_err(|error| AuthError::keys(&config.keys_dir, error))?;
+        let pool_keys = PoolKeys::open(&config.keys_dir).map_err(|error| AuthError::keys(&config.keys_dir, error))?;
         let issuers = config.trusted.iter().map(|issuer| Issuer::new(issuer.clone())).collect::<Result<_, _>>()?;
         Ok(Self {
             config,
             keys: RwLock::new(Arc::new(keys)),
             issuers,
             tokens: verified::Tokens::default(),
+            pool_keys: Mutex::new(pool_keys),
             reread: Mutex::default(),
         })
     }
@@ -293,6 +299,10 @@ impl Auth {
             Keys::rotate(&self.config.keys_dir).map_err(|error| AuthError::keys(&self.config.keys_dir, error))?;
         self.set_keys(keys);
         Ok(())
+    }
+
+    fn lock_pool_keys(&self) -> MutexGuard<'_, Option<PoolKeys>> {
+        self.pool_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keys(&self) -> Arc<Keys> {

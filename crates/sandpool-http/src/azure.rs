@@ -11,14 +11,14 @@
 //! Whoever has no token learns nothing about pools: the token is looked at first, then the request, then the pool.
 
 mod body;
-mod execution;
+pub(crate) mod execution;
 mod file;
 mod multipart;
 mod names;
 mod query;
 pub(crate) mod route;
 mod session;
-mod value;
+pub(crate) mod value;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -152,6 +152,14 @@ async fn handle(
     let Some(target) = route::target(parts.uri.path()) else {
         return Err(Problem::no_route(nothing_here("There is nothing at this address.")).into());
     };
+    if target.is_mcp() {
+        if parts.method != axum::http::Method::POST {
+            let message = format!("This address answers POST, not {}: there is no stream to follow.", parts.method);
+            let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message);
+            return Err(Refused { problem, allow: Some(HeaderValue::from_static("POST")) });
+        }
+        return Ok(crate::mcp::azure::answer(&app, &target.pool, &parts.headers, body).await?);
+    }
     let principal = app.auth.verify(&parts.headers).await.map_err(Problem::from)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let (route, held) = match route::fit(&parts.method, &target.below) {

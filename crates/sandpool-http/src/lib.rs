@@ -4,6 +4,7 @@
 //! serve    connections, plain and TLS        tls       the certificate they show
 //! app      what every handler has            problem   what a refusal looks like: one table of statuses and codes
 //! native   /pools, with streaming            azure     every generation of dynamic sessions' data plane
+//! mcp      the Model Context Protocol
 //! auth     who asks                          openapi   all of it, described
 //! ```
 //!
@@ -12,6 +13,7 @@
 mod app;
 pub mod auth;
 mod azure;
+mod mcp;
 mod native;
 mod openapi;
 mod problem;

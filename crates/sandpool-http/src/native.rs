@@ -67,6 +67,7 @@ fn table() -> Vec<Route> {
         on_get("/readyz", pools::readiness),
         on_get("/pools", pools::list),
         on_get("/pools/{pool}", pools::one),
+        on_post("/pools/{pool}/mcp/credentials", pools::mcp_credentials),
         on_get("/pools/{pool}/sessions", sessions::list),
         on_get(SESSION, sessions::one),
         on_put(SESSION, sessions::open),

@@ -113,6 +113,7 @@ impl Served {
                 created: SystemTime::UNIX_EPOCH,
             },
             default_output_limit: 4_096,
+            is_mcp_enabled: kind != "NodeLTS",
         };
         let faces: BTreeMap<_, _> =
             kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), Arc::new(face(kind)))).collect();

@@ -353,6 +353,15 @@ pub(crate) enum Pool {
         #[arg(value_name = "POOL")]
         pool: String,
     },
+    /// Print the key of a pool's MCP server, for the header x-ms-apikey
+    McpKey {
+        /// The pool
+        #[arg(value_name = "POOL")]
+        pool: String,
+        /// Make a new one. The one before is good for five more minutes
+        #[arg(long)]
+        rotate: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

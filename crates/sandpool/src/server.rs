@@ -257,6 +257,7 @@ fn pools(settings: &Settings, images: &Images) -> Result<(Vec<sandpool_node::Poo
             container_type: pool.spec.container_type.word().to_owned(),
             metadata: image.metadata(),
             default_output_limit: pool.spec.execution.output_streams_max_length,
+            is_mcp_enabled: pool.spec.mcp_server_settings.is_mcp_server_enabled,
         };
         faces.insert(spec.name.clone(), Arc::new(face));
         specs.push(spec);

@@ -187,6 +187,23 @@ pub(crate) struct PoolObjectSpec {
     /// Whether sessions may reach anything: with `EgressEnabled` and no `egress`, all that is public.
     #[serde(default)]
     pub(crate) session_network_configuration: Option<NetworkSettings>,
+    #[serde(default)]
+    pub(crate) mcp_server_settings: McpServerSettings,
+}
+
+/// The pool's MCP server for clients of the service whose wire this is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct McpServerSettings {
+    /// It answers. Nobody uses it without a key, which only an operator can get, or a token.
+    #[serde(rename = "isMCPServerEnabled", alias = "isMcpServerEnabled")]
+    pub(crate) is_mcp_server_enabled: bool,
+}
+
+impl Default for McpServerSettings {
+    fn default() -> Self {
+        Self { is_mcp_server_enabled: true }
+    }
 }
 
 /// Who shares a session's name.
@@ -422,6 +439,7 @@ fn default_pools() -> Vec<PoolObject> {
                 session_scope: SessionScopeName::default(),
                 egress: None,
                 session_network_configuration: None,
+                mcp_server_settings: McpServerSettings::default(),
             },
         })
         .collect()

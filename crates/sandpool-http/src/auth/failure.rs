@@ -45,6 +45,12 @@ pub enum AuthFailure {
     /// There is no token.
     #[error("no token: send the header `Authorization: Bearer <token>`; `sandpool token` prints one")]
     Missing,
+    /// There is no key for a pool's MCP server.
+    #[error("no key: send the header `x-ms-apikey`; `sandpool pool mcp-key POOL` prints the pool's")]
+    NoPoolKey,
+    /// It is not the key of that pool's MCP server.
+    #[error("the key in x-ms-apikey is not this pool's; `sandpool pool mcp-key POOL` prints the one that is")]
+    WrongPoolKey,
     /// It is neither a token nor a known key.
     #[error("the bearer token is malformed: it is neither a JWT nor a known API key")]
     Malformed,
@@ -130,7 +136,7 @@ impl AuthFailure {
     #[must_use]
     pub fn challenge(&self) -> &'static str {
         match self {
-            Self::Missing => r#"Bearer realm="sandpool""#,
+            Self::Missing | Self::NoPoolKey => r#"Bearer realm="sandpool""#,
             _ => r#"Bearer realm="sandpool", error="invalid_token""#,
         }
     }

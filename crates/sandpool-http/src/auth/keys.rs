@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -113,24 +113,30 @@ fn generate() -> io::Result<String> {
     Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(io::Error::other)?.serialize_pem())
 }
 
-fn file(directory: &Path) -> PathBuf {
-    directory.join("signing.json")
-}
+const FILE: &str = "signing.json";
 
 fn read(directory: &Path) -> io::Result<Stored> {
-    let file = fs::File::open(file(directory))?;
-    let text = io::read_to_string(io::Read::take(file, MAX_FILE))?;
-    serde_json::from_str(&text).map_err(io::Error::other)
+    serde_json::from_str(&read_file(directory, FILE)?).map_err(io::Error::other)
 }
 
-/// Replaces the file in one step: a reader sees the old keys or the new ones.
 fn write(directory: &Path, stored: &Stored) -> io::Result<()> {
+    write_file(directory, FILE, &serde_json::to_vec(stored).map_err(io::Error::other)?)
+}
+
+/// A file of the keys' directory.
+pub(super) fn read_file(directory: &Path, name: &str) -> io::Result<String> {
+    let file = fs::File::open(directory.join(name))?;
+    io::read_to_string(io::Read::take(file, MAX_FILE))
+}
+
+/// Replaces a file of the keys' directory in one step: a reader sees the old keys or the new ones.
+pub(super) fn write_file(directory: &Path, name: &str, text: &[u8]) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let new = directory.join(format!("signing.{}.new", std::process::id()));
+    let new = directory.join(format!("{name}.{}.new", std::process::id()));
     let mut out = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    out.write_all(&serde_json::to_vec(stored).map_err(io::Error::other)?)?;
+    out.write_all(text)?;
     out.sync_all()?;
-    fs::rename(new, file(directory))
+    fs::rename(new, directory.join(name))
 }
 
 #[cfg(test)]

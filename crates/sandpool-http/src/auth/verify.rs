@@ -16,7 +16,7 @@ use super::verified::{self, Signer, Verified};
 use super::{AUDIENCES, Auth, AuthFailure, LEEWAY, Principal, Role, TenantClaim, TenantTokens, now};
 
 /// The longest token that is looked at, in bytes. Entra's with many groups are about 4 KiB.
-const MAX_TOKEN: usize = 16 * 1024;
+pub(super) const MAX_TOKEN: usize = 16 * 1024;
 
 /// Azure's own names and ids of roles, and ours.
 const ROLES: [(&str, Role); 10] = [

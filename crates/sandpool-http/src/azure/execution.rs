@@ -38,10 +38,10 @@ const REMEMBERED: usize = 16_384;
 const BEGINS: Duration = Duration::from_millis(50);
 
 /// How often an execution is tried anew when its session ends under it.
-const ATTEMPTS: usize = 3;
+pub(crate) const ATTEMPTS: usize = 3;
 
 /// The longest wait for the end of an execution; each has a time-out that is far shorter.
-const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What a caller asked for besides running: remembered for when the execution is read again. The oldest are forgotten;
 /// then the pool's own settings hold.
@@ -169,7 +169,7 @@ pub(super) async fn read(call: &Call, envelope: Envelope) -> Result<Response, Pr
 }
 
 /// The whole body, if it is not too long.
-async fn whole(body: &mut Body) -> Result<bytes::Bytes, Problem> {
+pub(crate) async fn whole(body: &mut Body) -> Result<bytes::Bytes, Problem> {
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -410,14 +410,7 @@ impl Verdict {
             ExecutionState::Running => return Self::going("Running", runtime),
             ExecutionState::Ended(outcome) => outcome,
         };
-        let lost = if state_lost { " The interpreter was started anew, and its variables are gone." } else { "" };
-        let reason = match outcome {
-            Outcome::Succeeded | Outcome::Raised | Outcome::Exited(_) => None,
-            Outcome::TimedOut => Some(format!("The execution timed out: its time limit passed before it ended.{lost}")),
-            Outcome::Cancelled => Some(format!("The execution was canceled.{lost}")),
-            Outcome::NotStarted(why) => Some(format!("The execution could not be started: {why}.")),
-            Outcome::Died(how) => Some(format!("The execution was aborted: {how}.{lost}")),
-        };
+        let reason = reason(outcome, state_lost);
         let is_command = runtime == Runtime::Shell || matches!(outcome, Outcome::Exited(_));
         // A command's own streams are left as they are, unless it never had any.
         let on_stderr = match outcome {
@@ -440,6 +433,18 @@ impl Verdict {
     fn going(word: &str, runtime: Runtime) -> Self {
         let is_command = runtime == Runtime::Shell;
         Self { word: word.to_owned(), has_ended: false, is_command, reason: None, on_stderr: None }
+    }
+}
+
+/// What ended it, if that was not its own end.
+pub(crate) fn reason(outcome: &Outcome, state_lost: bool) -> Option<String> {
+    let lost = if state_lost { " The interpreter was started anew, and its variables are gone." } else { "" };
+    match outcome {
+        Outcome::Succeeded | Outcome::Raised | Outcome::Exited(_) => None,
+        Outcome::TimedOut => Some(format!("The execution timed out: its time limit passed before it ended.{lost}")),
+        Outcome::Cancelled => Some(format!("The execution was canceled.{lost}")),
+        Outcome::NotStarted(why) => Some(format!("The execution could not be started: {why}.")),
+        Outcome::Died(how) => Some(format!("The execution was aborted: {how}.{lost}")),
     }
 }
 

@@ -157,6 +157,13 @@ pub(crate) struct Target {
     pub(crate) below: Vec<Segment>,
 }
 
+impl Target {
+    /// The pool's MCP server, which is no route of the data plane.
+    pub(crate) fn is_mcp(&self) -> bool {
+        self.identifier.is_none() && matches!(&self.below[..], [only] if only.is("mcp"))
+    }
+}
+
 /// One segment of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {

@@ -96,7 +96,12 @@ async fn world(name: &str) -> World {
         };
         (
             spec.name.clone(),
-            Arc::new(PoolFace { container_type: "PythonLTS".to_owned(), metadata, default_output_limit: 4096 }),
+            Arc::new(PoolFace {
+                container_type: "PythonLTS".to_owned(),
+                metadata,
+                default_output_limit: 4096,
+                is_mcp_enabled: false,
+            }),
         )
     });
     let pools = Arc::new(pools.collect());

@@ -47,6 +47,22 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Val
     Ok(Json(shown(&app, &asked, &app.node.pool(&pool)?)?))
 }
 
+/// The key of a pool's MCP server; a new one if `rotate` says so. It is the operator's to give away: it is good in the
+/// tenant `default`.
+pub(super) async fn mcp_credentials(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    let pool = asked.pool(Role::Admin)?;
+    if !asked.principal.is_operator() {
+        let text =
+            "A pool's MCP key is the operator's: an admin of the tenant default. Tenants use API keys and tokens.";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "Forbidden", text));
+    }
+    app.node.spec(&pool)?;
+    let key = app.auth.pool_key(&pool, asked.flag("rotate")?).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", format!("The key cannot be made: {error}."))
+    })?;
+    Ok(Json(json!({ "apiKey": key, "path": format!("/pools/{pool}/mcp") })))
+}
+
 fn shown(app: &App, asked: &Asked, pool: &PoolStatus) -> Result<Value, Problem> {
     let PoolStatus { spec, ready, booting, .. } = pool;
     let face = app.pools.get(&spec.name);

@@ -156,6 +156,10 @@ fn native() -> Value {
             }),
         ),
         "Status": object("One word.", json!({ "status": kind("string", "`alive` or `ready`.") })),
+        "McpCredentials": object("The key of a pool's MCP server.", json!({
+            "apiKey": kind("string", "The key."),
+            "path": kind("string", "Where the server is."),
+        })),
         "Pool": object("A pool.", json!({
             "name": kind("string", "Its name."),
             "containerType": json!({ "type": ["string", "null"], "enum": ["PythonLTS", "NodeLTS", "Shell", null] }),

@@ -162,6 +162,11 @@ fn native() -> Vec<Operation> {
     vec![
         with("get", "/pools", "listPools", "The pools that the token is good for").gives(200, "The pools.", "Pools"),
         with("get", "/pools/{pool}", "getPool", "One pool").gives(200, "The pool.", "Pool").refuses(&[404]),
+        with("post", "/pools/{pool}/mcp/credentials", "getMcpCredentials", "The key of a pool's MCP server")
+            .about("Only for an operator. The key goes into the header `x-ms-apikey`.")
+            .query("rotate", json!({ "type": "boolean" }), "Make a new one; the one before is good for five more minutes.")
+            .gives(200, "The key.", "McpCredentials")
+            .refuses(&[404, 500]),
         with("get", "/pools/{pool}/sessions", "listSessions", "A pool's sessions, oldest first")
             .query("limit", number(1, 1_000), "At most this many; by default 1,000.")
             .query("after", text(), "`next` of the page before.")

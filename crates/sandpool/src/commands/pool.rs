@@ -1,5 +1,6 @@
 //! `sandpool pool`: the pools of a server.
 
+use reqwest::Method;
 use serde_json::Value;
 
 use super::Outcome;
@@ -29,6 +30,15 @@ pub(crate) fn run(context: &Context, pool: &Pool) -> Outcome {
                     print::json(&answer)?;
                 } else {
                     print::object(&answer)?;
+                }
+            }
+            Pool::McpKey { pool, rotate } => {
+                let path = format!("{}/mcp/credentials?rotate={rotate}", pool_path(pool));
+                let answer = client.json(client.request(Method::POST, &path)).await?;
+                if context.json {
+                    print::json(&answer)?;
+                } else {
+                    print::out(&format!("{}\n", answer["apiKey"].as_str().unwrap_or_default()))?;
                 }
             }
         }
