@@ -1,4 +1,4 @@
-"""The Model Context Protocol, in the form of Azure's dynamic sessions, as its documentation has it called."""
+"""The Model Context Protocol: as Azure's documentation has it called, and our own server."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import base64
 import io
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 from PIL import Image
 
-from sandpool import kill, wait_for
+from sandpool import CLEAN, PROGRAM, kill, wait_for
 
 
 def key(server, pool: str, *more: str) -> str:
@@ -149,3 +150,96 @@ def test_a_figure_is_answered_as_an_image(tools):
     assert json.loads(text["text"]) == said["structuredContent"]
     assert (image["type"], image["mimeType"]) == ("image", "image/png")
     assert Image.open(io.BytesIO(base64.b64decode(image["data"]))).width > 100
+
+
+class Ours:
+    """Our own server, as the era before 2026-07-28 calls it."""
+
+    def __init__(self, server, path: str = "/mcp"):
+        self.server, self.path = server, path
+
+    def answer(self, tool: str, /, *, timeout: float = 60, **arguments) -> dict:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        accept = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
+        answer = self.server.native("POST", self.path, json=call, headers=accept, timeout=timeout)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["result"]
+
+    def __call__(self, tool: str, /, **arguments) -> dict:
+        result = self.answer(tool, **arguments)
+        assert "structuredContent" in result, result
+        return result["structuredContent"]
+
+
+def test_a_client_that_goes_away_ends_its_processes_and_keeps_their_output(server, session):
+    ours = Ours(server)
+    handle = ours("open_session", name=session)["session_id"]
+    mark = "sleep 86399"
+    with pytest.raises(requests.Timeout):
+        ours.answer("run_command", timeout=2, session_id=handle, command=f"echo begun; {mark}")
+
+    def is_gone():
+        listed = ours("run_command", session_id=handle, command="ps -eo args || cat /proc/[0-9]*/cmdline")
+        return mark not in listed["stdout"].replace("\0", " ")
+
+    wait_for(is_gone, "its processes to end")
+    executions = server.native("GET", f"/pools/python/sessions/{session}/executions").json()["value"]
+    stopped = next(one for one in executions if one["outcome"] == "cancelled")
+    kept = ours("wait_execution", session_id=handle, execution_id=stopped["id"], wait_seconds=0)
+    assert kept["status"] == "cancelled" and kept["stdout"] == "begun\n"
+
+
+def test_a_handle_outlives_the_server(start):
+    server = start("--ready", "0")
+    ours = Ours(server)
+    handle = ours("open_session", pool="shell")["session_id"]
+    assert ours("run_command", session_id=handle, command="echo kept > /mnt/data/a")["exit_code"] == 0
+    old = server.process()
+    kill(old)
+    wait_for(lambda: server.process() not in (0, old) and server.is_ready(), "the server to come back")
+    assert ours("read_file", session_id=handle, path="a")["content"] == "kept\n"
+
+
+def test_fifty_calls_at_once_are_neither_lost_nor_mixed(server, session):
+    ours = Ours(server, "/pools/shell/mcp")
+    handle = ours("open_session", name=session)["session_id"]
+    with ThreadPoolExecutor(50) as pool:
+        said = pool.map(lambda number: ours("run_command", session_id=handle, command=f"echo {number}"), range(50))
+        assert [one["stdout"] for one in said] == [f"{number}\n" for number in range(50)]
+
+
+def test_over_stdio_it_is_the_same_server(server, session):
+    words = [PROGRAM, "--home", str(server.home), "mcp", "--pool", "shell"]
+    host = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=CLEAN)
+
+    def send(method: str, params: dict, number: int | None = None):
+        message = {"jsonrpc": "2.0", "method": method, "params": params}
+        host.stdin.write(json.dumps(message if number is None else {**message, "id": number}) + "\n")
+        host.stdin.flush()
+
+    def call(number: int, tool: str, /, **arguments):
+        send("tools/call", {"name": tool, "arguments": arguments}, number)
+
+    about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    try:
+        send("initialize", about, 1)
+        assert json.loads(host.stdout.readline())["result"]["protocolVersion"] == "2025-11-25"
+        send("notifications/initialized", {})
+        call(2, "open_session", name=session)
+        handle = json.loads(host.stdout.readline())["result"]["structuredContent"]["session_id"]
+        # A call that takes long holds no other up, and is stopped when it is cancelled.
+        call(3, "run_command", session_id=handle, command="sleep 600")
+        executions = f"/pools/shell/sessions/{session}/executions"
+        wait_for(lambda: server.native("GET", executions).json()["value"], "the command to run")
+        call(4, "run_command", session_id=handle, command="echo hi")
+        answer = json.loads(host.stdout.readline())
+        assert answer["id"] == 4 and answer["result"]["structuredContent"]["stdout"] == "hi\n"
+        send("notifications/cancelled", {"requestId": 3})
+
+        def first():
+            return server.native("GET", executions).json()["value"][0]["outcome"]
+
+        assert wait_for(first, "the command to be stopped") == "cancelled"
+    finally:
+        host.stdin.close()
+        assert host.wait(10) == 0

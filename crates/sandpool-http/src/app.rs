@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::auth::{Auth, Principal, Role};
 use crate::problem::Problem;
-use crate::{azure, native, openapi};
+use crate::{azure, mcp, native, openapi};
 
 /// What stays as it is in one segment of a path, in the value of a parameter, and in a file's name in a header (RFC 3986
 /// calls it unreserved; RFC 8187 allows it).
@@ -70,6 +70,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/healthz", get(alive))
         .merge(native::routes(app.clone()))
+        .merge(mcp::native::routes(app.clone()))
         .merge(openapi::routes())
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)

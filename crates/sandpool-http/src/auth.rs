@@ -19,6 +19,7 @@ mod tests;
 
 pub use endpoints::routes;
 pub use failure::{AuthError, AuthFailure};
+pub(crate) use pool_keys::API_KEY;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -282,6 +283,11 @@ impl Auth {
     #[must_use]
     pub fn jwks(&self) -> Value {
         self.keys().jwks()
+    }
+
+    /// Others who give tokens that are good here.
+    pub(crate) fn trusted_issuers(&self) -> Vec<&str> {
+        self.config.trusted.iter().map(|trusted| trusted.issuer.as_str()).collect()
     }
 
     /// Our own issuer name.

@@ -244,7 +244,7 @@ fn nothing_here(what: &str) -> String {
 }
 
 /// How the caller reached us: `https://host:port`.
-fn origin(parts: &Parts) -> String {
+pub(crate) fn origin(parts: &Parts) -> String {
     let forwarded = parts.headers.get(FORWARDED_PROTO).and_then(|value| value.to_str().ok());
     let scheme = match forwarded {
         Some(scheme) if scheme.eq_ignore_ascii_case("https") => "https",

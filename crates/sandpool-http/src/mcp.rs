@@ -1,7 +1,9 @@
 //! The Model Context Protocol.
 //!
 //! ```text
+//! native  /mcp and /pools/{pool}/mcp: both eras of the protocol, nine tools
 //! azure   {pool endpoint}/mcp as clients of dynamic sessions know it: four tools, plain POST, JSON
 //! ```
 
 pub(crate) mod azure;
+pub(crate) mod native;

@@ -14,11 +14,11 @@ mod asked;
 mod body;
 mod events;
 mod executions;
-mod files;
+pub(crate) mod files;
 mod pools;
 mod request;
 mod sessions;
-mod shown;
+pub(crate) mod shown;
 
 use axum::Router;
 use axum::handler::Handler;

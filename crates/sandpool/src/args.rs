@@ -76,6 +76,8 @@ pub(crate) enum Command {
     /// List and look at pools
     #[command(subcommand)]
     Pool(Pool),
+    /// Be an MCP server on standard input and output, for hosts that start their servers themselves
+    Mcp(Mcp),
     /// Build, list and remove images
     #[command(subcommand)]
     Image(Image),
@@ -362,6 +364,13 @@ pub(crate) enum Pool {
         #[arg(long)]
         rotate: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mcp {
+    /// Sessions of this pool only [default: every pool]
+    #[arg(short, long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

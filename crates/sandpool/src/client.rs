@@ -86,6 +86,11 @@ impl Client {
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(response).await) }
     }
 
+    /// Sends a request, whatever is answered.
+    pub(crate) async fn send_any(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        request.send().await.map_err(|error| self.unreachable(&error))
+    }
+
     /// Sends a request and reads the JSON of its answer; null if it has no body.
     pub(crate) async fn json(&self, request: RequestBuilder) -> Result<Value, Failure> {
         let response = self.send(request).await?;

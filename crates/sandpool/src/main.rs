@@ -70,6 +70,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Files(files) => commands::files::run(&context, &files),
         Command::Session(session) => commands::session::run(&context, &session),
         Command::Pool(pool) => commands::pool::run(&context, &pool),
+        Command::Mcp(mcp) => commands::mcp::run(&context, &mcp),
         Command::Image(image) => commands::image::run(&context, &image),
         Command::Config(config) => commands::config::run(&context, &config),
         Command::Bench(bench) => commands::bench::run(&context, &bench),
@@ -84,6 +85,8 @@ fn start_log(cli: &Cli) {
         matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Server { .. } | Command::Egress { .. });
     let by_default = if is_server { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(by_default));
+    // The library that speaks MCP logs what passes through it, which is users' code and its output.
+    let filter = filter.add_directive("rmcp=off".parse().expect("it is a directive"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.global.log_format {
         LogFormat::Json => log.json().init(),

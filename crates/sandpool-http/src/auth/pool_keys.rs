@@ -19,7 +19,7 @@ use super::verify::MAX_TOKEN;
 use super::{Auth, AuthError, AuthFailure, Principal, Role, keys, now, verified};
 
 /// The header that carries it.
-const API_KEY: HeaderName = HeaderName::from_static("x-ms-apikey");
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-ms-apikey");
 
 /// How long the key before the newest is still good, in seconds: what the service gives, too.
 const GRACE: u64 = 300;

@@ -289,7 +289,9 @@ async fn run(asked: &Asked<'_>, arguments: Arguments, work: Work, launch: &str) 
     let identifier = Identifier::parse(&name)
         .map_err(|error| Failed::Told(format!("The environmentId is not one: {error}. Call {launch} to get one.")))?;
     let (node, pool, principal) = (&asked.app.node, &asked.pool, &asked.principal);
-    principal.may(Role::Executor, pool, Some(&identifier)).map_err(|error| Failed::Told(Problem::from(error).message))?;
+    principal
+        .may(Role::Executor, pool, Some(&identifier))
+        .map_err(|error| Failed::Told(Problem::from(error).message))?;
     let timeout = match arguments.timeout_seconds {
         None => None,
         Some(seconds) => Some(

@@ -170,7 +170,7 @@ fn file(asked: &Asked) -> Result<String, Problem> {
 }
 
 /// The absolute path of a directory to list: without `.` and empty components, which mean nothing.
-fn directory(path: &str) -> Result<String, Problem> {
+pub(crate) fn directory(path: &str) -> Result<String, Problem> {
     let base = if path.starts_with('/') { "" } else { DATA };
     let mut absolute = base.to_owned();
     for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// A point in time: RFC 3339, in UTC.
-pub(super) fn instant(time: SystemTime) -> String {
+pub(crate) fn instant(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
 }
 

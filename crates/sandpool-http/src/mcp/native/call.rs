@@ -1,0 +1,546 @@
+//! The nine tools, and resources.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::StreamExt;
+use rmcp::model::{CallToolResult, ContentBlock, ProgressNotificationParam, ReadResourceResult, ResourceContents};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
+use sandpool_node::{
+    EntryKind, ExecuteRequest, Execution, ExecutionHandle, ExecutionState, NodeError, Open, Runtime, Stdin, Stop, Work,
+};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::place::{Place, Thing, parse};
+use super::shown::{self, Output};
+use super::{Asked, Told};
+use crate::auth::Role;
+use crate::native::files::directory;
+use crate::native::shown::instant;
+
+/// How long a call waits for an execution, by default and at most.
+const WAIT: Duration = Duration::from_secs(45);
+const LONGEST_WAIT: f64 = 300.0;
+
+/// How often a client that wants to know hears that something still runs.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Bytes of a file in one answer, by default and at most.
+const PART: u64 = 64 * 1024;
+const LARGEST_PART: u64 = 256 * 1024;
+
+/// The largest file that is read as a resource.
+const LARGEST_RESOURCE: u64 = 8 << 20;
+
+/// Entries of one list.
+const PAGE: u32 = 500;
+
+type Outcome = Result<CallToolResult, Told>;
+
+#[derive(Deserialize)]
+struct OpenSession {
+    pool: Option<String>,
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Waits {
+    wait_seconds: Option<f64>,
+    timeout_seconds: Option<f64>,
+    background: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct RunCode {
+    session_id: String,
+    code: String,
+    language: Option<String>,
+    #[serde(flatten)]
+    waits: Waits,
+}
+
+#[derive(Deserialize)]
+struct RunCommand {
+    session_id: String,
+    command: Option<String>,
+    argv: Option<Vec<String>>,
+    stdin: Option<String>,
+    #[serde(flatten)]
+    waits: Waits,
+}
+
+#[derive(Deserialize)]
+struct WaitExecution {
+    session_id: String,
+    execution_id: String,
+    after_seq: Option<u64>,
+    wait_seconds: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct StopExecution {
+    session_id: String,
+    execution_id: String,
+    signal: Option<Signal>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Signal {
+    Interrupt,
+    Kill,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    Text,
+    Base64,
+}
+
+#[derive(Deserialize)]
+struct ReadFile {
+    session_id: String,
+    path: String,
+    offset: Option<u64>,
+    limit: Option<u64>,
+    encoding: Option<Encoding>,
+}
+
+#[derive(Deserialize)]
+struct WriteFile {
+    session_id: String,
+    path: String,
+    content: String,
+    encoding: Option<Encoding>,
+}
+
+#[derive(Deserialize)]
+struct ListFiles {
+    session_id: String,
+    path: Option<String>,
+    recursive: Option<bool>,
+    cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct CloseSession {
+    session_id: String,
+}
+
+fn read<T: DeserializeOwned>(arguments: Value) -> Result<T, Told> {
+    serde_json::from_value(arguments).map_err(|error| Told::new(format!("The arguments cannot be read: {error}.")))
+}
+
+/// An answer, and its text twin.
+fn answered(structured: Value) -> CallToolResult {
+    CallToolResult::structured(structured)
+}
+
+/// Stops an execution whose caller has gone, unless it is told to let it be.
+struct StopWhenGone(Option<ExecutionHandle>);
+
+impl Drop for StopWhenGone {
+    fn drop(&mut self) {
+        if let Some(handle) = self.0.take() {
+            tokio::spawn(async move {
+                // It has ended, or its session has: nothing is left to stop.
+                let _ = handle.stop(Stop::Interrupt).await;
+            });
+        }
+    }
+}
+
+impl Asked<'_> {
+    /// What the tool of that name answers; `None` when there is none.
+    pub(super) async fn call(&self, name: &str, arguments: Value) -> Option<Outcome> {
+        Some(match name {
+            "open_session" => self.open_session(arguments).await,
+            "run_code" => self.run_code(arguments).await,
+            "run_command" => self.run_command(arguments).await,
+            "wait_execution" => self.wait_execution(arguments).await,
+            "stop_execution" => self.stop_execution(arguments).await,
+            "read_file" => self.read_file(arguments).await,
+            "write_file" => self.write_file(arguments).await,
+            "list_files" => self.list_files(arguments).await,
+            "close_session" => self.close_session(arguments).await,
+            _ => return None,
+        })
+    }
+
+    async fn open_session(&self, arguments: Value) -> Outcome {
+        let OpenSession { pool, name } = read(arguments)?;
+        let pool = self.pool(pool.as_deref())?;
+        let name = match (&self.principal().session, name) {
+            // Whoever is bound to one session has that one.
+            (Some(own), None) => own.clone(),
+            (_, Some(name)) => name,
+            (None, None) => {
+                let mut random = [0; 16];
+                getrandom::fill(&mut random).map_err(|_| Told::new("No random numbers: try again."))?;
+                format!("ses-{}", hex::encode(random))
+            }
+        };
+        let identifier = Identifier::parse(&name).map_err(|error| Told::new(format!("The name is none: {error}.")))?;
+        let place = self.scope.at(pool, identifier)?;
+        let node = &self.app.node;
+        let opened = node.open(&place.pool, &place.key, Open::OrCreate, &self.principal().caller()).await?;
+        let spec = node.spec(&place.pool)?;
+        let languages = match spec.runtime {
+            Runtime::Python => vec!["python", "bash"],
+            Runtime::Node => vec!["javascript", "bash"],
+            Runtime::Shell => vec!["bash"],
+        };
+        Ok(answered(json!({
+            "session_id": place.session_id(),
+            "is_new": opened.new,
+            "pool": place.pool.as_str(),
+            "languages": languages,
+            "workdir": "/mnt/data",
+            "expires_at": instant(opened.session.expires),
+            "idle_timeout_seconds": spec.life.cooldown.as_secs_f64(),
+        })))
+    }
+
+    /// The pool that is asked for, or goes without saying.
+    fn pool(&self, asked: Option<&str>) -> Result<PoolName, Told> {
+        let may = |pool: &PoolName| {
+            let own = self.principal().session.as_deref().and_then(|own| Identifier::parse(own).ok());
+            self.principal().may(Role::Executor, pool, own.as_ref()).is_ok()
+        };
+        let known: Vec<_> =
+            self.app.node.pools().into_iter().map(|pool| pool.spec.name).filter(|pool| may(pool)).collect();
+        let list = || known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (asked, &self.scope.pool) {
+            (None, Some(pool)) => Ok(pool.clone()),
+            (Some(asked), Some(pool)) if asked != pool.as_str() => {
+                Err(Told::new(format!("This address is for the pool {pool} only: leave pool out.")))
+            }
+            (Some(asked), _) => known.iter().find(|pool| pool.as_str() == asked).cloned().ok_or_else(|| {
+                let asked: String = asked.chars().take(80).collect();
+                Told::new(format!("There is no pool {asked:?} for you; there are: {}.", list()))
+            }),
+            (None, None) => match &known[..] {
+                [only] => Ok(only.clone()),
+                all => all
+                    .iter()
+                    .find(|pool| pool.as_str() == "python")
+                    .cloned()
+                    .ok_or_else(|| Told::new(format!("Say which pool: {}.", list()))),
+            },
+        }
+    }
+
+    async fn run_code(&self, arguments: Value) -> Outcome {
+        let RunCode { session_id, code, language, waits } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let own = self.app.node.spec(&place.pool)?.runtime;
+        let asked = match language.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            None | Some("") => own,
+            Some("python" | "python3" | "py") => Runtime::Python,
+            Some("javascript" | "js" | "node" | "nodejs") => Runtime::Node,
+            Some("bash" | "sh" | "shell") => Runtime::Shell,
+            Some(other) => {
+                let other: String = other.chars().take(40).collect();
+                return Err(Told::new(format!("{other:?} does not run here; python, javascript and bash do.")));
+            }
+        };
+        let work = match asked {
+            Runtime::Shell => Work::Shell { command: code, stdin: Stdin::Empty },
+            asked if asked == own => Work::Code { code, fresh: false },
+            other => {
+                return Err(Told::new(format!(
+                    "The pool {} does not run {}: open a session in one that does.",
+                    place.pool,
+                    if other == Runtime::Python { "python" } else { "javascript" }
+                )));
+            }
+        };
+        self.run(&place, work, &waits).await
+    }
+
+    async fn run_command(&self, arguments: Value) -> Outcome {
+        let RunCommand { session_id, command, argv, stdin, waits } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let stdin = stdin.map_or(Stdin::Empty, |text| Stdin::Bytes(text.into_bytes()));
+        let (command, argv) = (command.filter(|line| !line.is_empty()), argv.filter(|argv| !argv.is_empty()));
+        let work = match (command, argv) {
+            (Some(command), None) => Work::Shell { command, stdin },
+            (None, Some(argv)) => Work::Argv { argv, stdin },
+            _ => return Err(Told::new("Give exactly one of command and argv.")),
+        };
+        self.run(&place, work, &waits).await
+    }
+
+    async fn run(&self, place: &Place, work: Work, waits: &Waits) -> Outcome {
+        let node = &self.app.node;
+        let most = node.spec(&place.pool)?.max_timeout;
+        let timeout = match waits.timeout_seconds {
+            None => None,
+            Some(seconds) => match Duration::try_from_secs_f64(seconds) {
+                Ok(timeout) if !timeout.is_zero() => Some(timeout.min(most)),
+                _ => return Err(Told::new("timeout_seconds is a number above 0.")),
+            },
+        };
+        let in_background = waits.background.unwrap_or(false);
+        let wait = if in_background { Duration::ZERO } else { waiting(waits.wait_seconds)? };
+        node.open(&place.pool, &place.key, Open::Existing, &self.principal().caller()).await?;
+        let request = ExecuteRequest { id: None, work, timeout, output_limit: None };
+        let handle = node.execute(&place.pool, &place.key, request).await?;
+        let mut guard = StopWhenGone((!in_background).then(|| handle.clone()));
+        let waited = self.watch(&handle, wait).await;
+        let Some(execution) = waited else {
+            // The guard stops it.
+            return Err(Told::new(format!(
+                "Cancelled. What it printed is kept under the execution_id {}.",
+                handle.id()
+            )));
+        };
+        if !has_ended(&execution) {
+            handle.kept().await?;
+        }
+        guard.0 = None;
+        Ok(shown::execution(place, &execution, &Output::of(&handle, 0)))
+    }
+
+    /// Waits for the end of an execution, and tells a client that wants to know that it goes on. `None`: the client has gone.
+    async fn watch(&self, handle: &ExecutionHandle, limit: Duration) -> Option<Execution> {
+        let token = self.context.meta.get_progress_token();
+        let began = Instant::now();
+        loop {
+            let left = limit.saturating_sub(began.elapsed());
+            let execution = tokio::select! {
+                execution = handle.wait(left.min(HEARTBEAT)) => execution,
+                () = self.context.ct.cancelled() => return None,
+            };
+            if has_ended(&execution) || left <= HEARTBEAT {
+                return Some(execution);
+            }
+            if let Some(token) = &token {
+                let beat = ProgressNotificationParam::new(token.clone(), began.elapsed().as_secs_f64())
+                    .with_message(shown::last_line(&execution));
+                // A client that does not hear it hears the answer, or has gone, which is heard above.
+                let _ = self.context.peer.notify_progress(beat).await;
+            }
+        }
+    }
+
+    async fn wait_execution(&self, arguments: Value) -> Outcome {
+        let WaitExecution { session_id, execution_id, after_seq, wait_seconds } = read(arguments)?;
+        let wait = waiting(wait_seconds)?;
+        let place = self.scope.place(&session_id)?;
+        let id = execution(&execution_id)?;
+        match self.find(&place, id).await? {
+            Found::Alive(handle) => {
+                let execution = self.watch(&handle, wait).await.unwrap_or_else(|| handle.snapshot());
+                Ok(shown::execution(&place, &execution, &Output::of(&handle, after_seq.unwrap_or(0))))
+            }
+            Found::Past(execution) => Ok(shown::execution(&place, &execution, &Output::kept(&execution))),
+        }
+    }
+
+    async fn stop_execution(&self, arguments: Value) -> Outcome {
+        let StopExecution { session_id, execution_id, signal } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let handle = self.app.node.execution(&place.pool, &place.key, &execution(&execution_id)?)?;
+        let (how, wait) = match signal.unwrap_or(Signal::Interrupt) {
+            // As long as the harder ways take.
+            Signal::Interrupt => (Stop::Interrupt, Duration::from_secs(8)),
+            Signal::Kill => (Stop::Kill, Duration::from_secs(2)),
+        };
+        handle.stop(how).await?;
+        let execution = handle.wait(wait).await;
+        let mut result = shown::execution(&place, &execution, &Output::of(&handle, 0));
+        // It is what was asked for.
+        result.is_error = Some(false);
+        Ok(result)
+    }
+
+    async fn find(&self, place: &Place, id: ExecutionId) -> Result<Found, Told> {
+        let node = &self.app.node;
+        match node.execution(&place.pool, &place.key, &id) {
+            Ok(handle) => Ok(Found::Alive(handle)),
+            Err(error) => {
+                let past = node.past_execution(&place.pool, &place.key, id).await;
+                past.map(Box::new).map(Found::Past).ok_or_else(|| error.into())
+            }
+        }
+    }
+
+    /// Bytes of a file from `offset` on, `limit` at most, and its size.
+    async fn part(&self, place: &Place, path: &str, offset: u64, limit: u64) -> Result<(Vec<u8>, u64), NodeError> {
+        let (size, mut pieces) = self.app.node.read_file(&place.pool, &place.key, path).await?;
+        let wanted = usize::try_from(limit.min(size.saturating_sub(offset))).unwrap_or(usize::MAX);
+        let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let mut data = Vec::new();
+        while data.len() < wanted {
+            let Some(piece) = pieces.next().await.transpose()? else { break };
+            let begin = skip.min(piece.len());
+            skip -= begin;
+            let end = piece.len().min(begin + wanted - data.len());
+            data.extend_from_slice(&piece[begin..end]);
+        }
+        Ok((data, size))
+    }
+
+    async fn read_file(&self, arguments: Value) -> Outcome {
+        let ReadFile { session_id, path, offset, limit, encoding } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let path = absolute(&path)?;
+        let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(PART).clamp(1, LARGEST_PART));
+        let (data, size) = self.part(&place, &path, offset, limit).await?;
+        let uri = place.file(&path);
+        let image = shown::image_kind(&data).filter(|_| offset == 0 && u64::try_from(data.len()) == Ok(size));
+        let wants_base64 = encoding == Some(Encoding::Base64);
+        // A character that the limit cuts in half is read with the next part.
+        let whole = match std::str::from_utf8(&data) {
+            Ok(_) => Some(data.len()),
+            Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => Some(error.valid_up_to()),
+            Err(_) => None,
+        };
+        let (encoding, content, length) = match (encoding, whole) {
+            (Some(Encoding::Base64), _) | (None, None) => ("base64", STANDARD.encode(&data), data.len()),
+            (_, Some(whole)) => ("text", shown::clean(&data[..whole]), whole),
+            (Some(Encoding::Text), None) => ("text", shown::clean(&data), data.len()),
+        };
+        let next = offset.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        let is_cut = next < size;
+        let structured = |encoding: &str, content: &str| {
+            json!({
+                "path": path, "uri": uri, "size": size, "encoding": encoding, "content": content,
+                "truncated": is_cut, "next_offset": is_cut.then_some(next),
+            })
+        };
+        Ok(match image {
+            // It is seen, and not read letter by letter.
+            Some(kind) if data.len() <= shown::LARGEST_IMAGE && !wants_base64 => {
+                let mut result = answered(structured("image", ""));
+                result.content.push(ContentBlock::image(STANDARD.encode(&data), kind));
+                result
+            }
+            _ => answered(structured(encoding, &content)),
+        })
+    }
+
+    async fn write_file(&self, arguments: Value) -> Outcome {
+        let WriteFile { session_id, path, content, encoding } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let path = absolute(&path)?;
+        let data = match encoding.unwrap_or(Encoding::Text) {
+            Encoding::Text => content.into_bytes(),
+            Encoding::Base64 => STANDARD
+                .decode(content.trim())
+                .map_err(|error| Told::new(format!("The content is no base64: {error}.")))?,
+        };
+        let length = data.len();
+        let data = futures::stream::iter([Ok(Bytes::from(data))]).boxed();
+        self.app.node.write_file(&place.pool, &place.key, &path, data).await?;
+        Ok(answered(json!({ "path": path, "uri": place.file(&path), "bytes_written": length })))
+    }
+
+    async fn list_files(&self, arguments: Value) -> Outcome {
+        let ListFiles { session_id, path, recursive, cursor } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let path = absolute(path.as_deref().unwrap_or_default())?;
+        let recursive = recursive.unwrap_or(false);
+        let listed = self.app.node.list_files(&place.pool, &place.key, &path, recursive, cursor, PAGE).await;
+        let (entries, more) = listed?;
+        let next = entries.last().filter(|_| more).map(|last| last.path.clone());
+        let shown: Vec<_> = entries
+            .iter()
+            .map(|entry| {
+                let modified = OffsetDateTime::from_unix_timestamp_nanos(entry.modified_ns.into());
+                json!({
+                    "path": shown::clean(entry.path.as_bytes()),
+                    "kind": match entry.kind {
+                        EntryKind::File => "file",
+                        EntryKind::Directory => "directory",
+                        EntryKind::Other => "other",
+                    },
+                    "size": entry.size,
+                    "modified_at": modified.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default(),
+                })
+            })
+            .collect();
+        Ok(answered(json!({ "entries": shown, "truncated": more, "next_cursor": next })))
+    }
+
+    async fn close_session(&self, arguments: Value) -> Outcome {
+        let CloseSession { session_id } = read(arguments)?;
+        let place = self.scope.place(&session_id)?;
+        let closed = match self.app.node.delete_session(&place.pool, &place.key).await {
+            Ok(()) => true,
+            Err(NodeError::NoSession(_)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(answered(json!({ "session_id": place.session_id(), "closed": closed })))
+    }
+
+    /// What an address means, read.
+    pub(super) async fn resource(&self, uri: &str) -> Result<ReadResourceResult, Told> {
+        let unknown = || Told::new(format!("There is nothing at {}.", uri.chars().take(200).collect::<String>()));
+        let (session_id, thing) = parse(uri).ok_or_else(unknown)?;
+        let place = self.scope.place(&session_id)?;
+        let contents = match thing {
+            Thing::File(path) => {
+                let path = absolute(&path)?;
+                let (data, size) = self.part(&place, &path, 0, LARGEST_RESOURCE).await?;
+                if size > LARGEST_RESOURCE {
+                    return Err(Told::new(format!(
+                        "The file has {size} bytes, more than the {LARGEST_RESOURCE} of a resource: read it in parts with read_file."
+                    )));
+                }
+                shown::contents(uri, &data)
+            }
+            Thing::Stdout(id) => ResourceContents::text(shown::clean(&self.past(&place, id).await?.stdout), uri),
+            Thing::Stderr(id) => ResourceContents::text(shown::clean(&self.past(&place, id).await?.stderr), uri),
+            Thing::Image(id, number) => {
+                let execution = self.past(&place, id).await?;
+                let (kind, data) = shown::images(&execution).nth(number).ok_or_else(unknown)?;
+                ResourceContents::blob(STANDARD.encode(data), uri).with_mime_type(kind)
+            }
+        };
+        Ok(ReadResourceResult::new(vec![contents]))
+    }
+
+    async fn past(&self, place: &Place, id: ExecutionId) -> Result<Execution, Told> {
+        Ok(match self.find(place, id).await? {
+            Found::Alive(handle) => handle.snapshot(),
+            Found::Past(execution) => *execution,
+        })
+    }
+}
+
+/// An execution that is known.
+enum Found {
+    Alive(ExecutionHandle),
+    /// Its session is gone, or its server was started anew.
+    Past(Box<Execution>),
+}
+
+fn has_ended(execution: &Execution) -> bool {
+    matches!(execution.state, ExecutionState::Ended(_))
+}
+
+fn waiting(seconds: Option<f64>) -> Result<Duration, Told> {
+    match seconds {
+        None => Ok(WAIT),
+        Some(seconds) if (0.0..=LONGEST_WAIT).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        Some(_) => Err(Told::new(format!("wait_seconds is a number from 0 to {LONGEST_WAIT}."))),
+    }
+}
+
+fn execution(text: &str) -> Result<ExecutionId, Told> {
+    ExecutionId::parse(text)
+        .ok_or_else(|| Told::new("An execution_id is a UUID: use the one that run_code or run_command answered."))
+}
+
+fn absolute(path: &str) -> Result<String, Told> {
+    directory(path).map_err(|problem| Told::new(problem.message))
+}
