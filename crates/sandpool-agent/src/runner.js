@@ -168,23 +168,38 @@
       if (error?.code !== "ERR_SCRIPT_EXECUTION_INTERRUPTED") throw error;
       isWhole = false;
     }
+    // Taken up, before the listener may look: it would break into this runner.
+    if (!isWhole) Atomics.store(shared, TAKEN, serial);
     Atomics.store(shared, HELD, 0);
     return isWhole;
   }
+
+  // What evaluations wait for, as long as they do. The inspector holds it but weakly, and when it is collected (code that was
+  // interrupted waited for what nobody keeps) the inspector calls back in the middle of the collection, which ends Node.
+  const pending = new Set();
+  const { onInit } = require("v8").promiseHooks;
 
   function evaluate(expression, contextId) {
     const parameters = { expression, contextId, replMode: true, awaitPromise: true, objectGroup: "run", silent: true };
     return new SafePromise((resolve, reject) => {
       let settle = null;
       let answered = null;
+      // The first promise that is made is the one of the code as a whole.
+      let whole = null;
+      const unhook = onInit((promise) => {
+        if (whole === null) pending.add((whole = promise));
+      });
       const isWhole = breakable(() => {
         session.post("Runtime.evaluate", parameters, (error, answer) => {
           answered = { error, answer };
+          pending.delete(whole);
           settle?.();
         });
+        unhook();
         // What waits for promises is broken off with it. Nothing of this runner waits here: it would not be heard of again.
         runTicks();
       });
+      unhook();
       settle = () => {
         const { error, answer } = answered;
         if (!error) resolve(answer);

@@ -196,7 +196,20 @@ pub(crate) fn cases() -> Vec<Case> {
                     &[Ends("Cancelled")],
                 ),
                 Step(Code("kept"), &[Text("7")]),
-                // A loop in a value's own inspector is not here: an interrupt ends it, but now and then with the interpreter.
+                Step(
+                    Interrupted("({ [require('util').inspect.custom]() { console.log('go'); for (;;); } })", "go"),
+                    &[Ends("Cancelled")],
+                ),
+                Step(Code("kept"), &[Text("7")]),
+                // What it waited for is garbage now, and the inspector has a word to say when it is collected.
+                Step(Interrupted("console.log('go'); await new Promise(() => {})", "go"), &[Ends("Cancelled")]),
+                Step(
+                    Code(
+                        "require('v8').setFlagsFromString('--expose-gc'); require('vm').runInNewContext('gc')(); kept",
+                    ),
+                    &[Text("7")],
+                ),
+                Step(Code("kept"), &[Text("7")]),
                 Step(
                     Interrupted("for (;;) { try { console.log('go'); for (;;); } catch {} }", "go"),
                     &[Ends("Cancelled")],
