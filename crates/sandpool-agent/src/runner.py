@@ -710,10 +710,7 @@ class Runner:
 
     def serve(self):
         while True:
-            header = read_exactly(4)
-            if header is None:
-                return
-            body = read_exactly(int.from_bytes(header, "little"))
+            body = next_message()
             if body is None:
                 return
             message = DECODE(body.decode("utf-8"))
@@ -805,12 +802,20 @@ class Runner:
         except BaseException as error:
             raised = error
         channel.is_running = False
+        # What is left to say needs whole foundations where something went wrong; else they are seen to when it has been said.
+        if raised is not None:
+            self.mend()
+            self.finish(raised, restore)
+        else:
+            self.finish(raised, restore)
+            self.mend()
+
+    def mend(self):
         try:
             self.foundations.mend()
         except Exception:
             # What cannot be mended shows in the next run.
             pass
-        self.finish(raised, restore)
 
     def evaluate(self, code, is_stored):
         self.channel.is_running = True
@@ -893,14 +898,25 @@ def reseed(seed):
         ctypes.memmove(place, state, len(state))
 
 
-def read_exactly(length):
-    data = bytearray()
-    while len(data) < length:
-        piece = read(FROM_AGENT, min(length - len(data), 1 << 20))
+# What has been read and belongs to the next message.
+UNREAD = bytearray()
+# Bytes that are read at once: most messages are whole then.
+PIECE = 1 << 16
+
+
+def next_message():
+    """The body of the next message, after its length; None when the agent is gone."""
+    while True:
+        if len(UNREAD) >= 4:
+            end = 4 + int.from_bytes(UNREAD[:4], "little")
+            if len(UNREAD) >= end:
+                body = bytes(UNREAD[4:end])
+                del UNREAD[:end]
+                return body
+        piece = read(FROM_AGENT, PIECE)
         if not piece:
             return None
-        data += piece
-    return bytes(data)
+        UNREAD.extend(piece)
 
 
 def forget_errors(shell):
