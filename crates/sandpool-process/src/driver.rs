@@ -54,6 +54,12 @@ struct State {
     templates: HashMap<PoolName, Template>,
 }
 
+/// A call that the launcher has been sent.
+struct Asked {
+    request: u32,
+    answer: oneshot::Receiver<Reply>,
+}
+
 type Reply = (Result<Answer, Refusal>, Option<OwnedFd>);
 
 /// What the server knows of a sandbox beyond the launcher's record.
@@ -164,20 +170,32 @@ impl ProcessDriver {
     }
 
     async fn ask(&self, call: Call) -> Result<(Answer, Option<OwnedFd>), DriverError> {
-        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let bytes = control::encode(&ToLauncher { request, call }).map_err(|error| unavailable(&error))?;
-        let (sender, receiver) = oneshot::channel();
-        self.state().waiting.insert(request, sender);
-        let conversation = async {
-            self.send(&bytes).await?;
-            receiver.await.map_err(|_| unavailable(&"the launcher is gone"))
-        };
-        let outcome = tokio::time::timeout(DEADLINE, conversation).await;
-        self.state().waiting.remove(&request);
-        let (result, fd) = outcome.map_err(|_| unavailable(&"the launcher did not answer in time"))??;
-        Ok((result.map_err(refused)?, fd))
+        self.finish(self.begin(call).await?).await
     }
 
+    /// Sends a call to the launcher.
+    async fn begin(&self, call: Call) -> Result<Asked, DriverError> {
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let bytes = control::encode(&ToLauncher { request, call }).map_err(|error| unavailable(&error))?;
+        let (sender, answer) = oneshot::channel();
+        self.state().waiting.insert(request, sender);
+        let asked = Asked { request, answer };
+        let sent = tokio::time::timeout(DEADLINE, self.send(&bytes)).await;
+        let sent = sent.unwrap_or_else(|_| Err(unavailable(&"the launcher did not listen in time")));
+        if sent.is_err() {
+            self.state().waiting.remove(&request);
+        }
+        sent.map(|()| asked)
+    }
+
+    /// Waits for the launcher's answer.
+    async fn finish(&self, asked: Asked) -> Result<(Answer, Option<OwnedFd>), DriverError> {
+        let outcome = tokio::time::timeout(DEADLINE, asked.answer).await;
+        self.state().waiting.remove(&asked.request);
+        let outcome = outcome.map_err(|_| unavailable(&"the launcher did not answer in time"))?;
+        let (result, fd) = outcome.map_err(|_| unavailable(&"the launcher is gone"))?;
+        Ok((result.map_err(refused)?, fd))
+    }
     async fn send(&self, bytes: &[u8]) -> Result<(), DriverError> {
         loop {
             let mut ready = self.socket.writable().await.map_err(|error| unavailable(&error))?;

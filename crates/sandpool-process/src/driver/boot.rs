@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
@@ -11,6 +11,7 @@ use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox, St
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::stream::AgentStream;
 use super::{Known, ProcessDriver, unavailable};
@@ -66,17 +67,32 @@ impl Dialled {
     }
 
     async fn configure(&mut self, activation: &Activation) -> io::Result<Result<(), agent::Refusal>> {
+        self.send(activation).await?;
+        of_activation(next(&mut self.stream, &mut Vec::new()).await?)
+    }
+
+    async fn send(&mut self, activation: &Activation) -> io::Result<()> {
         let call = ToAgent::Call { request: REQUEST, call: agent::Call::Activate(activation.clone()) };
-        self.stream.write_all(&frame::encode(&call).map_err(io::Error::other)?).await?;
-        match next(&mut self.stream, &mut Vec::new()).await? {
-            FromAgent::Reply { request: REQUEST, result } => Ok(result.map(drop)),
-            _ => Err(io::Error::other("the agent answered something else")),
-        }
+        self.stream.write_all(&frame::encode(&call).map_err(io::Error::other)?).await
     }
 
     /// The stream, as if nothing had been read from it.
     pub(super) fn replay(self) -> Replayed {
-        Replayed { greeting: io::Cursor::new(self.greeting), stream: self.stream }
+        Replayed { greeting: io::Cursor::new(self.greeting), answer: None, stream: self.stream }
+    }
+
+    /// The stream, as if nothing had been read from it. What comes first is the answer to the configuration that was sent: it
+    /// is taken out, told to `heard`, and when it is anything but a yes, reading fails.
+    fn replay_configured(self, heard: oneshot::Sender<Result<(), String>>) -> Replayed {
+        let answer = Some(Awaited { bytes: Vec::new(), heard: Some(heard) });
+        Replayed { greeting: io::Cursor::new(self.greeting), answer, stream: self.stream }
+    }
+}
+
+fn of_activation(message: FromAgent) -> io::Result<Result<(), agent::Refusal>> {
+    match message {
+        FromAgent::Reply { request: REQUEST, result } => Ok(result.map(drop)),
+        _ => Err(io::Error::other("the agent answered something else")),
     }
 }
 
@@ -98,7 +114,51 @@ async fn next(stream: &mut AgentStream, seen: &mut Vec<u8>) -> io::Result<FromAg
 /// A stream whose first bytes have been read already.
 pub(super) struct Replayed {
     greeting: io::Cursor<Vec<u8>>,
+    answer: Option<Awaited>,
     stream: AgentStream,
+}
+
+/// The answer to a configuration, on its way.
+struct Awaited {
+    bytes: Vec<u8>,
+    heard: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+impl Awaited {
+    /// Reads the answer, and not a byte more.
+    fn poll(&mut self, stream: &mut AgentStream, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let judged = loop {
+            let wanted = match self.bytes.first_chunk::<{ frame::HEADER }>() {
+                None => frame::HEADER,
+                Some(header) => match frame::body_length(*header) {
+                    Ok(length) if length <= MAX_GREETING => frame::HEADER + length,
+                    Ok(_) => break Err("the agent's answer to its configuration is too long".to_owned()),
+                    Err(error) => break Err(error.to_string()),
+                },
+            };
+            if self.bytes.len() >= frame::HEADER && self.bytes.len() == wanted {
+                let answer =
+                    frame::decode(&self.bytes[frame::HEADER..]).map_err(io::Error::other).and_then(of_activation);
+                break match answer {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(refusal)) => Err(refusal.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+            }
+            let mut piece = [0; 256];
+            let mut room = ReadBuf::new(&mut piece[..(wanted - self.bytes.len()).min(256)]);
+            match ready!(Pin::new(&mut *stream).poll_read(context, &mut room)) {
+                Ok(()) if room.filled().is_empty() => break Err("the agent ended before it was configured".to_owned()),
+                Ok(()) => self.bytes.extend_from_slice(room.filled()),
+                Err(error) => break Err(error.to_string()),
+            }
+        };
+        if let Some(heard) = self.heard.take() {
+            // Whoever waits for it may have given up.
+            let _ = heard.send(judged.clone());
+        }
+        Poll::Ready(judged.map_err(io::Error::other))
+    }
 }
 
 impl AsyncRead for Replayed {
@@ -108,6 +168,11 @@ impl AsyncRead for Replayed {
         let greeting = Pin::new(&mut self.greeting).poll_read(context, out);
         if out.filled().len() > before || out.remaining() == 0 {
             return greeting;
+        }
+        let this = &mut *self;
+        if let Some(answer) = &mut this.answer {
+            ready!(answer.poll(&mut this.stream, context))?;
+            this.answer = None;
         }
         Pin::new(&mut self.stream).poll_read(context, out)
     }
@@ -247,9 +312,10 @@ impl ProcessDriver {
         Ok(())
     }
 
-    /// Gives a sandbox away with two messages sent at the same time: the owner to the launcher, the configuration to
-    /// the agent. The launcher's is sent first: what it has been sent it remembers, also if this server is killed
-    /// before the other leaves, and then nobody else gets the sandbox.
+    /// Gives a sandbox away with two messages: the owner to the launcher, the configuration to the agent. The launcher's is
+    /// sent first: what it has been sent it remembers, also if this server is killed before the other leaves, and then
+    /// nobody else gets the sandbox. Nobody waits for the answers, which are yes but for a sandbox that ends meanwhile: the
+    /// agent takes what comes next after its configuration, and a no ends the sandbox, as its death would.
     pub(super) async fn give_at_once(
         &self,
         id: SandboxId,
@@ -276,18 +342,40 @@ impl ProcessDriver {
             // Somebody has dialled, and took the stream that told of its readiness.
             None => Dialled::greet(self.dial_new(id).await?, |_| ()).await.map_err(|error| unavailable(&error))?,
         };
-        let assigned = self.ask(Call::Give { id: id.0, record });
-        let configured = async {
-            let answer = tokio::time::timeout(ACTIVATION, dialled.configure(activation)).await;
-            let answer = answer.map_err(|_| unavailable(&"the agent did not take its configuration in time"))?;
-            answer.map_err(|error| unavailable(&error))?.map_err(|refusal| DriverError::Conflict(refusal.to_string()))
-        };
-        // The first is polled first, and sends before it waits.
-        let (assigned, configured) = tokio::join!(biased; assigned, configured);
-        assigned?;
-        configured?;
+        let assigned = self.begin(Call::Give { id: id.0, record }).await?;
+        if let Err(error) = dialled.send(activation).await {
+            // Its end is on its way from the launcher, or comes now.
+            self.forsake(id, format!("its agent could not be configured: {error}")).await;
+            return Err(DriverError::Gone(id.to_string()));
+        }
         self.update(id, |sandbox| sandbox.activated = true)?;
-        Ok(Box::new(dialled.replay()))
+        let (heard, configured) = oneshot::channel();
+        if let Some(driver) = self.this.upgrade() {
+            tokio::spawn(async move {
+                let assigned = driver.finish(assigned).await.map(drop).map_err(|error| error.to_string());
+                let configured = match tokio::time::timeout(ACTIVATION, configured).await {
+                    Ok(Ok(judged)) => judged,
+                    // Nobody reads that stream any more: whoever has it has ended the session.
+                    Ok(Err(_)) => Ok(()),
+                    Err(_) => Err("the agent did not take its configuration in time".to_owned()),
+                };
+                if let Err(why) = assigned.and(configured) {
+                    driver.forsake(id, why).await;
+                }
+            });
+        }
+        Ok(Box::new(dialled.replay_configured(heard)))
+    }
+
+    /// Ends a sandbox that was given away and cannot be used. Its session hears that it was lost, and why.
+    async fn forsake(&self, id: SandboxId, why: String) {
+        tracing::warn!(sandbox = %id, why, "a sandbox that was given to a session is of no use");
+        if let Some(known) = self.state().known.get_mut(&id) {
+            known.fate.get_or_insert(GoneReason::Died(why));
+        }
+        if let Err(error) = self.destroy(id).await {
+            tracing::error!("it could not be destroyed either: {error}");
+        }
     }
 
     pub(super) async fn configure(&self, id: SandboxId, activation: &Activation) -> Result<(), DriverError> {
