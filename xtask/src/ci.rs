@@ -1,12 +1,13 @@
 //! `cargo xtask ci`: one stage after another, each with its time, and a line with the counts at the end.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::fuzz::{self, Fuzzing};
 use crate::{root, tidy};
 
 /// What the stages add up to.
@@ -15,67 +16,156 @@ struct Sums {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// What failed, was run once more, and passed. Each is named at the end: a test that does so is wrong, or what it tests
+    /// is; but the work of a day is not thrown away for it.
+    flaky: Vec<String>,
     stages: Vec<(&'static str, Duration)>,
 }
 
-pub(crate) fn run(fast: bool) -> Result<String> {
+/// How much of it runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Without real clients and fuzzing.
+    Fast,
+    /// All of it. Real clients drive the program as tests build it, which checks more than a released one (overflow, debug
+    /// assertions) and saves the longest build of all.
+    Whole,
+    /// All of it, with real clients against the released program.
+    Release,
+}
+
+pub(crate) fn run(extent: Extent) -> Result<String> {
     let start = Instant::now();
     let mut sums = Sums::default();
-    let cargo = || {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(root());
-        cargo
-    };
+    let is_fast = extent == Extent::Fast;
     sums.stage("format", |_| run_quietly(cargo().args(["fmt", "--all", "--check"])))?;
     sums.stage("tidy", |_| tidy::run().map(drop))?;
     sums.stage("lints", |_| {
         run_quietly(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
-    let tests_need_release = !fast && is_root();
-    if tests_need_release {
+    sums.stage("build", |_| {
+        run_quietly(cargo().args(["test", "--quiet", "--workspace", "--all-targets", "--no-run"]))
+    })?;
+    if extent == Extent::Release {
         sums.stage("release build", |_| {
             run_quietly(cargo().args(["build", "--quiet", "--release", "--package", "sandpool"]))
         })?;
-        sums.stage("images", |_| build_images())?;
-    } else if !fast {
-        sums.stage("release build", |_| {
-            run_quietly(cargo().args(["build", "--quiet", "--release", "--package", "sandpool"]))
-        })?;
+    }
+    if !is_fast {
+        sums.stage("fuzz build", |_| fuzz::build())?;
+    }
+    let program = program(extent);
+    let is_must = !is_fast && is_root();
+    if is_must {
+        sums.stage("images", |_| build_images(&program))?;
+    } else if !is_fast {
         println!("images: not root, so tests that run sandboxes say that they skip");
     }
+    let fuzzing = if is_fast { None } else { Some(Fuzzing::all(fuzz::MINUTES)?) };
     sums.stage("tests", |sums| {
         // Not nextest: several of these programs are a launcher and its server, and list nothing.
         let mut tests = cargo();
         tests.args(["test", "--quiet", "--workspace", "--all-targets", "--no-fail-fast"]);
-        if tests_need_release {
-            // A test that says it cannot run has failed.
-            tests.env("SANDPOOL_MUST", "1");
+        prepare(&mut tests, is_must);
+        let failed = sums.failed;
+        let output = run_counting(&mut tests, sums)?;
+        let Err(error) = output.judged else { return Ok(()) };
+        // A target that failed is run once more, alone: see `Sums::flaky`.
+        let targets = failed_targets(&output.text);
+        if targets.is_empty() || targets.len() > MOST_AGAIN {
+            return Err(error);
         }
-        if let Some(images) = images() {
-            tests.env("SANDPOOL_IMAGES", images);
+        for target in targets {
+            println!("== tests, once more: {}", target.join(" "));
+            let mut again = cargo();
+            again.args(["test", "--quiet", "--no-fail-fast"]).args(&target);
+            prepare(&mut again, is_must);
+            run_counting(&mut again, &mut Sums::default())?.judged?;
+            sums.flaky.push(target.join(" "));
         }
-        run_counting(&mut tests, sums)
+        sums.failed = failed;
+        Ok(())
     })?;
-    sums.stage("doc tests", |sums| run_counting(cargo().args(["test", "--quiet", "--workspace", "--doc"]), sums))?;
-    if !fast {
+    sums.stage("doc tests", |sums| {
+        run_counting(cargo().args(["test", "--quiet", "--workspace", "--doc"]), sums)?.judged
+    })?;
+    if !is_fast {
         sums.stage("real clients", |sums| {
             let script = root().join("e2e/run");
-            let mut clients = Command::new(&script);
-            clients.current_dir(root()).env("SANDPOOL_BIN", program());
-            if let Some(images) = images() {
-                clients.env("SANDPOOL_IMAGES", images);
+            let clients = |words: &[&str]| {
+                let mut clients = Command::new(&script);
+                clients.args(words).current_dir(root()).env("SANDPOOL_BIN", &program);
+                prepare(&mut clients, is_must);
+                clients
+            };
+            let failed = sums.failed;
+            let output = run_counting(&mut clients(&["--cache-clear"]), sums)?;
+            let Err(error) = output.judged else { return Ok(()) };
+            let tests = failed_clients(&output.text);
+            if tests.is_empty() || tests.len() > MOST_AGAIN {
+                return Err(error);
             }
-            if tests_need_release {
-                clients.env("SANDPOOL_MUST", "1");
-            }
-            run_counting(&mut clients, sums).with_context(|| script.display().to_string())
+            println!("== real clients, once more: {}", tests.join(", "));
+            run_counting(&mut clients(&["--last-failed"]), &mut Sums::default())?.judged?;
+            sums.flaky.extend(tests);
+            sums.failed = failed;
+            Ok(())
+        })?;
+    }
+    if let Some(fuzzing) = fuzzing {
+        sums.stage("fuzzing", |_| {
+            println!("{}", fuzzing.end()?);
+            Ok(())
         })?;
     }
     for (name, took) in &sums.stages {
         println!("  {name:<14} {:>7.1} s", took.as_secs_f64());
     }
     println!("  {:<14} {:>7.1} s", "all", start.elapsed().as_secs_f64());
+    for name in &sums.flaky {
+        println!("FLAKY: {name} failed and then passed; find out why before it costs somebody a night");
+    }
     Ok(format!("ci: {} passed, {} failed, {} skipped", sums.passed, sums.failed, sums.skipped))
+}
+
+/// How many targets or tests may be run once more: what breaks more than these is no flake.
+const MOST_AGAIN: usize = 3;
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// What tests in real sandboxes are told.
+fn prepare(tests: &mut Command, is_must: bool) {
+    if is_must {
+        // A test that says it cannot run has failed.
+        tests.env("SANDPOOL_MUST", "1");
+    }
+    if let Some(images) = images() {
+        tests.env("SANDPOOL_IMAGES", images);
+    }
+}
+
+/// The arguments of the targets that cargo says have failed, at its end: one a line, as `` `-p PACKAGE --test NAME` ``.
+fn failed_targets(output: &str) -> Vec<Vec<String>> {
+    let lines = output.lines().map(strip_colours);
+    let targets = lines.filter_map(|line| {
+        let words = line.trim().strip_prefix('`')?.strip_suffix('`')?.to_owned();
+        words.starts_with("-p ").then(|| words.split(' ').map(str::to_owned).collect())
+    });
+    targets.collect()
+}
+
+/// The tests that pytest says have failed, in its summary.
+fn failed_clients(output: &str) -> Vec<String> {
+    let lines = output.lines().map(strip_colours);
+    let tests = lines.filter_map(|line| {
+        let rest = line.strip_prefix("FAILED ").or_else(|| line.strip_prefix("ERROR "))?;
+        rest.split(' ').next().filter(|test| test.contains("::")).map(str::to_owned)
+    });
+    tests.collect()
 }
 
 impl Sums {
@@ -144,8 +234,14 @@ fn run_quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// What tests said, and whether they passed.
+struct Output {
+    text: String,
+    judged: Result<()>,
+}
+
 /// Runs tests, passing their output on, and adds up what they say of themselves.
-fn run_counting(command: &mut Command, sums: &mut Sums) -> Result<()> {
+fn run_counting(command: &mut Command, sums: &mut Sums) -> Result<Output> {
     // Both streams into one pipe: test runners print their summaries to either.
     let (reader, writer) = std::io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
@@ -154,17 +250,17 @@ fn run_counting(command: &mut Command, sums: &mut Sums) -> Result<()> {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
+    let mut all = String::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
         print!("{text}");
         sums.count(text.trim_end());
+        all.push_str(&text);
         line.clear();
     }
     let status = child.wait()?;
-    if !status.success() {
-        bail!("{} failed ({status})", shown(command));
-    }
-    Ok(())
+    let judged = if status.success() { Ok(()) } else { Err(anyhow::anyhow!("{} failed ({status})", shown(command))) };
+    Ok(Output { text: all, judged })
 }
 
 fn shown(command: &Command) -> String {
@@ -172,9 +268,9 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-fn program() -> PathBuf {
+fn program(extent: Extent) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("release/sandpool")
+    target.join(if extent == Extent::Release { "release/sandpool" } else { "debug/sandpool" })
 }
 
 /// Where the tests find images: as told, else in the state directory of this machine, so that they are built once.
@@ -185,8 +281,8 @@ fn images() -> Option<PathBuf> {
     }
 }
 
-fn build_images() -> Result<()> {
-    let mut build = Command::new(program());
+fn build_images(program: &Path) -> Result<()> {
+    let mut build = Command::new(program);
     build.args(["image", "build"]);
     if let Some(images) = images() {
         build.env("SANDPOOL_IMAGES", images);
@@ -217,5 +313,18 @@ mod tests {
         assert_eq!(count("\u{1b}[32m===== \u{1b}[1m7 passed\u{1b}[0m, 2 skipped in 3.10s =====\u{1b}[0m"), (7, 0, 2));
         assert_eq!(count("===== 1 failed, 7 passed, 1 error in 3.10s ====="), (7, 2, 0));
         assert_eq!(count("3 passed the gate"), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_failed_is_found_in_what_was_said() {
+        let cargo =
+            "error: 2 targets failed:\n    `-p sandpool-process --test walls`\n    `-p sandpool --bin sandpool`\n";
+        assert_eq!(
+            failed_targets(cargo),
+            [["-p", "sandpool-process", "--test", "walls"], ["-p", "sandpool", "--bin", "sandpool"]]
+        );
+        let pytest =
+            "FAILED test_kills.py::test_whatever - ProcessLookupError: x\nERROR test_mcp.py::test_y\nFAILED it\n";
+        assert_eq!(failed_clients(pytest), ["test_kills.py::test_whatever", "test_mcp.py::test_y"]);
     }
 }

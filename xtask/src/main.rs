@@ -1,25 +1,36 @@
 //! The project's own chores. `cargo xtask ci` is what CI runs, and it runs on a laptop.
 //!
 //! ```text
-//! cargo xtask ci          everything: format, lints, tidy, tests, doc tests, release build, real clients
-//! cargo xtask ci --fast   without the release build and what needs it
-//! cargo xtask tidy        house rules that a compiler cannot see
+//! cargo xtask ci             everything: format, lints, tidy, tests, doc tests, real clients, fuzzing
+//! cargo xtask ci --fast      without real clients and fuzzing
+//! cargo xtask ci --release   real clients drive the released program
+//! cargo xtask tidy           house rules that a compiler cannot see
+//! cargo xtask fuzz [--minutes N] [TARGET...]   fuzzing alone
 //! ```
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 mod ci;
+mod fuzz;
 mod tidy;
 
-const USAGE: &str = "usage: cargo xtask ci [--fast] | tidy";
+use ci::Extent;
+
+const USAGE: &str = "usage: cargo xtask ci [--fast|--release] | tidy | fuzz [--minutes N] [TARGET...]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["ci"] => ci::run(false),
-        ["ci", "--fast"] => ci::run(true),
+        ["ci"] => ci::run(Extent::Whole),
+        ["ci", "--fast"] => ci::run(Extent::Fast),
+        ["ci", "--release"] => ci::run(Extent::Release),
+        ["fuzz", "--minutes", minutes, ref targets @ ..] => match minutes.parse() {
+            Ok(minutes) => fuzz::run(minutes, targets),
+            Err(_) => Err(anyhow::anyhow!("--minutes {minutes:?} is no whole number")),
+        },
+        ["fuzz", ref targets @ ..] => fuzz::run(fuzz::MINUTES, targets),
         ["tidy"] => tidy::run(),
         _ => {
             eprintln!("{USAGE}");

@@ -18,8 +18,8 @@ mod native;
 mod openapi;
 mod problem;
 mod serve;
-#[cfg(test)]
-mod served;
+#[cfg(any(test, feature = "served"))]
+pub mod served;
 #[cfg(test)]
 mod tenancy;
 pub mod tls;

@@ -1,4 +1,6 @@
-//! The whole router over pools in memory, for tests of dialects.
+//! The whole router over pools in memory, for tests of dialects and for fuzzing (the feature `served`).
+
+#![cfg_attr(not(test), allow(dead_code))]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tower::ServiceExt;
 
 use crate::app::{App, Metadata, PoolFace, router};
 use crate::auth::{Auth, AuthConfig, Mint, Role, TenantTokens};
+#[cfg(test)]
 use crate::openapi::check;
 
 /// The tenants besides the default one; `small` may have one session, and one execution.
@@ -32,7 +35,7 @@ fn tenant(name: &str) -> TenantName {
 pub(crate) const OUTPUT_LIMIT: u64 = 10_000;
 
 /// A router, what is behind it, and a token for it.
-pub(crate) struct Served {
+pub struct Served {
     pub(crate) memory: Memory,
     pub(crate) node: Node,
     router: Router,
@@ -94,7 +97,11 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
 
 impl Served {
     /// The pools `python`, `node` and `shell`.
-    pub(crate) async fn start() -> Self {
+    ///
+    /// # Panics
+    ///
+    /// When the machine gives no temporary directory or no randomness.
+    pub async fn start() -> Self {
         Self::over(Memory::new(MemoryConfig::default())).await
     }
 
@@ -154,10 +161,19 @@ impl Served {
     }
 
     /// Sends a request as it is.
-    pub(crate) async fn send(&self, request: Request<Body>) -> Response {
+    pub async fn send(&self, request: Request<Body>) -> Response {
         self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
     }
 
+    /// The token of an executor.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+#[cfg(test)]
+impl Served {
     /// Sends a request with this token, reads the answer, and holds it against the OpenAPI document.
     pub(crate) async fn as_(&self, token: &str, method: &str, path: &str, body: impl Into<Body>) -> Answer {
         let request = Request::builder()
