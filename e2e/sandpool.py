@@ -100,17 +100,14 @@ class Server:
     def process(self) -> int:
         """The unprivileged process that answers; the launcher is its parent."""
         for pid in children(self.launcher):
-            try:
-                if b"__server" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
-            except FileNotFoundError:
-                pass
+            if "__server" in of_process(pid, "cmdline"):
+                return pid
         return 0
 
     def is_ready(self) -> bool:
         try:
             return requests.get(self.endpoint + "/readyz", timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
     def log(self) -> str:
@@ -185,11 +182,16 @@ class Pool:
             connection.close()
 
 
-def children(pid: int) -> list[int]:
+def of_process(pid: int, what: str) -> str:
+    """A file below /proc/PID; empty when the process is gone, be it before the opening or before the reading."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
+        return Path(f"/proc/{pid}/{what}").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in of_process(pid, f"task/{pid}/children").split()]
 
 
 def descendants(pid: int) -> set[int]:
@@ -204,17 +206,13 @@ def descendants(pid: int) -> set[int]:
 
 def memory(pid: int, field: str = "VmRSS") -> int:
     """Bytes of a process's memory."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+    return int(re.search(rf"{field}:\s+(\d+) kB", of_process(pid, "status"))[1]) * 1024
 
 
 def start_time(pid: int) -> int | None:
     """When a process started; None when there is none, or it only waits to be reaped."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except FileNotFoundError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    fields = of_process(pid, "stat").rpartition(")")[2].split()
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
 
 
 def kill(pid: int):

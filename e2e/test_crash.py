@@ -7,11 +7,10 @@ import random
 import threading
 import time
 import uuid
-from pathlib import Path
 
 import requests
 
-from sandpool import command, json, kill, wait_for
+from sandpool import command, json, kill, start_time, wait_for
 
 # The longest of an answer; a client whose connection breaks hears it at once.
 PATIENCE = 60
@@ -72,13 +71,6 @@ class Load:
         return record
 
 
-def is_over(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def newest(told: dict[str, str], most: int) -> dict[str, str]:
     """The last of them: a session keeps 64."""
     return dict(list(told.items())[-most:])
@@ -133,7 +125,7 @@ def test_a_server_killed_at_any_moment_loses_nothing_it_told_of(start):
     kill(server.launcher)
     kill(pid)
     # A process that was killed takes a moment to be gone.
-    wait_for(lambda: is_over(server.launcher) and is_over(pid), "the end of all")
+    wait_for(lambda: start_time(server.launcher) is None and start_time(pid) is None, "the end of all")
     command("up", "--listen", "127.0.0.1:0", "--detach", "--ready", "2", home=server.home, timeout=300)
     server.record = json.loads((server.home / "run/server.json").read_text())
     server.endpoint, server.launcher = server.record["endpoint"], server.record["pid"]
