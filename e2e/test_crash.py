@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 
+import pytest
 import requests
 
 from sandpool import command, json, kill, start_time, wait_for
@@ -93,6 +94,7 @@ def check(loads, known):
     return checked
 
 
+@pytest.mark.timeout(240 + 15 * KILLS)
 def test_a_server_killed_at_any_moment_loses_nothing_it_told_of(start):
     server = start("--ready", "2")
     rng = random.Random(SEED)
