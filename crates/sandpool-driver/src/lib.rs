@@ -102,6 +102,12 @@ pub trait Driver: Send + Sync + 'static {
     /// `Invalid` for a policy that cannot be used or a pool from which nothing is reached, `Gone` when the sandbox is not
     /// there.
     async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError>;
+
+    /// What a sandbox is narrowed to.
+    ///
+    /// # Errors
+    /// `Gone` when the sandbox is not there.
+    async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError>;
 }
 
 /// A byte stream to an agent.

@@ -127,6 +127,7 @@ struct Place {
     agent: Arc<Agent>,
     /// Processor time that it is said to have used, in microseconds.
     cpu_us: u64,
+    narrowed: Option<Policy>,
 }
 
 #[derive(Debug)]
@@ -424,7 +425,9 @@ impl Driver for MemoryDriver {
         let agent = Arc::new(self.host.agent(id, number, &template));
         let sandbox =
             Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
-        state.sandboxes.insert(id, Place { sandbox: sandbox.clone(), agent: Arc::clone(&agent), cpu_us: 0 });
+        state
+            .sandboxes
+            .insert(id, Place { sandbox: sandbox.clone(), agent: Arc::clone(&agent), cpu_us: 0, narrowed: None });
         state.say(Change::Upsert(sandbox));
         drop(state);
         self.host.watch_boot(id, &agent, fate, template.boot_limit);
@@ -516,9 +519,14 @@ impl Driver for MemoryDriver {
         Ok(Usage { memory, memory_peak: memory, pids, cpu_us, oom_kills: 0 })
     }
 
-    async fn narrow(&self, id: SandboxId, _policy: Option<&Policy>) -> Result<(), DriverError> {
+    async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError> {
         // Nothing is reached from what this driver makes, whatever is allowed.
-        self.begin(Operation::Usage).await?.place(id).map(drop)
+        self.begin(Operation::Usage).await?.place(id)?.narrowed = policy.cloned();
+        Ok(())
+    }
+
+    async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {
+        Ok(self.begin(Operation::Usage).await?.place(id)?.narrowed.clone())
     }
 }
 

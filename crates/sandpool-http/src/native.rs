@@ -5,6 +5,7 @@
 //! body       what they sent, bounded before it is parsed
 //! pools      /readyz, /pools, /pools/{pool}
 //! sessions   /pools/{pool}/sessions[/{session}]
+//! egress     .../sessions/{session}/egress
 //! executions .../executions[/{execution}[/stop|/input|/resize]]     request: what may be in a POST
 //! events     .../executions/{execution}/events                      shown: how an execution looks as JSON
 //! files      .../files[/{path}]
@@ -12,6 +13,7 @@
 
 mod asked;
 mod body;
+mod egress;
 mod events;
 mod executions;
 pub(crate) mod files;
@@ -60,6 +62,7 @@ method!(on_delete, delete);
 /// Every native route: the router and the test of the OpenAPI document are made from this.
 fn table() -> Vec<Route> {
     const SESSION: &str = "/pools/{pool}/sessions/{session}";
+    const EGRESS: &str = "/pools/{pool}/sessions/{session}/egress";
     const EXECUTIONS: &str = "/pools/{pool}/sessions/{session}/executions";
     const EXECUTION: &str = "/pools/{pool}/sessions/{session}/executions/{execution}";
     const FILE: &str = "/pools/{pool}/sessions/{session}/files/{*path}";
@@ -72,6 +75,9 @@ fn table() -> Vec<Route> {
         on_get(SESSION, sessions::one),
         on_put(SESSION, sessions::open),
         on_delete(SESSION, sessions::end),
+        on_get(EGRESS, egress::one),
+        on_put(EGRESS, egress::narrow),
+        on_delete(EGRESS, egress::widen),
         on_get(EXECUTIONS, executions::list),
         on_post(EXECUTIONS, executions::start),
         on_get(EXECUTION, executions::one),

@@ -89,7 +89,8 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         max_timeout: Duration::from_secs(220),
         env: Vec::new(),
         start: sandpool_node::Start::Cold,
-        egress: None,
+        egress: (name == "python")
+            .then(|| sandpool_node::EgressPolicy { mode: sandpool_node::EgressMode::Open, ..Default::default() }),
         scope: sandpool_node::SessionScope::Tenant,
         full_wait: Duration::ZERO,
     }

@@ -346,6 +346,26 @@ impl Node {
         })
     }
 
+    /// What a session's pool may reach, and what of it is left to the session ([`Node::narrow`]).
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `Unavailable`; `Unsupported` where the pool reaches nothing.
+    pub async fn reached(
+        &self,
+        pool: &PoolName,
+        key: &SessionKey,
+    ) -> Result<(EgressPolicy, Option<EgressPolicy>), NodeError> {
+        let Some(whole) = self.state(pool)?.spec.egress.clone() else {
+            return Err(NodeError::Unsupported("nothing is reached from this pool: it has no egress".to_owned()));
+        };
+        let info = self.session(pool, key)?;
+        match self.inner.driver.0.narrowed(info.sandbox).await {
+            Ok(own) => Ok((whole, own)),
+            Err(DriverError::Gone(_)) => Err(NodeError::NoSession(key.identifier.clone())),
+            Err(error) => Err(NodeError::Unavailable(error.to_string())),
+        }
+    }
+
     /// Ends a session. Answers once its sandbox is gone with all that was in it, so that no restart brings it back;
     /// its place is free at once. A caller that goes away meanwhile changes nothing.
     ///

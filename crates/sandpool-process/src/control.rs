@@ -79,6 +79,10 @@ pub(crate) enum Call {
         id: Id,
         policy: Option<Vec<u8>>,
     },
+    /// What this sandbox is narrowed to.
+    Narrowed {
+        id: Id,
+    },
 }
 
 /// What a sandbox is made for.
@@ -153,6 +157,9 @@ pub(crate) enum Answer {
         pids: u32,
         cpu_us: u64,
         oom_kills: u64,
+    },
+    Narrowed {
+        policy: Option<Vec<u8>>,
     },
 }
 

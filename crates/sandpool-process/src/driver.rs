@@ -369,6 +369,15 @@ impl Driver for ProcessDriver {
         let policy = policy.map(Policy::encode).transpose().map_err(DriverError::Invalid)?;
         self.ask(Call::Narrow { id: id.0, policy }).await.map(drop)
     }
+
+    async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {
+        match self.ask(Call::Narrowed { id: id.0 }).await?.0 {
+            Answer::Narrowed { policy } => {
+                policy.map(|policy| Policy::decode(&policy)).transpose().map_err(|error| unavailable(&error))
+            }
+            _ => Err(unavailable(&"the launcher answered something else")),
+        }
+    }
 }
 
 /// Goes through with a call also when its caller does not wait for it, so that nothing is left half done.

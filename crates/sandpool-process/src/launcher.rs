@@ -513,6 +513,9 @@ impl Launcher {
             },
             Call::List { after } => Ok(self.list(after)),
             Call::Narrow { id, policy } => self.narrow(request, id, policy)?,
+            Call::Narrowed { id } => self
+                .present(id)
+                .map(|live| Answer::Narrowed { policy: live.gate.as_ref().and_then(|gate| gate.narrowed()) }),
             Call::Dial { id } => match self.present(id).and_then(|live| live.dial()) {
                 Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
                 Err(refusal) => Err(refusal),

@@ -67,8 +67,9 @@ pub struct Rules {
     pub session: Option<Vec<u8>>,
 }
 
-/// Which hosts may be reached.
+/// Which hosts may be reached. As JSON and in settings it has the same keys, in camel case.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Policy {
     /// What is not said otherwise.
     pub mode: Mode,
@@ -84,6 +85,7 @@ pub struct Policy {
 
 /// What holds for a host that no list names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Nothing is reached, whatever is listed.
     #[default]

@@ -331,6 +331,24 @@ pub(crate) enum Session {
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
     },
+    /// What a session may reach: look at it, or narrow it
+    Egress {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// Narrow it to this policy, a file of YAML or JSON with the keys of a pool's `egress`; - is standard input
+        #[arg(long, value_name = "FILE", conflicts_with = "clear")]
+        set: Option<PathBuf>,
+        /// Give back all that the pool may reach
+        #[arg(long)]
+        clear: bool,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
     /// End sessions and all that is in them
     Rm {
         /// The pool

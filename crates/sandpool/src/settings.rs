@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
 
-use self::egress::{EgressSettings, NetworkSettings};
+use self::egress::NetworkSettings;
 pub(crate) use self::units::Size;
 
 pub(crate) use self::tenants::TenantSettings;
@@ -183,7 +183,7 @@ pub(crate) struct PoolObjectSpec {
     pub(crate) session_scope: SessionScopeName,
     /// What sessions may reach; nothing if not given.
     #[serde(default)]
-    pub(crate) egress: Option<EgressSettings>,
+    pub(crate) egress: Option<EgressPolicy>,
     /// Whether sessions may reach anything: with `EgressEnabled` and no `egress`, all that is public.
     #[serde(default)]
     pub(crate) session_network_configuration: Option<NetworkSettings>,

@@ -3,14 +3,17 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use sandpool_core::ids::Identifier;
-use sandpool_node::{Open, SessionInfo};
+use sandpool_node::{EgressPolicy, Open, SessionInfo};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
 use super::shown::{instant, milliseconds};
+use super::{body, egress};
 use crate::app::App;
 use crate::auth::Role;
 use crate::problem::Problem;
@@ -90,10 +93,36 @@ fn micro(microseconds: u64) -> f64 {
     microseconds as f64 / 1_000_000.0
 }
 
-/// Finds the session, or makes it: 201 when it is new.
-pub(super) async fn open(State(app): State<App>, asked: Asked) -> Result<(StatusCode, Json<Value>), Problem> {
+/// What may be in the body that opens a session.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+struct Opening {
+    /// What the session may reach, of what its pool may.
+    egress: Option<EgressPolicy>,
+}
+
+/// Finds the session, or makes it: 201 when it is new. What it may reach, if the body says it, holds before the answer.
+pub(super) async fn open(
+    State(app): State<App>,
+    asked: Asked,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Problem> {
     let (pool, key) = asked.session(Role::Executor)?;
+    let bytes = body::whole(body, egress::MAX_BODY).await?;
+    let Opening { egress } = if bytes.is_empty() { Opening::default() } else { body::json(&bytes)? };
+    if egress.is_some() {
+        egress::check(&app, &pool)?;
+    }
     let opened = app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
+    if let Some(policy) = &egress
+        && let Err(error) = app.node.narrow(&pool, &key, Some(policy)).await
+    {
+        if opened.new {
+            // It was to be narrower than its pool, and nothing has run in it.
+            app.node.delete_session(&pool, &key).await?;
+        }
+        return Err(egress::wrong(error, "egress"));
+    }
     let status = if opened.new { StatusCode::CREATED } else { StatusCode::OK };
     let mut body = shown(&opened.session);
     body["isNew"] = json!(opened.new);

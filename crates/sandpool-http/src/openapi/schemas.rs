@@ -48,6 +48,10 @@ fn list(of: &str) -> Value {
     json!({ "type": "array", "items": to(of) })
 }
 
+fn hosts(description: &str) -> Value {
+    json!({ "type": "array", "items": { "type": "string" }, "description": description })
+}
+
 fn page(of: &str) -> Value {
     let next = or_null("string", "If there is more: ask again with `after` set to this.");
     object("A page of a list.", json!({ "value": list(of), "next": next }))
@@ -204,6 +208,26 @@ fn native() -> Value {
         "SessionDetail": object("A session, and what it uses.", detail),
         "OpenedSession": object("A session that was found or made.", opened),
         "Sessions": page("Session"),
+        "Opening": with_example(
+            closed(object("How a session begins.", json!({
+                "egress?": { "description": "What it may reach, of what its pool may.", "oneOf": [to("Egress"), { "type": "null" }] },
+            }))),
+            json!({ "egress": { "mode": "allow-list", "allow": ["pypi.org"] } }),
+        ),
+        "Egress": with_example(
+            closed(object("What may be reached.", json!({
+                "mode?": { "type": "string", "enum": ["none", "allow-list", "open"], "description": "Nothing (by default), what `allow` names, or all that is public." },
+                "allow?": hosts("Hosts that are reached, in the mode `allow-list`."),
+                "deny?": hosts("Hosts that are not, whatever else is said."),
+                "allowAddresses?": hosts("Ranges of addresses that are not public and are reached all the same."),
+                "hosts?": { "type": "object", "additionalProperties": hosts("Addresses."), "description": "Addresses of names that are asked of nobody." },
+            }))),
+            json!({ "mode": "allow-list", "allow": ["pypi.org", "*.example.com", "git.example.net:9418"] }),
+        ),
+        "SessionEgress": object("What a session may reach: what both allow.", json!({
+            "pool": to("Egress"),
+            "session": { "description": "Null when it was not narrowed.", "oneOf": [to("Egress"), { "type": "null" }] },
+        })),
         "ExecutionRequest": with_example(
             closed(object("What to run: exactly one of `code`, `command` and `argv`. A key that is null counts as not given.", json!({
                 "code?": or_null("string", "Source text for the pool's interpreter, at most 3 MiB."),

@@ -145,6 +145,7 @@ fn general() -> Vec<Operation> {
 
 fn native() -> Vec<Operation> {
     const SESSION: &str = "/pools/{pool}/sessions/{session}";
+    const EGRESS: &str = "/pools/{pool}/sessions/{session}/egress";
     const EXECUTIONS: &str = "/pools/{pool}/sessions/{session}/executions";
     const EXECUTION: &str = "/pools/{pool}/sessions/{session}/executions/{execution}";
     const FILES: &str = "/pools/{pool}/sessions/{session}/files";
@@ -176,10 +177,22 @@ fn native() -> Vec<Operation> {
             .gives(200, "The session.", "SessionDetail")
             .refuses(&[404, 410, 503]),
         with("put", SESSION, "openSession", "Finds a session, or makes it")
+            .takes("application/json", to("Opening"), false)
             .gives(200, "It was there.", "OpenedSession")
             .gives(201, "It is new.", "OpenedSession")
             .refuses(&OPENING),
         with("delete", SESSION, "endSession", "Ends a session, and all in it").nothing("It ends.").refuses(&[404]),
+        with("get", EGRESS, "getEgress", "What a session may reach")
+            .gives(200, "What its pool allows, and what of it the session does.", "SessionEgress")
+            .refuses(&[404, 410, 503]),
+        with("put", EGRESS, "narrowEgress", "Narrows what a session may reach")
+            .about("It takes away from what the pool allows, and never adds. What is forbidden by it is cut before the answer.")
+            .takes("application/json", to("Egress"), true)
+            .gives(200, "It holds.", "SessionEgress")
+            .refuses(&[404, 410, 413, 503]),
+        with("delete", EGRESS, "widenEgress", "Gives back to a session all that its pool may reach")
+            .nothing("It holds.")
+            .refuses(&[404, 410, 503]),
         with("get", EXECUTIONS, "listExecutions", "A session's executions, oldest first, without their output")
             .gives(200, "Those that are still known.", "Executions")
             .refuses(&[404, 410, 503]),

@@ -40,6 +40,11 @@ impl Gate {
         Self { handover: Some(handover), listeners: Vec::new(), narrowed: None }
     }
 
+    /// What its session is narrowed to.
+    pub(super) fn narrowed(&self) -> Option<Vec<u8>> {
+        self.narrowed.clone()
+    }
+
     /// Takes what has come. Only the sandbox's first process could send, before it was anybody's program.
     fn take(&mut self) -> io::Result<()> {
         let Some(handover) = self.handover.take() else { return Ok(()) };

@@ -1,11 +1,15 @@
 //! `sandpool session`: who holds which slot.
 
+use std::path::Path;
+
 use reqwest::Method;
+use sandpool_node::EgressPolicy;
 use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::args::Session;
 use crate::client::{Client, Context, block_on, pool_path, segment, session_path};
+use crate::failure::Failure;
 use crate::print::{self, cell};
 
 pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
@@ -50,6 +54,24 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                     print::object(&answer)?;
                 }
             }
+            Session::Egress { pool, session, set, clear, tenant } => {
+                let address = address_of(pool, session, "/egress", tenant.as_deref());
+                if *clear {
+                    client.send(client.request(Method::DELETE, &address)).await?;
+                }
+                let answer = match set {
+                    None => client.get(&address).await?,
+                    Some(file) => {
+                        let request = client.request(Method::PUT, &address).json(&policy(file)?);
+                        client.json(request).await?
+                    }
+                };
+                if context.json {
+                    print::json(&answer)?;
+                } else {
+                    print::object(&answer)?;
+                }
+            }
             Session::Rm { pool, sessions, tenant } => {
                 for session in sessions {
                     let address = address(pool, session, tenant.as_deref());
@@ -67,9 +89,27 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
     })
 }
 
+/// A policy, from a file or standard input.
+fn policy(file: &Path) -> Result<Value, Failure> {
+    let (name, text) = if file == Path::new("-") {
+        ("standard input".to_owned(), std::io::read_to_string(std::io::stdin()))
+    } else {
+        (file.display().to_string(), std::fs::read_to_string(file))
+    };
+    let text = text.map_err(|error| Failure::usage(format!("cannot read {name}")).because(error))?;
+    let policy: EgressPolicy = serde_norway::from_str(&text)
+        .map_err(|error| Failure::usage(format!("{name} is no egress policy")).because(error))?;
+    serde_json::to_value(policy).map_err(|error| Failure::new("the policy cannot be sent").because(error))
+}
+
 /// A session's address, in a tenant's room.
 fn address(pool: &str, session: &str, tenant: Option<&str>) -> String {
-    let path = session_path(pool, session);
+    address_of(pool, session, "", tenant)
+}
+
+/// The address of something of a session, in a tenant's room.
+fn address_of(pool: &str, session: &str, what: &str, tenant: Option<&str>) -> String {
+    let path = format!("{}{what}", session_path(pool, session));
     tenant.map_or(path.clone(), |tenant| format!("{path}?tenant={}", segment(tenant)))
 }
 
