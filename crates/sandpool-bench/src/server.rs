@@ -89,9 +89,22 @@ impl Server {
     /// # Errors
     /// What the program itself says when it does not start.
     pub async fn start(program: &Path, images: &Path, setting: Setting) -> Result<Self> {
+        Self::start_with(program, images, &setting.yaml(), setting).await
+    }
+
+    /// Starts `program` with this configuration file, which must say `listen: 127.0.0.1:0`, and waits until its pools are
+    /// ready. Must be called in a `LocalSet`.
+    ///
+    /// # Errors
+    /// What the program itself says when it does not start.
+    pub async fn configured(program: &Path, images: &Path, config: &str) -> Result<Self> {
+        Self::start_with(program, images, config, Setting::PLAIN).await
+    }
+
+    async fn start_with(program: &Path, images: &Path, yaml: &str, setting: Setting) -> Result<Self> {
         let home = tempfile::Builder::new().prefix("sandpool-bench-").tempdir()?;
         let config = home.path().join("bench.yaml");
-        std::fs::write(&config, setting.yaml())?;
+        std::fs::write(&config, yaml)?;
         let mut running = Running { program: program.to_owned(), home, starting: None };
         let begun = Instant::now();
         // What it says is read when it is over, from files: a pipe would be held open by the server it leaves behind.
@@ -264,8 +277,15 @@ impl Server {
         pids.flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>()).collect()
     }
 
+    /// Its state directory.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.running.home.path()
+    }
+
     /// Where its control groups are: the directories that bear the name of its state directory.
-    fn group_roots(&self) -> Vec<PathBuf> {
+    #[must_use]
+    pub fn group_roots(&self) -> Vec<PathBuf> {
         use std::os::unix::fs::MetadataExt;
         let Ok(home) = std::fs::metadata(self.running.home.path()) else { return Vec::new() };
         let name = format!("sandpool-{:x}-{:x}", home.dev(), home.ino());
@@ -326,7 +346,7 @@ impl Drop for Running {
         // What it says is for whoever sees it.
         let stopped = self.command(&["down", "--timeout", "30"]).stdout(Stdio::null()).status();
         if !stopped.is_ok_and(|status| status.success()) {
-            eprintln!("sandpool bench: the server on {} could not be stopped", self.home.path().display());
+            eprintln!("the server on {} could not be stopped", self.home.path().display());
         }
     }
 }

@@ -161,6 +161,15 @@ pub(crate) struct Doctor {
     /// Fail also when something is only weaker than it could be
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Run attackers in sandboxes of a server of its own, and say what held; needs root and images, and some minutes
+    #[arg(long)]
+    pub(crate) attack: bool,
+    /// Also run those that do harm to their own sandbox: bombs of processes, memory, files and output
+    #[arg(long, requires = "attack")]
+    pub(crate) loud: bool,
+    /// Directory of the images [default: <home>/images]
+    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR", requires = "attack")]
+    pub(crate) images: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! One module per command. Each takes the context and its arguments, and answers the exit code.
 
+mod attack;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;

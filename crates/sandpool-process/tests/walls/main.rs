@@ -1,28 +1,28 @@
 //! The walls of the process level, tried from inside: attackers run as code in real sandboxes, through the service layer.
 //!
 //! Needs root and the images `python` and `shell`; says so when it skips. What each attacker tries, and what it must see,
-//! is data: `probes.rs` (no harm done) and `loud.rs` (harm to oneself). What two sessions could do to each other is below.
+//! is data, in the crate `sandpool-attack`, which `sandpool doctor --attack` runs as well, over HTTP.
 
 #[path = "../stage/mod.rs"]
 mod stage;
-
-mod loud;
-mod probes;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use loud::{Keeps, LOUD, Loud};
-use probes::QUIET;
+use sandpool_attack::{COMMANDS, Keeps, LOUD, Loud, Probe, QUIET, SCENES, Scene, TOOLS};
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
 use sandpool_node::{Node, NodeError, Start};
 use stage::{Outcome, Session, Stage, seen, succeeded};
 
-const TOOLS: &str = include_str!("tools.py");
-
-const LIMITS: Limits = Limits { memory: 384 << 20, pids: 96, cpu_milli: 1_000, data: 64 << 20, tmp: 64 << 20 };
+const LIMITS: Limits = Limits {
+    memory: sandpool_attack::MEMORY,
+    pids: sandpool_attack::PIDS,
+    cpu_milli: 1_000,
+    data: sandpool_attack::WRITABLE,
+    tmp: sandpool_attack::WRITABLE,
+};
 
 fn main() -> ExitCode {
     stage::play("walls", &["python", "shell"], tests, |_| Ok(()))
@@ -77,58 +77,7 @@ async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session, pool:
     let tools = session.code(TOOLS, 30).await?;
     assert!(succeeded(&tools), "{}", seen(&tools));
     // What the neighbour does first, and what the attacker must see of it.
-    let scenes = [
-        (
-            "ID1-ranges-differ",
-            "tell(text('/proc/self/uid_map').split()[1])",
-            "tell(text('/proc/self/uid_map').split()[1] == NEIGHBOUR)",
-            "False",
-        ),
-        (
-            "NS1-abstract-sockets-are-apart",
-            "listener = socket.socket(socket.AF_UNIX); listener.bind('\\0meet'); listener.listen(); tell(1)",
-            "tell(attempt(socket.socket(socket.AF_UNIX).connect, '\\0meet'))",
-            "ECONNREFUSED",
-        ),
-        (
-            "NS1-ports-are-apart",
-            "server = socket.socket(); server.bind(('127.0.0.1', 4321)); server.listen(); tell(1)",
-            "tell(attempt(socket.socket().connect, ('127.0.0.1', 4321)))",
-            "ECONNREFUSED",
-        ),
-        (
-            "NS1-shared-memory-is-apart",
-            "libc.shmget(4242, 4096, 0o1666); open('/dev/shm/meet', 'w').write('x'); tell(1)",
-            "tell(libc.shmget(4242, 0, 0), os.listdir('/dev/shm'), len(text('/proc/sysvipc/shm').splitlines()))",
-            "-1\n[]\n1",
-        ),
-        (
-            "FS2-locks-are-apart",
-            "locked = open('/etc/passwd'); fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB); tell(1)",
-            "tell(attempt(fcntl.flock, open('/etc/passwd'), fcntl.LOCK_EX | fcntl.LOCK_NB))",
-            "ok",
-        ),
-        (
-            "FS2-leases-and-inotify-are-apart",
-            "tell(1)",
-            "watch = libc.inotify_init1(0x800)\n\
-             tell(libc.inotify_add_watch(watch, b'/etc/passwd', 0xfff) > 0)",
-            "True",
-        ),
-        (
-            "FS4-files-are-apart",
-            "open('/mnt/data/meet', 'w').write('x'); open('/tmp/meet', 'w').write('x'); tell(1)",
-            "tell(os.path.exists('/mnt/data/meet'), os.path.exists('/tmp/meet'), os.listdir('/mnt/data'))",
-            "False\nFalse\n[]",
-        ),
-        (
-            "NS1-processes-are-apart",
-            "sleeper = subprocess.Popen(['sleep', '5555']); tell(1)",
-            "tell([p for p in os.listdir('/proc') if p.isdigit() and os.path.exists(f'/proc/{p}/cmdline') and '5555' in text(f'/proc/{p}/cmdline')])",
-            "[]",
-        ),
-    ];
-    for (id, theirs, ours, safe) in scenes {
+    for Scene { id, theirs, ours, safe } in SCENES {
         let first = neighbour.code(theirs, 30).await?;
         let said = String::from_utf8_lossy(&first.stdout).trim().to_owned();
         let second = session.code(&format!("NEIGHBOUR = {said:?}\n{ours}"), 30).await?;
@@ -258,27 +207,13 @@ fn is_lost(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
 /// The same wall around commands.
 async fn shell(stage: &mut Stage, node: &Arc<Node>) -> Outcome<()> {
     let session = Session::open(node, "shell", "shell").await?;
-    let scenes = [
-        ("ID2-commands-too", "id -u; id -g; id -G", "1000\n1000\n1000"),
-        (
-            "ID4-commands-too",
-            "grep -E '^(Cap...|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t' | tr '\\n' ' '",
-            "CapInh:0000000000000000 CapPrm:0000000000000000 CapEff:0000000000000000 CapBnd:0000000000000000 \
-             CapAmb:0000000000000000 NoNewPrivs:1 Seccomp:2",
-        ),
-        ("NS3-commands-get-three", "exec ls -x /proc/self/fd", "0  1  2  3"),
-        (
-            "NS2-orphans-are-reaped",
-            "(true & true) & sleep 0.2; (setsid true &) ; sleep 0.2; grep -l ') Z' /proc/[0-9]*/stat",
-            "",
-        ),
-        ("FS2-commands-write-nothing", "touch /usr/x /etc/x / 2>&1 | grep -c 'Read-only'", "3"),
-    ];
-    for (id, command, safe) in scenes {
-        let run = session.shell(command, 20).await?;
+    for Probe { id, code, safe } in COMMANDS {
+        let run = session.shell(code, 20).await?;
         let said = String::from_utf8_lossy(&run.stdout).trim().to_owned();
-        stage
-            .judge(&format!("walls::{id}"), (said != safe).then(|| format!("expected {safe:?}; seen: {}", seen(&run))));
+        stage.judge(
+            &format!("walls::{id}"),
+            (said != *safe).then(|| format!("expected {safe:?}; seen: {}", seen(&run))),
+        );
     }
     session.close().await
 }

@@ -10,6 +10,10 @@ use crate::print;
 
 pub(crate) fn run(context: &Context, doctor: &Doctor) -> Outcome {
     let report = sandpool_process::host::probe();
+    if doctor.attack {
+        check(&context.home)?;
+        return super::attack::run(context, doctor);
+    }
     if context.json {
         print::json(&serde_json::to_value(&report).map_err(anyhow::Error::from)?)?;
     } else {

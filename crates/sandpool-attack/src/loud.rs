@@ -2,21 +2,25 @@
 //! own session must give a clear answer.
 
 /// One attacker, with the code of a session that may die of it.
-pub(crate) struct Loud {
-    pub(crate) id: &'static str,
-    pub(crate) code: &'static str,
-    pub(crate) seconds: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct Loud {
+    /// Its line of the specification, and what it tries.
+    pub id: &'static str,
+    /// What it runs.
+    pub code: &'static str,
+    /// Its time-out.
+    pub seconds: u64,
     /// The execution's end: words of its state, any of which will do.
-    pub(crate) ends: &'static [&'static str],
+    pub ends: &'static [&'static str],
     /// A part of its output, when its end is its own.
-    pub(crate) says: &'static str,
+    pub says: &'static str,
     /// What the same session answers afterwards to `print(kept)`, after `kept = 7` before: or that it is lost.
-    pub(crate) keeps: Keeps,
+    pub keeps: Keeps,
 }
 
 /// What is left of the attacker's session.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keeps {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
     /// Its variables are there.
     State,
     /// The interpreter was replaced, or the session says that it was lost.
@@ -25,7 +29,8 @@ pub(crate) enum Keeps {
     Either,
 }
 
-pub(crate) const LOUD: &[Loud] = &[
+/// Each in a session of its own.
+pub const LOUD: &[Loud] = &[
     Loud {
         id: "RS2-fork-bomb",
         code: "failed = None\nchildren = []\n\

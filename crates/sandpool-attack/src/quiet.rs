@@ -1,20 +1,9 @@
-//! The attackers: what each tries, and what it must see. The identifier begins with the line of the isolation
-//! specification that it probes.
+//! What does no harm where the walls hold: Python, one after another in one session.
 
-/// One attacker, as Python code in a session of its own pool's limits.
-pub(crate) struct Probe {
-    pub(crate) id: &'static str,
-    pub(crate) code: &'static str,
-    /// Its whole output when the wall holds.
-    pub(crate) safe: &'static str,
-}
-
-const fn probe(id: &'static str, code: &'static str, safe: &'static str) -> Probe {
-    Probe { id, code, safe }
-}
+use crate::{Probe, probe};
 
 /// One after another in one session: none of them does harm when the wall holds.
-pub(crate) const QUIET: &[Probe] = &[
+pub const QUIET: &[Probe] = &[
     // Identity.
     probe(
         "ID2-uid-1000",

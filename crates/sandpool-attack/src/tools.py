@@ -69,3 +69,51 @@ def mounts():
 
 def tell(*what):
     print(*what, sep="\n", flush=True)
+
+
+def ask(address, host=None, port=80, version="1.1"):
+    """What an HTTP server says that is asked there for a host: its status, or why there is none."""
+    if host is None:
+        host = f"[{address.partition('%')[0]}]" if ":" in address else address
+    try:
+        with socket.create_connection((address, port), 10) as there:
+            there.sendall(f"GET / HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+            return (there.recv(4096).split(b" ") + [b"", b"closed"])[1].decode() or "closed"
+    except OSError as error:
+        return "closed" if isinstance(error, ConnectionResetError) else word(error.errno) if error.errno else type(error).__name__
+
+
+def through(target, port=3128):
+    """What a proxy says that is asked for a tunnel."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 10) as there:
+            there.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("latin-1"))
+            return (there.recv(4096).split(b" ") + [b"", b"closed"])[1].decode() or "closed"
+    except OSError as error:
+        return "closed" if isinstance(error, ConnectionResetError) else word(error.errno)
+
+
+def socks(kind, address, port):
+    """The answer of a SOCKS 5 proxy: its code."""
+    with socket.create_connection(("127.0.0.1", 1080), 10) as there:
+        there.sendall(b"\x05\x01\x00")
+        if there.recv(2) != b"\x05\x00":
+            return "closed"
+        there.sendall(b"\x05\x01\x00" + bytes([kind]) + address + struct.pack(">H", port))
+        return str((there.recv(64) + b"\0\0")[1])
+
+
+def hello(name, address):
+    """What a TLS client hears that asks for a name there."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((address, 443), 10) as there:
+            with context.wrap_socket(there, server_hostname=name):
+                return "open"
+    except ssl.SSLError as error:
+        return error.reason or "closed"
+    except OSError as error:
+        return "closed" if error.errno in (None, errno.ECONNRESET) else word(error.errno)
