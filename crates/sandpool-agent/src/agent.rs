@@ -19,14 +19,14 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use sandpool_sys::workload::{self, Identity};
-use sandpool_wire::agent::{ExecKey, FromAgent, KEPT_EXECUTIONS, Outcome, PROTOCOL, Runtime};
+use sandpool_wire::agent::{ExecKey, FromAgent, KEPT_EXECUTIONS, Outcome, PROTOCOL, Runtime, Stop};
 
 use crate::environment::Environment;
 use crate::interpreter::{self, Interpreter, News, random};
 use crate::log::{Channel, Log};
 use crate::login::Login;
 use crate::pipe::{self, Got, WAITING};
-use crate::program::Program;
+use crate::program::{Ending, Program};
 use crate::stream::{Closed, Stream};
 use crate::zygote::Zygote;
 
@@ -226,8 +226,9 @@ impl Agent {
             if let Some(sink) = program.stdin.as_ref().filter(|sink| !sink.is_empty()) {
                 all.push((Owner::Program(*exec, ProgramEnd::Stdin), sink.fd(), PollFlags::OUT));
             }
+            let has_room = !program.is_service || logs.iter().find(|log| log.exec() == *exec).is_none_or(Log::has_room);
             for (end, fd) in [(ProgramEnd::Stdout, &program.stdout), (ProgramEnd::Stderr, &program.stderr)] {
-                if let Some(fd) = fd {
+                if let Some(fd) = fd.as_ref().filter(|_| has_room) {
                     all.push((Owner::Program(*exec, end), fd.as_fd(), PollFlags::IN));
                 }
             }
@@ -332,6 +333,7 @@ impl Agent {
             let logs = &self.logs;
             self.streams
                 .retain(|_, stream| stream.send(|exec| logs.iter().find(|log| log.exec() == exec)) != Err(Closed));
+            self.let_go();
             if !was_asked {
                 break;
             }
@@ -519,6 +521,25 @@ impl Agent {
             let now = Instant::now();
             if interpreter.begin(log, now) {
                 self.hold_until = Some(now + HOLD);
+            }
+        }
+    }
+
+    /// Lets go of what services said and their listeners were sent, and ends those that nobody listens to any more.
+    fn let_go(&mut self) {
+        let now = Instant::now();
+        for (exec, program) in self.programs.iter_mut().filter(|(_, program)| program.is_service) {
+            let Some(log) = crate::log::find(&mut self.logs, *exec) else { continue };
+            match self.streams.values().filter_map(|stream| stream.position(*exec)).min() {
+                Some(position) => log.let_go(position),
+                None => {
+                    log.let_go(usize::MAX);
+                    if program.ending != Ending::No {
+                        continue;
+                    }
+                    program.ending.request(Stop::Kill, now);
+                    program.tick(now);
+                }
             }
         }
     }

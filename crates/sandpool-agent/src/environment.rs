@@ -82,11 +82,7 @@ impl Environment {
     /// # Errors
     /// `Invalid` when a name or value cannot be in an environment, or all are too long.
     pub fn activate(&mut self, activation: &Activation) -> Result<(), Refusal> {
-        let bytes: usize = activation.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-        if bytes > MAX_BYTES {
-            return Err(Refusal::Invalid(format!("the environment is longer than {MAX_BYTES} bytes")));
-        }
-        activation.env.iter().try_for_each(|(name, value)| check(name, value))?;
+        check_all(&activation.env)?;
         self.variables.extend(activation.env.iter().cloned());
         Ok(())
     }
@@ -105,6 +101,18 @@ impl Environment {
         variables.extend(more.iter().copied());
         variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
+}
+
+/// Whether these can be in an environment.
+///
+/// # Errors
+/// `Invalid` when one cannot, or all are too long.
+pub fn check_all(variables: &[(String, String)]) -> Result<(), Refusal> {
+    let bytes: usize = variables.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if bytes > MAX_BYTES {
+        return Err(Refusal::Invalid(format!("the environment is longer than {MAX_BYTES} bytes")));
+    }
+    variables.iter().try_for_each(|(name, value)| check(name, value))
 }
 
 fn check(name: &str, value: &str) -> Result<(), Refusal> {

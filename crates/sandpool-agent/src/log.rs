@@ -30,6 +30,9 @@ const OUTPUT_EVENT: usize = 64 * 1024;
 /// frames. The first output after a pause goes out at once.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// Bytes of a service's events that wait for its listener; the service waits when there are more.
+pub const WINDOW: usize = 256 * 1024;
+
 /// What an event costs beside its bytes.
 const OVERHEAD: usize = 64;
 
@@ -51,8 +54,11 @@ pub enum Channel {
 #[derive(Debug)]
 pub struct Log {
     exec: ExecKey,
-    /// Whole frames, one after the other: the event with number n is the n-th.
+    /// Whole frames, one after the other: the event with number n is the n-th, those that were let go counted too.
     frames: Vec<u8>,
+    /// Bytes and frames that were let go.
+    gone: (usize, u64),
+    is_flowing: bool,
     seq: u64,
     gathered: Option<(Channel, Vec<u8>)>,
     last_output: Option<Instant>,
@@ -69,6 +75,8 @@ impl Log {
         Self {
             exec,
             frames: Vec::new(),
+            gone: (0, 0),
+            is_flowing: false,
             seq: 0,
             gathered: None,
             last_output: None,
@@ -77,6 +85,42 @@ impl Log {
             dropped: (0, 0),
             outcome: None,
         }
+    }
+
+    /// An empty log of a service: it takes output without end, and keeps it until it was sent.
+    #[must_use]
+    pub fn flowing(exec: ExecKey) -> Self {
+        Self { is_flowing: true, output_left: u64::MAX, ..Self::new(exec, 0) }
+    }
+
+    /// Whether more output should be read for it.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.is_flowing || self.size() < WINDOW
+    }
+
+    /// A service's events before byte `position` were sent, or are for nobody.
+    pub fn let_go(&mut self, position: usize) {
+        if !self.is_flowing {
+            return;
+        }
+        let mut end = 0;
+        while let Some(next) = frame_end(&self.frames[end..]).filter(|next| self.gone.0 + end + next <= position) {
+            end += next;
+            self.gone.1 += 1;
+        }
+        self.gone.0 += end;
+        if end == self.frames.len() {
+            self.frames = Vec::new();
+        } else {
+            self.frames.drain(..end);
+        }
+    }
+
+    /// The byte position behind all that it took.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.gone.0 + self.size()
     }
 
     /// The execution.
@@ -100,7 +144,7 @@ impl Log {
     /// Whole frames from byte `position` on: at least one if there is one, and not many more than `limit` bytes.
     #[must_use]
     pub fn read(&self, position: usize, limit: usize) -> &[u8] {
-        let rest = self.frames.get(position..).unwrap_or_default();
+        let rest = position.checked_sub(self.gone.0).and_then(|at| self.frames.get(at..)).unwrap_or_default();
         let mut end = 0;
         while let Some(next) = frame_end(&rest[end..]) {
             if end > 0 && end + next > limit {
@@ -115,13 +159,13 @@ impl Log {
     #[must_use]
     pub fn position_after(&self, seq: u64) -> usize {
         let mut position = 0;
-        for _ in 0..seq {
+        for _ in self.gone.1..seq {
             match frame_end(&self.frames[position..]) {
                 Some(next) => position += next,
                 None => break,
             }
         }
-        position
+        self.gone.0 + position
     }
 
     /// It began.
@@ -136,7 +180,9 @@ impl Log {
         }
         let kept = usize::try_from(self.output_left).map_or(bytes.len(), |left| left.min(bytes.len()));
         let (bytes, over) = bytes.split_at(kept);
-        self.output_left -= kept as u64;
+        if !self.is_flowing {
+            self.output_left -= kept as u64;
+        }
         let dropped = match channel {
             Channel::Stdout => &mut self.dropped.0,
             Channel::Stderr => &mut self.dropped.1,

@@ -96,6 +96,8 @@ pub struct Program {
     pub stderr: Option<OwnedFd>,
     /// It is on a terminal.
     pub is_terminal: bool,
+    /// It lives as long as somebody listens to it.
+    pub is_service: bool,
     /// How its processes are recognised.
     pub belonging: Belonging,
     /// When it was started.
@@ -132,6 +134,10 @@ impl Program {
     ) -> std::io::Result<Self> {
         let mut more = vec![(MARKER, marker)];
         let mut pass = Vec::new();
+        let (is_service, of_its_own) = match &work {
+            Work::Service { env, .. } => (true, env.clone()),
+            _ => (false, Vec::new()),
+        };
         let (argv, stdin, screen) = match work {
             Work::Shell { command, stdin } if command.len() <= MAX_ARGUMENT => match login {
                 Some(login) => {
@@ -147,6 +153,7 @@ impl Program {
                 (vec![SHELL.into(), "-lc".into(), LOADER.into()], stdin, None)
             }
             Work::Argv { argv, stdin } => (argv, stdin, None),
+            Work::Service { argv, .. } => (argv, Stdin::Stream, None),
             Work::Terminal { ref argv, rows, columns, ref term } => {
                 more.push(("TERM", term));
                 (argv.clone(), Stdin::Stream, Some((rows, columns)))
@@ -154,7 +161,9 @@ impl Program {
             Work::Code { .. } => return Err(std::io::ErrorKind::InvalidInput.into()),
         };
         let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
-        let env = environment.with(&more);
+        // Ours come last: a service cannot hide its processes from its end.
+        let own = of_its_own.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let env = environment.with(&own.chain(more).collect::<Vec<_>>());
         let directory = environment.directory().to_owned();
         let (stdio, stdin, stdout, stderr) = match screen {
             Some(size) => {
@@ -175,8 +184,19 @@ impl Program {
         let belonging = Belonging { marker: marker.to_owned(), leader: Some(pid), interpreter: None };
         let stdout = Some(stdout);
         let (began, ending) = (Instant::now(), Ending::No);
-        let mut program =
-            Self { pid, stdin, stdout, stderr, is_terminal, belonging, began, deadline: None, ending, exited: None };
+        let mut program = Self {
+            pid,
+            stdin,
+            stdout,
+            stderr,
+            is_terminal,
+            is_service,
+            belonging,
+            began,
+            deadline: None,
+            ending,
+            exited: None,
+        };
         program.flush_input();
         Ok(program)
     }

@@ -80,7 +80,13 @@ impl Stream {
     /// Whether events of `exec` wait to be sent.
     #[must_use]
     pub fn awaits(&self, exec: ExecKey, log: &Log) -> bool {
-        self.followed.iter().any(|(known, position)| *known == exec && *position < log.size())
+        self.followed.iter().any(|(known, position)| *known == exec && *position < log.end())
+    }
+
+    /// Up to where it has the events of `exec`, if it follows them.
+    #[must_use]
+    pub fn position(&self, exec: ExecKey) -> Option<usize> {
+        self.followed.iter().find(|(known, _)| *known == exec).map(|(_, position)| *position)
     }
 
     /// Whether it should be read now.
@@ -158,7 +164,7 @@ impl Stream {
         }
         // One that has ended and been sent as a whole, or is no longer kept, is followed no more.
         self.followed
-            .retain(|(exec, position)| log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.size()));
+            .retain(|(exec, position)| log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.end()));
         // The next turn begins with another log.
         if self.followed.len() > 1 {
             self.followed.rotate_left(1);

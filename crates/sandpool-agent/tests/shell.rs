@@ -201,3 +201,64 @@ fn a_stream_of_nonsense_is_closed_and_harms_no_other() {
     agent.end();
     assert_eq!(good.hear(), None);
 }
+
+fn service(script: &str) -> Work {
+    let argv = ["bash", "-c", script].map(str::to_owned).to_vec();
+    Work::Service { argv, env: vec![("OWN".to_owned(), "of it".to_owned())] }
+}
+
+#[test]
+fn a_service_says_more_than_is_ever_kept() {
+    let agent = Agent::start(Runtime::Shell, "service", None);
+    let mut client = agent.session();
+    let exec = client.start(service("echo $OWN $SESSION; exec cat"), LONG);
+    client.until_stdout(exec, "of it yes\n");
+    let piece = vec![b'x'; 60_000];
+    for _ in 0..200 {
+        client.say(&ToAgent::Input { exec, data: piece.clone() });
+        let mut left = piece.len();
+        while left > 0 {
+            let (_, Event::Stdout(data)) = client.event(exec) else { panic!() };
+            left -= data.len();
+        }
+    }
+    // What was sent is not kept: who comes later hears what comes later.
+    let mut other = agent.dial();
+    other.until_ready();
+    assert_eq!(other.call(Call::Attach { exec, after_seq: 0 }), Ok(Answer::Done));
+    client.say(&ToAgent::Input { exec, data: b"last".to_vec() });
+    let (seq, event) = other.event(exec);
+    assert!(seq > 200 && event == Event::Stdout(b"last".to_vec()), "{seq} {event:?}");
+    client.say(&ToAgent::Input { exec, data: Vec::new() });
+    let run = client.finish(exec);
+    assert_eq!((run.outcome(), run.finished.dropped), (&Outcome::Exited(0), (0, 0)));
+}
+
+#[test]
+fn a_service_waits_for_its_listener_and_ends_with_it() {
+    let agent = Agent::start(Runtime::Shell, "listener", None);
+    let mut client = agent.session();
+    let mut listener = agent.dial();
+    listener.until_ready();
+    let exec = listener.start(service("sleep 86397 & echo $! > child; touch begun; exec yes"), LONG);
+    assert_eq!(client.shell("until [ -s child ]; do sleep 0.02; done; echo ok").stdout, "ok\n");
+    // It has far more to say than fits anywhere; all that it says arrives, in order.
+    let mut heard = 0;
+    while heard < 5_000_000 {
+        if let (_, Event::Stdout(data)) = listener.event(exec) {
+            let begins_with_y = heard % 2 == 0;
+            assert_eq!(data[0] == b'y', begins_with_y);
+            heard += data.len();
+        }
+    }
+    drop(listener);
+    let gone = client.shell("until ! kill -0 $(cat child) 2>/dev/null; do sleep 0.02; done; echo gone");
+    assert_eq!(gone.stdout, "gone\n");
+    let ended = (exec, Some(Outcome::Cancelled));
+    loop {
+        let Ok(Answer::Executions(known)) = client.call(Call::Executions) else { panic!() };
+        if known.contains(&ended) {
+            break;
+        }
+    }
+}

@@ -49,6 +49,17 @@ pub struct PoolFace {
     pub default_output_limit: u64,
     /// Azure's MCP server answers at the pool's endpoint plus `/mcp`.
     pub is_mcp_enabled: bool,
+    /// Somebody else's MCP servers, which run in its sandboxes, by name.
+    pub servers: BTreeMap<String, HostedServer>,
+}
+
+/// An MCP server that speaks over its standard input and output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostedServer {
+    /// Its program and arguments, in the sandbox.
+    pub argv: Vec<String>,
+    /// Environment variables of its own, over the pool's.
+    pub env: Vec<(String, String)>,
 }
 
 /// What is in an image.
@@ -71,6 +82,7 @@ pub fn router(app: App) -> Router {
         .route("/healthz", get(alive))
         .merge(native::routes(app.clone()))
         .merge(mcp::native::routes(app.clone()))
+        .merge(mcp::hosted::routes(app.clone()))
         .merge(openapi::routes())
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)

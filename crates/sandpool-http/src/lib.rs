@@ -24,5 +24,5 @@ pub mod served;
 mod tenancy;
 pub mod tls;
 
-pub use app::{App, Metadata, PoolFace, router};
+pub use app::{App, HostedServer, Metadata, PoolFace, router};
 pub use serve::{Listener, serve};

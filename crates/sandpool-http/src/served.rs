@@ -19,7 +19,7 @@ use sandpool_node::{Node, NodeConfig, PoolSpec, Quota, Runtime, Tenant};
 use serde_json::Value;
 use tower::ServiceExt;
 
-use crate::app::{App, Metadata, PoolFace, router};
+use crate::app::{App, HostedServer, Metadata, PoolFace, router};
 use crate::auth::{Auth, AuthConfig, Mint, Role, TenantTokens};
 #[cfg(test)]
 use crate::openapi::check;
@@ -75,6 +75,15 @@ impl Answer {
     }
 }
 
+/// Servers as they are in memory: one says again what it is told, one ends at once.
+fn servers() -> BTreeMap<String, HostedServer> {
+    let server = |words: &str| HostedServer { argv: vec![words.to_owned()], env: Vec::new() };
+    [("echo", "cat"), ("broken", "err no such luck\nexit 3"), ("loud", "flood 9000000")]
+        .into_iter()
+        .map(|(name, words)| (name.to_owned(), server(words)))
+        .collect()
+}
+
 /// Three sessions at most, and two executions that wait.
 fn spec(name: &str, runtime: Runtime) -> PoolSpec {
     PoolSpec {
@@ -122,6 +131,7 @@ impl Served {
             },
             default_output_limit: 4_096,
             is_mcp_enabled: kind != "NodeLTS",
+            servers: servers(),
         };
         let faces: BTreeMap<_, _> =
             kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), Arc::new(face(kind)))).collect();

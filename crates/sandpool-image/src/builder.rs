@@ -132,8 +132,9 @@ find / -xdev -perm /6000 -exec chmod a-s {} +
 /// What the directory of an unfinished build is called, before its image's name. Whoever builds next removes it.
 pub(crate) const PARTIAL: &str = "partial-";
 
-struct Build<'a> {
-    recipe: &'a Recipe,
+/// A build of an image, whatever it is made from.
+pub(crate) struct Build<'a> {
+    name: &'a str,
     progress: &'a dyn Progress,
     root: PathBuf,
     recipe_directory: PathBuf,
@@ -143,6 +144,19 @@ struct Build<'a> {
 
 /// Builds, and puts the image in place. The caller holds the store's lock.
 pub(crate) fn build(store: &Path, recipe: &Recipe, progress: &dyn Progress) -> Result<(), ImageError> {
+    prepare(store, recipe.name, recipe.text.disk_mib)?;
+    let partial = store.join(format!("{PARTIAL}{}", recipe.name));
+    let build = Build::new(store, &partial, recipe.name, progress);
+    let done = build.run(recipe).and_then(|manifest| build.place(store, &partial, &manifest));
+    if done.is_err() {
+        keep_downloads(&build.root, &build.cache);
+    }
+    remove(&partial)?;
+    done
+}
+
+/// Checks that an image can be built here, and removes what earlier builds left behind.
+pub(crate) fn prepare(store: &Path, name: &str, needed: u64) -> Result<(), ImageError> {
     if !rustix::process::geteuid().is_root() {
         return Err(ImageError::NotRoot);
     }
@@ -152,29 +166,10 @@ pub(crate) fn build(store: &Path, recipe: &Recipe, progress: &dyn Progress) -> R
     sweep(store)?;
     let space = rustix::fs::statvfs(store).map_err(|error| ImageError::io(store)(error.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize) >> 20;
-    if free < recipe.text.disk_mib {
-        return Err(ImageError::Disk {
-            place: store.display().to_string(),
-            name: recipe.name.to_owned(),
-            free,
-            needed: recipe.text.disk_mib,
-        });
+    if free < needed {
+        return Err(ImageError::Disk { place: store.display().to_string(), name: name.to_owned(), free, needed });
     }
-    let partial = store.join(format!("{PARTIAL}{}", recipe.name));
-    let build = Build {
-        recipe,
-        progress,
-        root: partial.join("rootfs"),
-        recipe_directory: partial.join("recipe"),
-        cache: store.join("cache"),
-        log: store.join(format!("{}.log", recipe.name)),
-    };
-    let done = build.run().and_then(|manifest| build.place(store, &partial, &manifest));
-    if done.is_err() {
-        keep_downloads(&build.root, &build.cache);
-    }
-    remove(&partial)?;
-    done
+    Ok(())
 }
 
 /// Removes what earlier builds that were killed left behind, but for what they had downloaded.
@@ -199,7 +194,7 @@ pub(crate) fn missing_program() -> Option<(&'static str, &'static str)> {
     needed.into_iter().find(|(program, _)| !is_there(program))
 }
 
-fn remove(directory: &Path) -> Result<(), ImageError> {
+pub(crate) fn remove(directory: &Path) -> Result<(), ImageError> {
     // Nothing is mounted there: builds mount in namespaces of their own. Should something be, this machine's own
     // devices may be behind it, and removing goes no further.
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -218,48 +213,73 @@ fn mounted_below(mounts: &str, directory: &Path) -> Option<String> {
     mounts.lines().filter_map(place).find(|place| Path::new(place).starts_with(directory))
 }
 
-impl Build<'_> {
-    fn run(&self) -> Result<Manifest, ImageError> {
+impl<'a> Build<'a> {
+    /// A build in the directory `partial` of a store.
+    pub(crate) fn new(store: &Path, partial: &Path, name: &'a str, progress: &'a dyn Progress) -> Self {
+        Self {
+            name,
+            progress,
+            root: partial.join("rootfs"),
+            recipe_directory: partial.join("recipe"),
+            cache: store.join("cache"),
+            log: store.join(format!("{name}.log")),
+        }
+    }
+
+    /// The new root.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes its directories, all empty but the caches.
+    pub(crate) fn begin(&self) -> Result<(), ImageError> {
         let make = |directory: &Path| fs::create_dir_all(directory).map_err(ImageError::io(directory));
         make(&self.root)?;
         make(&self.recipe_directory)?;
         for part in ["debs", "pip", "npm"] {
             make(&self.cache.join(part))?;
         }
-        for (name, text) in self.recipe.files {
-            let file = self.recipe_directory.join(name);
-            fs::write(&file, text).map_err(ImageError::io(&file))?;
+        fs::write(&self.log, "").map_err(ImageError::io(&self.log))
+    }
+
+    fn run(&self, recipe: &Recipe) -> Result<Manifest, ImageError> {
+        self.begin()?;
+        for (name, text) in recipe.files {
+            self.write_script(name, text)?;
         }
-        fs::write(&self.log, "").map_err(ImageError::io(&self.log))?;
-        self.debian()?;
-        for step in &self.recipe.text.steps {
+        self.debian(&recipe.text)?;
+        for step in &recipe.text.steps {
             self.script(&step.title, &step.script, &step.counts, "0:0")?;
         }
         self.write_script("finish.sh", FINISH)?;
         self.script("finishing", "finish.sh", "", "0:0")?;
-        self.script("checking", &self.recipe.text.check, "", "1000:1000")?;
-        let manifest = self.look()?;
-        // Device nodes are no part of an image: each sandbox gets its own few.
-        let devices = self.root.join("dev");
-        remove(&devices)?;
-        make(&devices)?;
+        self.script("checking", &recipe.text.check, "", "1000:1000")?;
+        let manifest = self.look(recipe)?;
+        self.empty_dev()?;
         Ok(manifest)
     }
 
-    fn debian(&self) -> Result<(), ImageError> {
+    /// Device nodes are no part of an image: each sandbox gets its own few.
+    pub(crate) fn empty_dev(&self) -> Result<(), ImageError> {
+        let devices = self.root.join("dev");
+        remove(&devices)?;
+        fs::create_dir_all(&devices).map_err(ImageError::io(&devices))
+    }
+
+    fn debian(&self, recipe: &crate::recipe::Text) -> Result<(), ImageError> {
         let debs = self.cache.join("debs");
         let mut command = alone("mmdebstrap");
         command
             .args(["--mode=root", "--variant=minbase"])
-            .arg(format!("--architectures={}", self.recipe.text.architecture))
-            .arg(format!("--include={}", self.recipe.text.packages.join(",")))
+            .arg(format!("--architectures={}", recipe.architecture))
+            .arg(format!("--include={}", recipe.packages.join(",")))
             .arg("--aptopt=Acquire::Retries \"3\"")
             .args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"])
             .arg("--dpkgopt=path-exclude=/usr/share/man/*")
             .args(["--skip=download/empty", "--skip=essential/unlink"])
             .arg(format!("--setup-hook={FILL}"))
             .arg(format!("--customize-hook={KEEP}"))
-            .arg(&self.recipe.text.suite)
+            .arg(&recipe.suite)
             .arg(&self.root)
             // The hooks read it: a path has no place in the text of a script.
             .env("SANDPOOL_DEBS", &debs);
@@ -269,12 +289,24 @@ impl Build<'_> {
         self.follow("installing Debian packages", &mut command, "Unpacking ").map(drop)
     }
 
-    fn write_script(&self, name: &str, text: &str) -> Result<(), ImageError> {
+    pub(crate) fn write_script(&self, name: &str, text: &str) -> Result<(), ImageError> {
         let file = self.recipe_directory.join(name);
         fs::write(&file, text).map_err(ImageError::io(&file))
     }
 
     fn script(&self, title: &str, script: &str, counts: &str, ids: &str) -> Result<String, ImageError> {
+        self.script_with(title, script, counts, ids, &[])
+    }
+
+    /// Runs a script of the recipe in the new root, with these variables.
+    pub(crate) fn script_with(
+        &self,
+        title: &str,
+        script: &str,
+        counts: &str,
+        ids: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<String, ImageError> {
         let mut command = alone("/bin/sh");
         command
             .args(["-c", ENTER, "sh"])
@@ -292,11 +324,12 @@ impl Build<'_> {
                 command.env(name, value);
             }
         }
+        command.envs(variables.iter().copied());
         self.follow(title, &mut command, counts)
     }
 
     /// Runs a program, counts its progress, writes all it says to the log, and answers its last line.
-    fn follow(&self, title: &str, command: &mut Command, counts: &str) -> Result<String, ImageError> {
+    pub(crate) fn follow(&self, title: &str, command: &mut Command, counts: &str) -> Result<String, ImageError> {
         self.progress.stage(title, None);
         let io = || ImageError::io(&self.log);
         let mut log = fs::OpenOptions::new().append(true).open(&self.log).map_err(io())?;
@@ -330,7 +363,7 @@ impl Build<'_> {
             return Ok(tail.lines.pop_back().unwrap_or_default());
         }
         Err(ImageError::Step {
-            name: self.recipe.name.to_owned(),
+            name: self.name.to_owned(),
             stage: title.to_owned(),
             how: status.to_string(),
             cause: tail.cause,
@@ -366,8 +399,8 @@ impl Build<'_> {
     }
 
     /// Asks the image what it holds.
-    fn look(&self) -> Result<Manifest, ImageError> {
-        let runtime = self.recipe.text.runtime.as_str();
+    fn look(&self, recipe: &Recipe) -> Result<Manifest, ImageError> {
+        let runtime = recipe.text.runtime.as_str();
         let question = LOOK.iter().find(|(name, _)| *name == runtime).map_or("echo '{}'", |(_, question)| question);
         self.write_script("look.sh", question)?;
         let answer = self.script("looking at what is there", "look.sh", "", "1000:1000")?;
@@ -383,21 +416,22 @@ impl Build<'_> {
             .collect();
         packages.sort();
         packages.dedup();
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Manifest {
-            digest: self.recipe.digest(),
+            digest: recipe.digest(),
             runtime: runtime.to_owned(),
             version,
             packages,
-            created,
+            created: now(),
             bytes: size(&self.root),
         })
     }
 
-    fn place(&self, store: &Path, partial: &Path, manifest: &Manifest) -> Result<(), ImageError> {
+    pub(crate) fn place(&self, store: &Path, partial: &Path, manifest: &Manifest) -> Result<(), ImageError> {
         let about = json!({ "runtime": manifest.runtime, "version": manifest.version, "env": {} });
         let text = |value: &Value| format!("{value:#}\n");
         let file = self.root.join("etc/sandpool-image.json");
+        // It may be another image's too: not written over, but made anew.
+        let _ = fs::remove_file(&file);
         fs::write(&file, text(&about)).map_err(ImageError::io(&file))?;
         let file = partial.join("manifest.json");
         fs::write(&file, text(&json!(manifest))).map_err(ImageError::io(&file))?;
@@ -405,8 +439,8 @@ impl Build<'_> {
         let image = store.join(&manifest.digest);
         remove(&image)?;
         fs::rename(partial, &image).map_err(ImageError::io(&image))?;
-        let name = store.join("names").join(self.recipe.name);
-        let new = store.join("names").join(format!(".{}.new", self.recipe.name));
+        let name = store.join("names").join(self.name);
+        let new = store.join("names").join(format!(".{}.new", self.name));
         fs::write(&new, format!("{}\n", manifest.digest)).map_err(ImageError::io(&new))?;
         fs::rename(&new, &name).map_err(ImageError::io(&name))
     }
@@ -525,8 +559,13 @@ impl Cause {
     }
 }
 
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// The bytes of all files below a directory. Links are not followed.
-fn size(directory: &Path) -> u64 {
+pub(crate) fn size(directory: &Path) -> u64 {
     let mut total = 0;
     let mut left = vec![directory.to_owned()];
     while let Some(directory) = left.pop() {

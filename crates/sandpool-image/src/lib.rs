@@ -9,6 +9,7 @@
 
 mod builder;
 mod recipe;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::Cause;
 pub use recipe::{Recipe, recipe, recipes};
+pub use servers::{Registry, ServerPackage};
 
 /// A directory of images.
 #[derive(Clone, Debug)]

@@ -11,9 +11,11 @@ mod link;
 mod node;
 mod pools;
 mod record;
+mod service;
 mod session;
 mod tenants;
 
 pub use api::*;
 pub use node::{ExecutionHandle, Node, NodeConfig};
 pub use sandpool_store::{Store, StoreError};
+pub use service::{Awaited, ServiceEvent, ServiceInput, ServiceOutput};

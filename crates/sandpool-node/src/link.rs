@@ -169,7 +169,7 @@ impl Pending {
     }
 }
 
-async fn read(input: &mut (impl AsyncReadExt + Unpin)) -> io::Result<FromAgent> {
+pub(crate) async fn read(input: &mut (impl AsyncReadExt + Unpin)) -> io::Result<FromAgent> {
     let mut header = [0; frame::HEADER];
     input.read_exact(&mut header).await?;
     let mut body = vec![0; frame::body_length(header).map_err(io::Error::other)?];

@@ -705,6 +705,11 @@ impl PoolState {
         }
     }
 
+    /// A further stream to a sandbox.
+    pub(crate) async fn dial(&self, sandbox: SandboxId) -> Result<sandpool_driver::Stream, DriverError> {
+        self.driver.0.dial(sandbox).await
+    }
+
     /// Makes a sandbox a session's own (unless it is already), and opens the stream to it.
     async fn connect(
         self: &Arc<Self>,

@@ -131,7 +131,7 @@ impl InUse {
         Self::holding(None, pool, session)
     }
 
-    fn holding(place: Option<Running>, pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
+    pub(crate) fn holding(place: Option<Running>, pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
         session.activity.touch(pool.now());
         session.activity.busy.fetch_add(1, Ordering::Relaxed);
         Self { pool: Arc::clone(pool), session: Arc::clone(session), _place: place }
@@ -236,7 +236,7 @@ impl Session {
         let terminal = matches!(request.work, Work::Terminal { .. });
         let input = match &request.work {
             Work::Shell { stdin, .. } | Work::Argv { stdin, .. } => *stdin == Stdin::Stream,
-            Work::Terminal { .. } => true,
+            Work::Terminal { .. } | Work::Service { .. } => true,
             Work::Code { .. } => false,
         };
         let record = Record::new(id, self.key.identifier.clone(), output_limit).taking(input, terminal);

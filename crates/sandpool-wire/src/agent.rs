@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides must agree exactly; the agent travels inside the server's binary.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The largest piece of a file in one message, in bytes.
 pub const MAX_CHUNK: usize = 1024 * 1024;
@@ -230,6 +230,15 @@ pub enum Work {
         columns: u16,
         /// The value of TERM.
         term: String,
+    },
+    /// A program that answers for as long as somebody listens: it reads what [`ToAgent::Input`] brings, and is killed
+    /// with all that it started when the stream that started it is closed. It has no time limit, and its output no limit
+    /// either: it is passed on and not kept, and the program waits while its listener does not read.
+    Service {
+        /// At least one; the first is looked up in PATH.
+        argv: Vec<String>,
+        /// Environment variables of its own, over the session's.
+        env: Vec<(String, String)>,
     },
 }
 

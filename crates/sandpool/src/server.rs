@@ -59,7 +59,7 @@ impl Image {
     }
 }
 
-/// The images of a server's pools, by name.
+/// The images of a server's pools, by the pools' names.
 pub(crate) type Images = BTreeMap<String, Image>;
 
 /// What the launcher's side prepared, as the server reads it.
@@ -250,14 +250,16 @@ fn pools(settings: &Settings, images: &Images) -> Result<(Vec<sandpool_node::Poo
     let mut specs = Vec::new();
     let mut faces = BTreeMap::new();
     for pool in &settings.pools {
-        let image =
-            images.get(pool.image()).ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
+        let image = images
+            .get(&pool.metadata.name)
+            .ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
         let spec = pool.to_spec(image.rootfs.clone()).map_err(|error| Failure::new(error.to_string()))?;
         let face = PoolFace {
             container_type: pool.spec.container_type.word().to_owned(),
             metadata: image.metadata(),
             default_output_limit: pool.spec.execution.output_streams_max_length,
             is_mcp_enabled: pool.spec.mcp_server_settings.is_mcp_server_enabled,
+            servers: pool.spec.servers.iter().map(|(name, server)| (name.clone(), server.to_hosted(name))).collect(),
         };
         faces.insert(spec.name.clone(), Arc::new(face));
         specs.push(spec);

@@ -25,6 +25,7 @@ pub(crate) use self::units::Size;
 pub(crate) use self::tenants::TenantSettings;
 
 mod egress;
+mod servers;
 mod tenants;
 mod units;
 
@@ -189,6 +190,9 @@ pub(crate) struct PoolObjectSpec {
     pub(crate) session_network_configuration: Option<NetworkSettings>,
     #[serde(default)]
     pub(crate) mcp_server_settings: McpServerSettings,
+    /// Somebody else's MCP servers, that run in its sandboxes, by name.
+    #[serde(default)]
+    pub(crate) servers: servers::Servers,
 }
 
 /// The pool's MCP server for clients of the service whose wire this is.
@@ -440,6 +444,7 @@ fn default_pools() -> Vec<PoolObject> {
                 egress: None,
                 session_network_configuration: None,
                 mcp_server_settings: McpServerSettings::default(),
+                servers: servers::Servers::new(),
             },
         })
         .collect()
@@ -531,8 +536,11 @@ impl Settings {
         for key in shown.auth.api_keys.iter_mut().chain(of_tenants) {
             key.sha256 = "***".into();
         }
-        for variable in shown.pools.iter_mut().flat_map(|pool| &mut pool.spec.env) {
-            variable.value = "***".into();
+        for spec in shown.pools.iter_mut().map(|pool| &mut pool.spec) {
+            let of_servers = spec.servers.values_mut().flat_map(|server| &mut server.env);
+            for variable in spec.env.iter_mut().chain(of_servers) {
+                variable.value = "***".into();
+            }
         }
         shown
     }
@@ -657,10 +665,16 @@ impl PoolObject {
                 return Err(value(key(&field), format!("{name:?} is not the name of an environment variable")));
             }
         }
+        servers::check(&spec.servers, spec.container_type, &key("spec.servers"))?;
         spec.egress().map(drop).map_err(|(field, why)| value(key(&format!("spec.{field}")), why))
     }
 
-    /// The image it is made from.
+    /// What its servers need in the image.
+    pub(crate) fn server_packages(&self) -> Vec<sandpool_image::ServerPackage> {
+        self.spec.servers.iter().filter_map(|(name, server)| server.package(name)).collect()
+    }
+
+    /// The image it is made from, without its servers.
     pub(crate) fn image(&self) -> &str {
         self.spec.image.as_deref().unwrap_or(self.spec.container_type.runtime().word())
     }

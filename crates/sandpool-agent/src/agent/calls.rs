@@ -9,6 +9,7 @@ use sandpool_wire::agent::{
 };
 
 use super::Agent;
+use crate::environment;
 use crate::files::{self, MAX_UPLOADS, Upload};
 use crate::interpreter::random;
 use crate::log::{self, Log};
@@ -116,7 +117,8 @@ impl Agent {
             return Ok(());
         }
         check(&work)?;
-        let timeout = Duration::from_millis(timeout_ms);
+        let is_service = matches!(work, Work::Service { .. });
+        let timeout = Duration::from_millis(if is_service { u64::MAX } else { timeout_ms });
         if let Work::Code { code, fresh } = work {
             let Some(interpreter) = &mut self.interpreter else {
                 return Err(Refusal::Invalid("this sandbox runs commands, and has no interpreter for code".to_owned()));
@@ -135,7 +137,7 @@ impl Agent {
         if self.programs.len() >= PROGRAMS {
             return Err(Refusal::Failed(format!("more than {PROGRAMS} programs at the same time")));
         }
-        let mut log = Log::new(exec, output_limit);
+        let mut log = if is_service { Log::flowing(exec) } else { Log::new(exec, output_limit) };
         log.started();
         let login = match work {
             Work::Shell { .. } if login::is_usual(&self.environment) => {
@@ -178,7 +180,7 @@ fn check(work: &Work) -> Result<(), Refusal> {
         Work::Code { code, .. } => (std::slice::from_ref(code), None),
         Work::Shell { command, stdin } => (std::slice::from_ref(command), Some(stdin)),
         Work::Argv { argv, stdin } => (argv, Some(stdin)),
-        Work::Terminal { argv, .. } => (argv, None),
+        Work::Terminal { argv, .. } | Work::Service { argv, .. } => (argv, None),
     };
     if words.first().is_none_or(|first| first.is_empty() && !matches!(work, Work::Code { .. } | Work::Shell { .. })) {
         return invalid("no program is named".to_owned());
@@ -190,6 +192,7 @@ fn check(work: &Work) -> Result<(), Refusal> {
         return invalid("a command or argument has a NUL".to_owned());
     }
     match (work, stdin) {
+        (Work::Service { env, .. }, _) => environment::check_all(env),
         (Work::Terminal { term, .. }, _) if term.contains('\0') || term.len() > 64 => {
             invalid("the terminal's name has a NUL, or is longer than 64 bytes".to_owned())
         }

@@ -151,3 +151,38 @@ proptest! {
         prop_assert_eq!(finished.dropped.0 + finished.dropped.1, dropped);
     }
 }
+
+#[test]
+fn a_flowing_log_lets_go_of_what_was_sent_and_waits_for_the_rest() {
+    let mut log = Log::flowing([0; 16]);
+    let mut now = Instant::now();
+    log.started();
+    let mut position = 0;
+    for _ in 0..100 {
+        let mut pieces = 0;
+        while log.has_room() {
+            now += GATHER;
+            log.output(Channel::Stdout, &[b'x'; 60_000], now);
+            pieces += 1;
+        }
+        assert!(log.size() < WINDOW + OUTPUT_EVENT + 4096 && pieces > 0, "{}", log.size());
+        let sent = log.read(position, usize::MAX).len();
+        position += sent;
+        log.let_go(position);
+        assert_eq!((log.size(), log.end()), (0, position));
+        assert!(log.read(position, usize::MAX).is_empty());
+    }
+    now += GATHER;
+    log.output(Channel::Stdout, b"last", now);
+    log.finish(Outcome::Exited(0), Duration::ZERO, false);
+    let whole = log.seq;
+    assert_eq!(log.position_after(0), position, "what is gone is passed over");
+    let (_, first) = frame::take::<FromAgent>(log.read(position, 1)).unwrap().unwrap();
+    assert_eq!(log.position_after(whole - 2), position);
+    assert_eq!(log.position_after(whole - 1), position + first);
+    // Half of what there is.
+    log.let_go(position + first);
+    assert_eq!(log.position_after(whole - 1), position + first);
+    assert_eq!(log.position_after(whole), log.end());
+    assert_eq!(log.dropped, (0, 0));
+}

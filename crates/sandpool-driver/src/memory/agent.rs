@@ -183,10 +183,16 @@ impl Agent {
             let _ = say.send(message).await;
             std::future::pending::<()>().await;
         };
+        let services = Mutex::new(Vec::new());
         let hear = async {
             let mut uploads = Uploads::default();
             let mut followed: HashMap<ExecKey, AbortHandle> = HashMap::new();
             while let Ok(message) = read(&mut input).await {
+                if let ToAgent::Call { call: Call::Execute(Execute { exec, work: Work::Service { .. }, .. }), .. } =
+                    &message
+                {
+                    services.lock().unwrap_or_else(PoisonError::into_inner).push(*exec);
+                }
                 self.answer(&say, &mut uploads, &mut followed, message).await;
             }
         };
@@ -195,6 +201,12 @@ impl Agent {
                 () = write => {}
                 () = announce => {}
                 () = hear => {}
+            }
+        }
+        // Nobody listens to them any more.
+        for exec in services.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if let Some(run) = self.state().runs.get(exec) {
+                run.stop.send_replace(Some(Stop::Kill));
             }
         }
     }
@@ -333,7 +345,8 @@ impl Agent {
             if program.is_code && state.code.is_some() {
                 return Err(Refusal::Busy);
             }
-            let log = Arc::new(Log::new(execute.exec, execute.output_limit));
+            let is_service = matches!(execute.work, Work::Service { .. });
+            let log = Arc::new(Log::new(execute.exec, if is_service { u64::MAX } else { execute.output_limit }));
             state.logs.push(Arc::clone(&log));
             let (input, inputs) = mpsc::channel(INPUTS);
             let (stop, stops) = watch::channel(None);
@@ -552,12 +565,14 @@ impl Program {
             Work::Code { code, fresh } => (code, Stdin::Empty, true, fresh),
             Work::Shell { command, stdin } => (command, stdin, false, false),
             Work::Argv { argv, stdin } => (named(&argv)?, stdin, false, false),
-            Work::Terminal { argv, .. } => (named(&argv)?, Stdin::Stream, false, false),
+            Work::Terminal { argv, .. } | Work::Service { argv, .. } => (named(&argv)?, Stdin::Stream, false, false),
         };
         if script.len() > MAX_CODE {
             return Err(Refusal::Invalid(format!("code or command is longer than {MAX_CODE} bytes")));
         }
-        Ok(Self { script, stdin, is_code, is_fresh, timeout: Duration::from_millis(execute.timeout_ms) })
+        let is_service = matches!(execute.work, Work::Service { .. });
+        let timeout = Duration::from_millis(if is_service { u64::MAX } else { execute.timeout_ms });
+        Ok(Self { script, stdin, is_code, is_fresh, timeout })
     }
 }
 

@@ -101,6 +101,7 @@ async fn world(name: &str) -> World {
                 metadata,
                 default_output_limit: 4096,
                 is_mcp_enabled: false,
+                servers: BTreeMap::new(),
             }),
         )
     });

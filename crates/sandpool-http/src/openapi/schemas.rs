@@ -57,9 +57,23 @@ fn page(of: &str) -> Value {
     object("A page of a list.", json!({ "value": list(of), "next": next }))
 }
 
+fn hosted() -> Value {
+    let any = |description: &str| json!({ "description": description });
+    json!({
+        "JsonRpc": with_example(
+            object("A message of JSON-RPC 2.0: a request, a notification or a response.", json!({
+                "jsonrpc": kind("string", "`2.0`."), "id?": any("Of a request and its response: a text or a number."),
+                "method?": kind("string", "Of a request or a notification."), "params?": any("What it takes."),
+                "result?": any("Of a response."), "error?": any("Of a response: `code` and `message`."),
+            })),
+            json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "echo", "arguments": { "message": "hi" } } }),
+        ),
+    })
+}
+
 pub(super) fn all() -> Value {
     let mut all = native();
-    for more in [azure(), identity()] {
+    for more in [azure(), identity(), hosted()] {
         let (Value::Object(all), Value::Object(more)) = (&mut all, more) else { panic!("not schemas") };
         all.extend(more);
     }

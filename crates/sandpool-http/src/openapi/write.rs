@@ -92,8 +92,13 @@ impl Operation {
         self
     }
 
-    fn nothing(mut self, description: &str) -> Self {
-        self.value["responses"]["204"] = json!({ "description": description });
+    fn nothing(self, description: &str) -> Self {
+        self.bare(204, description)
+    }
+
+    /// An answer without a body.
+    fn bare(mut self, status: u16, description: &str) -> Self {
+        self.value["responses"][status.to_string()] = json!({ "description": description });
         self
     }
 
@@ -140,6 +145,45 @@ fn general() -> Vec<Operation> {
             "application/json",
             json!({ "type": "object", "additionalProperties": true }),
         ),
+    ]
+}
+
+/// Streamable HTTP of the Model Context Protocol. What JSON-RPC refuses has a body of its kind.
+fn hosted() -> Vec<Operation> {
+    const PATH: &str = "/pools/{pool}/servers/{server}/mcp";
+    let either = || json!({ "anyOf": [to("Problem"), to("JsonRpc")] });
+    let with = |method, id, summary| {
+        let session = json!({
+            "name": "Mcp-Session-Id", "in": "header", "schema": text(),
+            "description": "As `initialize` answered it; only `initialize` goes without.",
+        });
+        let operation = on(method, PATH, id, summary).tag("mcp").push(session).refuses(&[401, 403]);
+        [(400, "No message that can be taken, or no session is named."), (404, "No such pool, server or session.")]
+            .into_iter()
+            .fold(operation, |operation, (status, when)| operation.answers(status, when, "application/json", either()))
+    };
+    let not_acceptable = |operation: Operation| {
+        operation.answers(406, "`Accept` names nothing that could be answered.", "application/json", to("Problem"))
+    };
+    vec![
+        not_acceptable(with("post", "sayToServer", "A message for a hosted MCP server"))
+            .about(
+                "`initialize` opens a session of the pool and starts the server in it. A request is answered by one JSON message, or by a \
+                 stream that ends with its answer.",
+            )
+            .takes("application/json", to("JsonRpc"), true)
+            .gives(200, "The answer.", "JsonRpc")
+            .answers(200, "The answer.", "text/event-stream", text())
+            .bare(202, "A notification or a response was passed on; or the request was taken back, and has no answer.")
+            .gives(502, "The server could not be begun: the message says why.", "JsonRpc")
+            .refuses(&[410, 413, 429, 503]),
+        not_acceptable(with("get", "hearServer", "What a hosted MCP server says that belongs to no request")).answers(
+            200,
+            "A stream. The newest one of a session is served.",
+            "text/event-stream",
+            text(),
+        ),
+        with("delete", "endServer", "Ends a hosted MCP server's session, and all in it").nothing("It has ended.").refuses(&[503]),
     ]
 }
 
@@ -405,6 +449,7 @@ fn in_path(name: &str) -> Value {
         "name" => (text(), "The file's name, below `path`."),
         "id" => (text(), "The execution's id."),
         "tenant" => (text(), "Any."),
+        "server" => (text(), "The server's name, as the pool's settings have it."),
         "subscription" | "resourceGroup" => (text(), "Any: Azure's address has it."),
         other => panic!("{other} is in a path, and has no description"),
     };
@@ -414,7 +459,7 @@ fn in_path(name: &str) -> Value {
 /// The document.
 pub(super) fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
-    for operation in [general(), native(), azure(), identity()].into_iter().flatten() {
+    for operation in [general(), native(), hosted(), azure(), identity()].into_iter().flatten() {
         let item = paths.entry(operation.path.clone()).or_insert_with(|| {
             let names: Vec<_> = operation.path.split('{').skip(1).filter_map(|rest| rest.split('}').next()).collect();
             if names.is_empty() {
@@ -453,6 +498,7 @@ pub(super) fn document() -> Value {
         "tags": [
             { "name": "server", "description": "The server itself." },
             { "name": "native", "description": "The native API: `docs/api.md` tells it in words." },
+            { "name": "mcp", "description": "Hosted MCP servers: `docs/mcp-servers.md` tells it in words." },
             { "name": "azure", "description": "Azure's data plane." },
             { "name": "identity", "description": "Where unmodified clients get their tokens." },
         ],

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sandpool_image::{ImageError, Progress, Recipe, Store, recipe, recipes};
+use sandpool_image::{ImageError, Progress, Recipe, ServerPackage, Store, recipe, recipes};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -64,9 +64,37 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
                 image.manifest.runtime
             )));
         }
-        images.insert(name.to_owned(), Image::from(image));
+        let image = with_servers(&store, image, &pool.server_packages())?;
+        images.insert(pool.metadata.name.clone(), Image::from(image));
     }
     Ok(images)
+}
+
+/// The image with a pool's servers in it, built if it is not there.
+fn with_servers(
+    store: &Store,
+    base: sandpool_image::Image,
+    servers: &[ServerPackage],
+) -> Result<sandpool_image::Image, Failure> {
+    if servers.is_empty() {
+        return Ok(base);
+    }
+    if let Some(image) = store.with_servers(&base, servers).map_err(explain)? {
+        return Ok(image);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(explain(ImageError::NotRoot));
+    }
+    install_what_builds()?;
+    let start = Instant::now();
+    let names: Vec<_> = servers.iter().map(|server| server.package.as_str()).collect();
+    print::note(&format!("Adding {} to the image {}. It happens once.", names.join(", "), base.name));
+    let shown = Shown::new(format!("{} with servers", base.name));
+    let built = store.add_servers(&base, servers, &shown);
+    shown.end();
+    let image = built.map_err(explain)?;
+    print::note(&format!("{}: built in {} s", image.name, start.elapsed().as_secs()));
+    Ok(image)
 }
 
 fn build(context: &Context, names: &[String], directory: &Path) -> Outcome {

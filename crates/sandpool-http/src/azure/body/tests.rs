@@ -13,7 +13,7 @@ fn told(wanted: &Wanted) -> String {
         Work::Code { code, fresh } => format!("code {code}{}", if *fresh { " (fresh)" } else { "" }),
         Work::Shell { command, stdin } => format!("shell {command}{}", told_input(stdin)),
         Work::Argv { argv, stdin } => format!("argv {}{}", argv.join("|"), told_input(stdin)),
-        Work::Terminal { .. } => "a terminal".to_owned(),
+        Work::Terminal { .. } | Work::Service { .. } => "a terminal or a service".to_owned(),
     };
     if wanted.is_asynchronous {
         told.push_str(" async");

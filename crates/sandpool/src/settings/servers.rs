@@ -1,0 +1,219 @@
+//! Hosted servers, as an operator writes them: somebody else's MCP servers that run in sandboxes of a pool.
+
+use std::collections::BTreeMap;
+
+use sandpool_image::{Registry, ServerPackage};
+use serde::{Deserialize, Serialize};
+
+use super::{ContainerType, EnvVariable, SettingsError, value};
+
+/// The most servers of one pool.
+const MOST: usize = 64;
+
+/// The longest name of a server.
+const NAME: usize = 40;
+
+/// The longest package with its version, and the longest program.
+const WORD: usize = 214;
+
+/// Bytes of all arguments of a server.
+const ARGUMENTS: usize = 64 * 1024;
+
+/// The servers of a pool, by name.
+pub(crate) type Servers = BTreeMap<String, ServerSettings>;
+
+/// One server, which speaks over its standard input and output.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ServerSettings {
+    /// A package of npm with its exact version: `name@1.2.3`.
+    #[serde(default)]
+    pub(crate) npm: Option<String>,
+    /// A package of PyPI with its exact version: `name==1.2.3`.
+    #[serde(default)]
+    pub(crate) pypi: Option<String>,
+    /// The program: one of the package's, or of the image where there is no package.
+    #[serde(default)]
+    pub(crate) command: Option<String>,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    /// Environment variables of its own, over the pool's.
+    #[serde(default)]
+    pub(crate) env: Vec<EnvVariable>,
+}
+
+/// Checks every value of all of them; `place` is the key that they stand under.
+pub(super) fn check(servers: &Servers, kind: ContainerType, place: &str) -> Result<(), SettingsError> {
+    if servers.len() > MOST {
+        return Err(value(place, format!("there are {} servers, and {MOST} may be", servers.len())));
+    }
+    for (name, server) in servers {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || name.len() > NAME || !name.chars().all(plain) || name.starts_with('-') {
+            let why = format!("{name:?} is no name of a server: 1 to {NAME} of a-z, 0-9 and -, not - first");
+            return Err(value(place, why));
+        }
+        server.check(kind, &format!("{place}.{name}"))?;
+    }
+    Ok(())
+}
+
+impl ServerSettings {
+    fn check(&self, kind: ContainerType, place: &str) -> Result<(), SettingsError> {
+        let key = |field: &str| format!("{place}.{field}");
+        match (&self.npm, &self.pypi) {
+            (Some(_), Some(_)) => {
+                return Err(value(place, "has both npm and pypi: one of them says where it comes from"));
+            }
+            (Some(package), None) => {
+                if kind != ContainerType::NodeLTS {
+                    let why =
+                        format!("needs npm, which the image of {} has not: a pool of NodeLTS has it", kind.word());
+                    return Err(value(key("npm"), why));
+                }
+                if !is_npm(package) {
+                    let why = format!("{package:?} is no package with its exact version, such as name@1.2.3");
+                    return Err(value(key("npm"), why));
+                }
+            }
+            (None, Some(package)) => {
+                if !is_pypi(package) {
+                    let why = format!("{package:?} is no package with its exact version, such as name==1.2.3");
+                    return Err(value(key("pypi"), why));
+                }
+            }
+            (None, None) if self.command.is_none() => {
+                return Err(value(place, "says neither npm nor pypi nor command: what is the server?"));
+            }
+            (None, None) => {}
+        }
+        if let Some(command) = &self.command {
+            let of_package = self.npm.is_some() || self.pypi.is_some();
+            if command.is_empty()
+                || command.len() > WORD
+                || command.contains('\0')
+                || of_package && command.contains('/')
+            {
+                return Err(value(key("command"), format!("{command:?} is no program")));
+            }
+        }
+        if self.args.iter().any(|word| word.contains('\0'))
+            || self.args.iter().map(String::len).sum::<usize>() > ARGUMENTS
+        {
+            return Err(value(key("args"), format!("has a NUL, or is longer than {ARGUMENTS} bytes in all")));
+        }
+        for (at, variable) in self.env.iter().enumerate() {
+            let name = &variable.name;
+            if name.is_empty() || name.contains(['=', '\0']) || variable.value.contains('\0') {
+                let why = format!("{name:?} is not the name of an environment variable");
+                return Err(value(key(&format!("env[{at}]")), why));
+            }
+        }
+        Ok(())
+    }
+
+    /// What has to be in the image for it.
+    pub(crate) fn package(&self, name: &str) -> Option<ServerPackage> {
+        let (registry, package) = match (&self.npm, &self.pypi) {
+            (Some(package), _) => (Registry::Npm, package),
+            (None, Some(package)) => (Registry::Pypi, package),
+            (None, None) => return None,
+        };
+        Some(ServerPackage { name: name.to_owned(), registry, package: package.clone(), command: self.command.clone() })
+    }
+
+    /// How it is started.
+    pub(crate) fn to_hosted(&self, name: &str) -> sandpool_http::HostedServer {
+        let program = match &self.command {
+            Some(command) if self.npm.is_none() && self.pypi.is_none() => command.clone(),
+            _ => ServerPackage::program(name),
+        };
+        let env = self.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())).collect();
+        sandpool_http::HostedServer { argv: std::iter::once(program).chain(self.args.iter().cloned()).collect(), env }
+    }
+}
+
+/// An exact version, and nothing that installers would take for a range, a tag or an address.
+fn is_version(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit())
+        && text.contains('.')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '_' | '!'))
+        && !text.split('.').any(|part| part.eq_ignore_ascii_case("x"))
+}
+
+fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+fn is_npm(package: &str) -> bool {
+    let Some((name, version)) = package.rsplit_once('@') else { return false };
+    let is_name = match name.strip_prefix('@') {
+        Some(scoped) => scoped.split_once('/').is_some_and(|(scope, name)| is_word(scope) && is_word(name)),
+        None => is_word(name),
+    };
+    package.len() <= WORD && is_name && is_version(version)
+}
+
+fn is_pypi(package: &str) -> bool {
+    let Some((name, version)) = package.split_once("==") else { return false };
+    let is_name = match name.split_once('[') {
+        Some((name, extras)) => {
+            is_word(name) && extras.strip_suffix(']').is_some_and(|extras| extras.split(',').all(is_word))
+        }
+        None => is_word(name),
+    };
+    package.len() <= WORD && is_name && is_version(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_has_a_name_and_an_exact_version_and_nothing_else() {
+        for good in ["@modelcontextprotocol/server-everything@2026.8.31", "a@1.0.0-rc.1", "a.b@0.1.0+build"] {
+            assert!(is_npm(good), "{good}");
+        }
+        for bad in ["a", "a@latest", "a@^1.0.0", "a@1", "a@1.x", "-g@1.0.0", "@a@1.0.0", "a@file:../x@1.0", "a b@1.0.0"]
+        {
+            assert!(!is_npm(bad), "{bad}");
+        }
+        for good in ["mcp-server-time==2026.10.19", "a[b,c]==1.0", "a==1!2.0.post1"] {
+            assert!(is_pypi(good), "{good}");
+        }
+        for bad in ["a", "a>=1.0", "a==1.*", "a==1.0; x", "--index-url==1.0", "a[]==1.0", "a @ http://b==1.0"] {
+            assert!(!is_pypi(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_server_is_said() {
+        let said = |text: &str, kind| {
+            let servers: Servers = serde_norway::from_str(text).unwrap();
+            check(&servers, kind, "servers").map_err(|error| error.to_string())
+        };
+        let node = ContainerType::NodeLTS;
+        assert_eq!(said("a: { npm: b@1.0.0 }\nc: { pypi: d==1.0 }\ne: { command: /bin/f }", node), Ok(()));
+        for (text, kind, part) in [
+            ("A: { npm: b@1.0.0 }", node, "servers: \"A\" is no name"),
+            ("a: { npm: b@1.0.0 }", ContainerType::Shell, "servers.a.npm: needs npm"),
+            ("a: { npm: b }", node, "servers.a.npm: \"b\""),
+            ("a: { pypi: b }", node, "servers.a.pypi: \"b\""),
+            ("a: { npm: b@1.0.0, pypi: c==1.0 }", node, "servers.a: has both"),
+            ("a: {}", node, "servers.a: says neither"),
+            ("a: { npm: b@1.0.0, command: ../x }", node, "servers.a.command: \"../x\""),
+            ("a: { command: b, env: [{ name: '' }] }", node, "servers.a.env[0]: \"\""),
+        ] {
+            let error = said(text, kind).unwrap_err();
+            assert!(error.starts_with(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_started_by_its_package_or_by_its_command() {
+        let argv = |text: &str| serde_norway::from_str::<ServerSettings>(text).unwrap().to_hosted("one").argv;
+        assert_eq!(argv("{ npm: b@1.0.0, command: c, args: [d] }"), ["/opt/servers/one/run", "d"]);
+        assert_eq!(argv("{ command: c, args: [d] }"), ["c", "d"]);
+    }
+}
