@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from sandpool import Server, kill, wait_for
 from test_mcp_clients import node, python, run
@@ -36,6 +37,9 @@ pools:
         everything: {{ npm: "@modelcontextprotocol/server-everything@2026.8.31" }}
         files: {{ npm: "@modelcontextprotocol/server-filesystem@2026.8.31", args: [/mnt/data] }}
         time: {{ pypi: mcp-server-time==2026.10.19, args: [--local-timezone, UTC] }}
+        envied:
+          npm: "@modelcontextprotocol/server-everything@2026.8.31"
+          env: [{{ name: SAID, value: to one server only }}]
         absent: {{ command: /usr/bin/no-such-program }}
   - metadata: {{ name: brief }}
     spec:
@@ -192,4 +196,33 @@ def test_a_hosted_server_that_cannot_be_started_says_why(hosted):
     assert "before it began" in host.begun.json()["error"]["message"]
     leaves_nothing(hosted, "absent")
     unknown = Host(hosted, "tools", "none")
-    assert unknown.begun.status_code == 404 and "absent, everything, files, time" in unknown.begun.json()["message"]
+    assert unknown.begun.status_code == 404 and "absent, envied, everything, files, time" in unknown.begun.json()["message"]
+
+
+def test_a_hosted_server_reaches_nothing_and_knows_nothing_of_the_host(hosted):
+    host = Host(hosted, "tools", "envied")
+    variables = json.loads(host.call("get-env")["content"][0]["text"])
+    assert variables["SAID"] == "to one server only" and variables["HOME"] == "/home/sandbox"
+    # Nothing of the environment of whoever started ours, which these are surely in.
+    assert not {"SANDPOOL_BIN", "SANDPOOL_IMAGES", "SANDPOOL_HOME"} & variables.keys()
+    assert str(hosted.home) not in json.dumps(variables)
+    inside = host.call("gzip-file-as-resource", name="a.gz", data="data:text/plain,hello")
+    assert not inside.get("isError"), inside
+    # The server that it runs on answers everybody on this machine, but nobody in a sandbox.
+    assert requests.get(hosted.endpoint + "/healthz", timeout=LIMIT).status_code == 200
+    outside = host.call("gzip-file-as-resource", name="b.gz", data=hosted.endpoint + "/healthz")
+    assert outside["isError"] is True, outside
+    assert host.end() == 204
+    other = Host(hosted, "tools", "everything")
+    assert "SAID" not in json.loads(other.call("get-env")["content"][0]["text"])
+    assert other.end() == 204
+
+
+def test_the_guides_servers_are_those_that_are_tested():
+    text = (HERE.parent / "docs/mcp-servers.md").read_text()
+    [guide] = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["pools"]
+    ours = next(pool for pool in yaml.safe_load(CONFIG)["pools"] if pool["metadata"] == guide["metadata"])
+    assert guide["spec"]["containerType"] == ours["spec"]["containerType"]
+    assert guide["spec"]["servers"]
+    for name, server in guide["spec"]["servers"].items():
+        assert ours["spec"]["servers"][name] == server

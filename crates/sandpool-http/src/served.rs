@@ -75,11 +75,13 @@ impl Answer {
     }
 }
 
-/// Servers as they are in memory: one says again what it is told, one ends at once.
+/// Servers as they are in memory. The first says again what it is told, which is an answer only for a client that knows it, and
+/// so for tests only: fuzzing expects an answer to everything. The others end at once.
 fn servers() -> BTreeMap<String, HostedServer> {
     let server = |words: &str| HostedServer { argv: vec![words.to_owned()], env: Vec::new() };
     [("echo", "cat"), ("broken", "err no such luck\nexit 3"), ("loud", "flood 9000000")]
         .into_iter()
+        .filter(|(name, _)| cfg!(test) || *name != "echo")
         .map(|(name, words)| (name.to_owned(), server(words)))
         .collect()
 }
