@@ -9,6 +9,9 @@ use sandpool_wire::agent::{Activation, Refusal, Runtime};
 /// Where an image says what its programs need.
 pub const IMAGE_FILE: &str = "/etc/sandpool-image.json";
 
+/// Where a sandbox of a pool with secrets has the certificate of their authority.
+const AUTHORITY: &str = "/etc/ssl/sandpool.pem";
+
 /// Where programs start.
 pub const DIRECTORY: &str = "/mnt/data";
 
@@ -58,6 +61,10 @@ impl Environment {
                 variables.insert("NODE_PATH".to_owned(), "/usr/local/lib/node_modules".to_owned());
             }
             Runtime::Shell => {}
+        }
+        if Path::new(AUTHORITY).exists() {
+            // Node looks once, when it starts, which is before a session brings its variables.
+            variables.insert("NODE_EXTRA_CA_CERTS".to_owned(), AUTHORITY.to_owned());
         }
         // An image is made by the operator; a file of it that cannot be read says nothing, and is no reason to stop.
         let image: ImageFile = image.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();

@@ -82,6 +82,9 @@ pub struct Record {
     /// Why it was not allowed, or how it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The secret whose value was put in, by its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// Bytes from the sandbox.
     pub sent: u64,
     /// Bytes to it.
@@ -226,6 +229,7 @@ mod tests {
             address: None,
             decision: Decision::Refused,
             reason: Some("no".to_owned()),
+            secret: None,
             sent: 1,
             received: 2,
             milliseconds: 3,

@@ -11,8 +11,8 @@
 //! relay     bytes, counted and timed           audit     a line for every decision
 //! ```
 //!
-//! No packet of a sandbox reaches this host: it has connections, which somebody accepted. TLS is never opened: the name is
-//! read from the client's first message, which is passed on as it came.
+//! No packet of a sandbox reaches this host: it has connections, which somebody accepted. TLS is passed on unopened: the name is
+//! read from the client's first message, which goes on as it came. Only for the hosts of a pool's secrets it is opened (`secrets`).
 
 pub mod address;
 pub mod audit;
@@ -24,6 +24,7 @@ pub mod policy;
 pub mod rate;
 mod relay;
 pub mod sandbox;
+pub mod secrets;
 pub mod serve;
 pub mod sni;
 pub mod socks;

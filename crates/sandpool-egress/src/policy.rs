@@ -33,7 +33,7 @@ enum Scope {
 /// version 6 in brackets then). Without a port in a list of what is allowed the ports 80 and 443 are meant; in one of what
 /// is denied, all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Pattern {
+pub(crate) struct Pattern {
     scope: Scope,
     port: Port,
 }
@@ -46,7 +46,7 @@ enum Port {
 }
 
 impl Pattern {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text.contains("://") {
             return Err(format!("{text:?} is a URL: name the host in it"));
         }
@@ -75,7 +75,12 @@ impl Pattern {
         }
     }
 
-    fn allows(&self, target: &Target, port: u16) -> bool {
+    /// Whether it is about names, and not about addresses or everything.
+    pub(crate) fn is_of_names(&self) -> bool {
+        matches!(self.scope, Scope::Host(_) | Scope::Below(_))
+    }
+
+    pub(crate) fn allows(&self, target: &Target, port: u16) -> bool {
         let port = match self.port {
             Port::Unsaid => USUAL_PORTS.contains(&port),
             Port::Any => true,

@@ -30,6 +30,7 @@ use crate::names::{self, Names};
 use crate::policy::Rules;
 use crate::rate::{Bucket, Rate};
 use crate::relay::{Count, Metered, stale};
+use crate::secrets::{PoolSecrets, Secrets};
 
 /// What one sandbox may use of the proxy (EG5).
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,8 @@ pub struct Common {
     pub audit: Audit,
     /// What each may use.
     pub limits: Limits,
+    /// Every pool's secrets.
+    pub secrets: Arc<Secrets>,
 }
 
 /// One sandbox.
@@ -87,6 +90,8 @@ pub struct Sandbox {
     id: Arc<str>,
     pool: Arc<str>,
     common: Common,
+    /// Its pool's secrets.
+    secrets: Option<Arc<PoolSecrets>>,
     state: Mutex<State>,
     places: Arc<Semaphore>,
     count: Arc<Count>,
@@ -139,6 +144,7 @@ impl Sandbox {
         Arc::new(Self {
             id: id.into(),
             pool: pool.into(),
+            secrets: common.secrets.of(pool),
             common,
             state: Mutex::new(state),
             places: Arc::new(Semaphore::new(limits.connections)),
@@ -257,9 +263,25 @@ impl Sandbox {
         self.record(via, destination.map(|(target, port)| (target.to_string(), Some(port))), Decision::Refused, reason);
     }
 
+    /// The secrets of its pool, where a destination is a host of one of them.
+    fn secrets(&self, target: &Target, port: u16) -> Option<&Arc<PoolSecrets>> {
+        self.secrets.as_ref().filter(|secrets| secrets.covers(target, port))
+    }
+
+    /// Records that a secret's value went out.
+    fn used(&self, via: Via, target: &Target, port: u16, secret: &str) {
+        let mut record = self.note(via, Some((target.to_string(), Some(port))), Decision::Allowed, "");
+        record.secret = Some(secret.to_owned());
+        self.common.audit.put(record);
+    }
+
     fn record(&self, via: Via, destination: Option<(String, Option<u16>)>, decision: Decision, reason: &str) {
+        self.common.audit.put(self.note(via, destination, decision, reason));
+    }
+
+    fn note(&self, via: Via, destination: Option<(String, Option<u16>)>, decision: Decision, reason: &str) -> Record {
         let (destination, port) = destination.map_or((None, None), |(name, port)| (Some(name), port));
-        self.common.audit.put(Record {
+        Record {
             time: audit::now(),
             sandbox: Arc::clone(&self.id),
             pool: Arc::clone(&self.pool),
@@ -269,10 +291,11 @@ impl Sandbox {
             address: None,
             decision,
             reason: (!reason.is_empty()).then(|| reason.to_owned()),
+            secret: None,
             sent: 0,
             received: 0,
             milliseconds: 0,
-        });
+        }
     }
 
     async fn answer_datagrams(self: Arc<Self>, socket: UdpSocket) {
@@ -422,6 +445,7 @@ impl Drop for Passage {
             address: self.address.map(|address| address.to_string()),
             decision,
             reason,
+            secret: None,
             sent: self.count.sent.load(Ordering::Relaxed),
             received: self.count.received.load(Ordering::Relaxed),
             milliseconds: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),

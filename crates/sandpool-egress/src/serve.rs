@@ -16,6 +16,7 @@ use crate::audit;
 use crate::dial::Dialler;
 use crate::policy::Rules;
 use crate::sandbox::{Common, Limits, Sandbox};
+use crate::secrets::Secrets;
 
 /// The largest packet of the launcher, in bytes: rules, and a few names.
 const MAX_PACKET: usize = 64 * 1024;
@@ -28,7 +29,12 @@ const MAX_PACKET: usize = 64 * 1024;
 pub async fn serve(control: OwnedFd, records: &Path, limits: Limits) -> io::Result<()> {
     let (audit, writer) = audit::open(records)?;
     let writer = tokio::spawn(writer.run());
-    let common = Common { dialler: Dialler::default(), audit, limits };
+    // Without them sandboxes go on with what they may reach; who counts on a secret is refused by its host, and the log says why.
+    let secrets = Secrets::read(records).unwrap_or_else(|why| {
+        tracing::error!("the secrets cannot be used: {why}");
+        Secrets::default()
+    });
+    let common = Common { dialler: Dialler::default(), audit, limits, secrets: Arc::new(secrets) };
     let served = listen(control, common).await;
     // Every sandbox has ended, and with it every hand that writes.
     let _ = writer.await;

@@ -84,6 +84,8 @@ pub struct LauncherConfig {
     pub home: PathBuf,
     /// Every pool's root file system lies below this directory.
     pub images: PathBuf,
+    /// Where pools have what lies over their image, each in a directory of its name; only root writes there.
+    pub trust: PathBuf,
     /// Sandboxes at the same time, at most.
     pub max_sandboxes: u32,
     /// Bytes of the host's memory that stay free: a sandbox for which there is not more is refused. `None` for
@@ -117,6 +119,8 @@ struct Pool {
     runtime: Runtime,
     rootfs: PathBuf,
     rootfs_is: (u64, u64),
+    /// What lies over the image: the certificates that this pool trusts besides its image's.
+    trust: Option<PathBuf>,
     limits: Limits,
     /// What a sandbox takes of the host's memory.
     expected: Expected,
@@ -597,7 +601,11 @@ impl Launcher {
             };
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
-            self.pools.insert(name.to_owned(), Pool { runtime, rootfs, rootfs_is, limits, expected, zygote, egress });
+            // A pool's name is no path: the server's word for it is looked at once more.
+            let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+            let trust = Some(self.config.trust.join(name)).filter(|path| is_name && path.is_dir());
+            let pool = Pool { runtime, rootfs, rootfs_is, trust, limits, expected, zygote, egress };
+            self.pools.insert(name.to_owned(), pool);
         }
         Ok(self.pools.get(name).is_some_and(|pool| pool.zygote.is_some()))
     }

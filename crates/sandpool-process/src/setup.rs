@@ -99,6 +99,8 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) rootfs: &'a Path,
     /// Device and inode of `rootfs`, as they were when the pool was made.
     pub(crate) rootfs_is: (u64, u64),
+    /// What lies over the image for this pool: the certificates that it trusts.
+    pub(crate) trust: Option<&'a Path>,
     pub(crate) runtime: &'static str,
     pub(crate) limits: Limits,
     pub(crate) filters: &'a Filters,
@@ -171,12 +173,13 @@ pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
     // directory that only root may enter can be entered.
     let image = open_image(blueprint).map_err(step("the image"))?;
+    let trust = blueprint.trust.map(open_layer).transpose().map_err(step("the certificates"))?;
     enter_namespaces()?;
     if let WayOut::Listeners(handover) = blueprint.way_out {
         hand_over_listeners(handover).map_err(step("the listeners of its network"))?;
     }
-    mounts(blueprint, &image).map_err(step("the file system"))?;
-    drop(image);
+    mounts(blueprint, &image, trust.as_ref()).map_err(step("the file system"))?;
+    drop((image, trust));
     limits(&blueprint.limits).map_err(step("resource limits"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     sandbox::redirect_standard_streams(null)?;
@@ -217,6 +220,12 @@ fn open_image(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
     } else {
         Err(io::Error::other(format!("{} was replaced while its pool was running", blueprint.rootfs.display())))
     }
+}
+
+/// Opens the root of a layer that root has made.
+fn open_layer(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?)
 }
 
 fn become_id(id: u32) -> io::Result<()> {
@@ -279,11 +288,11 @@ pub(crate) fn make_site() -> io::Result<()> {
     std::env::set_current_dir(SITE)
 }
 
-/// FS2: two layers that are only read. Overlay resolves them by descriptor, so that no path of the host can turn up in
-/// mountinfo or be exchanged on the way.
-fn overlay(top: BorrowedFd<'_>, image: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let layer = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-    let layers = format!("{}:{}", layer(top), layer(image));
+/// FS2: layers that are only read, the first over the others. Overlay resolves them by descriptor, so that no path of the host can
+/// turn up in mountinfo or be exchanged on the way.
+fn overlay(layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    let layer = |fd: &BorrowedFd<'_>| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd));
+    let layers = layers.iter().map(layer).collect::<Vec<_>>().join(":");
     new_mount("overlay", &[("lowerdir", &layers), ("ro", "")], PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
@@ -296,7 +305,7 @@ fn proc() -> io::Result<OwnedFd> {
 pub(crate) fn try_overlay(layer: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let (top, layer) = (rustix::fs::open(".", flags, Mode::empty())?, rustix::fs::open(layer, flags, Mode::empty())?);
-    overlay(top.as_fd(), layer.as_fd()).map(drop)
+    overlay(&[top.as_fd(), layer.as_fd()]).map(drop)
 }
 
 /// Whether [`build`]'s /proc can be made here.
@@ -304,7 +313,7 @@ pub(crate) fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
-fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
+fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, trust: Option<&OwnedFd>) -> io::Result<()> {
     // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
     make_site()?;
     for directory in [
@@ -339,7 +348,8 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     make_directory("nothing")?;
 
     let top = rustix::fs::open("top", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    attach(&overlay(top.as_fd(), image.as_fd())?, "root")?;
+    let layers: Vec<_> = [Some(&top), trust, Some(image)].into_iter().flatten().map(AsFd::as_fd).collect();
+    attach(&overlay(&layers)?, "root")?;
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;

@@ -90,6 +90,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt().init();
     let Ok(inherit) = inherit(&home) else { return ExitCode::FAILURE };
     run(LauncherConfig {
+        trust: PathBuf::from("/nonexistent"),
         agent: Box::leak(agent.into_boxed_slice()),
         home,
         images: images.clone(),

@@ -20,11 +20,13 @@ use serde::{Deserialize, Serialize};
 use crate::home::Home;
 
 use self::egress::NetworkSettings;
+use self::secrets::SecretSettings;
 pub(crate) use self::units::Size;
 
 pub(crate) use self::tenants::TenantSettings;
 
 mod egress;
+pub(crate) mod secrets;
 mod servers;
 mod tenants;
 mod units;
@@ -185,6 +187,9 @@ pub(crate) struct PoolObjectSpec {
     /// What sessions may reach; nothing if not given.
     #[serde(default)]
     pub(crate) egress: Option<EgressPolicy>,
+    /// Secrets that sessions use without having them.
+    #[serde(default)]
+    pub(crate) secrets: Vec<SecretSettings>,
     /// Whether sessions may reach anything: with `EgressEnabled` and no `egress`, all that is public.
     #[serde(default)]
     pub(crate) session_network_configuration: Option<NetworkSettings>,
@@ -442,6 +447,7 @@ fn default_pools() -> Vec<PoolObject> {
                 env: Vec::new(),
                 session_scope: SessionScopeName::default(),
                 egress: None,
+                secrets: Vec::new(),
                 session_network_configuration: None,
                 mcp_server_settings: McpServerSettings::default(),
                 servers: servers::Servers::new(),
@@ -666,6 +672,7 @@ impl PoolObject {
             }
         }
         servers::check(&spec.servers, spec.container_type, &key("spec.servers"))?;
+        secrets::check(spec).map_err(|(field, why)| value(key(&format!("spec.{field}")), why))?;
         spec.egress().map(drop).map_err(|(field, why)| value(key(&format!("spec.{field}")), why))
     }
 

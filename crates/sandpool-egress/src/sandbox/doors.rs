@@ -152,6 +152,7 @@ async fn socks(sandbox: Arc<Sandbox>, mut stream: TcpStream, place: OwnedSemapho
     match port {
         tls::PORT => tls::through(stream, early, passage, upstream).await,
         http::PORT => http::through(stream, early, passage, upstream, Arc::new(place)).await,
+        _ if sandbox.secrets(&target, port).is_some() => tls::through(stream, early, passage, upstream).await,
         _ => {
             passage.during(tunnel(&mut stream, &early, &mut upstream)).await;
         }

@@ -10,11 +10,12 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::Scheme;
@@ -25,12 +26,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use super::doors::tunnel;
 use super::{Passage, Sandbox, tls};
 use crate::audit::Via;
 use crate::host::{self, Target};
 use crate::relay::{Early, Metered};
+use crate::secrets::{self, PoolSecrets};
 
 /// Where HTTP is expected.
 pub(super) const PORT: u16 = 80;
@@ -62,7 +65,7 @@ pub(super) enum To {
     Anywhere,
 }
 
-type Body = Either<Incoming, Full<Bytes>>;
+type Body = Either<Incoming, Either<Hidden, Full<Bytes>>>;
 
 /// What the requests of one connection have in common.
 #[derive(Debug)]
@@ -72,8 +75,17 @@ struct Guest {
     to: To,
     /// The connection that the last request went over.
     upstream: Mutex<Option<Upstream>>,
-    /// Of this connection, and of a tunnel that it becomes.
-    place: Arc<OwnedSemaphorePermit>,
+    /// Of a tunnel that the connection may become.
+    place: Option<Arc<OwnedSemaphorePermit>>,
+    /// Where TLS was opened for them: what is put in, and how to speak with the host itself.
+    secrets: Option<Arc<PoolSecrets>>,
+}
+
+impl Guest {
+    /// The port that is meant where none is said.
+    fn usual_port(&self) -> u16 {
+        if self.secrets.is_some() { tls::PORT } else { PORT }
+    }
 }
 
 /// A connection to a server, between requests. Its passage is with the task that drives it.
@@ -86,7 +98,11 @@ struct Upstream {
 
 /// Serves requests of one client.
 pub(super) async fn serve(sandbox: Arc<Sandbox>, via: Via, stream: TcpStream, to: To, place: OwnedSemaphorePermit) {
-    converse(stream, Guest { sandbox, via, to, upstream: Mutex::new(None), place: Arc::new(place) }).await;
+    converse(
+        stream,
+        Guest { sandbox, via, to, upstream: Mutex::new(None), place: Some(Arc::new(place)), secrets: None },
+    )
+    .await;
 }
 
 /// Serves requests of a client that has come through a tunnel, over a connection that is there already.
@@ -99,9 +115,41 @@ pub(super) async fn through(
 ) {
     let (sandbox, via) = (Arc::clone(&passage.sandbox), passage.via);
     let to = To::Only(passage.target.clone(), passage.port);
-    let Ok(upstream) = join(passage, metered).await else { return };
-    let guest = Guest { sandbox, via, to, upstream: Mutex::new(Some(upstream)), place };
+    let Ok(upstream) = join(passage, metered, None).await else { return };
+    let guest = Guest { sandbox, via, to, upstream: Mutex::new(Some(upstream)), place: Some(place), secrets: None };
     converse(Early::new(early, stream), guest).await;
+}
+
+/// Opens the TLS of a client that has said hello to a host of a secret, and serves its requests. The connection to the host is there
+/// already.
+pub(super) async fn opened(
+    client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    early: Vec<u8>,
+    passage: Passage,
+    metered: Metered,
+) {
+    let (sandbox, via) = (Arc::clone(&passage.sandbox), passage.via);
+    let (target, port) = (passage.target.clone(), passage.port);
+    let (Some(secrets), Target::Host(host)) = (sandbox.secrets(&target, port).cloned(), &target) else { return };
+    let acceptor = match secrets.acceptor(host) {
+        Ok(acceptor) => acceptor,
+        Err(reason) => return passage.refused(&reason),
+    };
+    let accepted = tokio::select! {
+        biased;
+        () = passage.cut.cancelled() => return passage.refused("the rules have changed"),
+        accepted = timeout(sandbox.common.limits.handshake, acceptor.accept(Early::new(early, client))) => accepted,
+    };
+    let stream = match accepted {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return passage.refused(&format!("the client does not speak TLS with us: {error}")),
+        Err(_) => return passage.refused("the client did not speak TLS in time"),
+    };
+    // A host that cannot be spoken with is told of in answer to a request, which tries it once more.
+    let upstream = join(passage, metered, Some(&secrets)).await.ok();
+    let to = To::Only(target, port);
+    converse(stream, Guest { sandbox, via, to, upstream: Mutex::new(upstream), place: None, secrets: Some(secrets) })
+        .await;
 }
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, guest: Guest) {
@@ -159,13 +207,14 @@ fn wanted(guest: &Guest, request: &Request<Incoming>) -> Result<(Target, u16), R
         (None, _) => None,
     };
     // A tunnel's Host header tells nothing that its address does not, and some leave the port out.
-    let host = host.filter(|_| !is_connect).map(|host| parse(host, Some(PORT))).transpose()?;
+    let usual = guest.usual_port();
+    let host = host.filter(|_| !is_connect).map(|host| parse(host, Some(usual))).transpose()?;
     let whole = match (request.uri().scheme(), request.uri().authority()) {
         (_, None) => None,
         (Some(scheme), Some(_)) if *scheme != Scheme::HTTP => {
             return Err(bad("only http can be asked of a proxy; for https it makes a tunnel"));
         }
-        (_, Some(authority)) => Some(parse(authority.as_str(), (!is_connect).then_some(PORT))?),
+        (_, Some(authority)) => Some(parse(authority.as_str(), (!is_connect).then_some(usual))?),
     };
     if let (Some(host), Some(whole)) = (&host, &whole)
         && host != whole
@@ -214,7 +263,10 @@ async fn connect(guest: &Arc<Guest>, mut request: Request<Incoming>, wanted: (Ta
         Err(reason) => return say(StatusCode::BAD_GATEWAY, &reason),
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    let (place, over) = (Arc::clone(&guest.place), guest.sandbox.over.clone());
+    let Some(place) = guest.place.clone() else {
+        return say(StatusCode::BAD_REQUEST, "there is no tunnel in a tunnel");
+    };
+    let over = guest.sandbox.over.clone();
     guest.sandbox.tasks.spawn(async move {
         let upgraded = tokio::select! {
             biased;
@@ -226,7 +278,7 @@ async fn connect(guest: &Arc<Guest>, mut request: Request<Incoming>, wanted: (Ta
         let Ok(parts) = parts else { return };
         tunnelled(parts.io.into_inner(), parts.read_buf.into(), passage, metered, place).await;
     });
-    Response::new(Either::Right(Full::default()))
+    Response::new(Either::Right(Either::Right(Full::default())))
 }
 
 /// What goes through a tunnel. (Boxed, because HTTP in it is served by what serves the tunnel's request.)
@@ -241,6 +293,9 @@ fn tunnelled(
         match passage.port {
             tls::PORT => tls::through(stream, early, passage, metered).await,
             PORT => through(stream, early, passage, metered, place).await,
+            port if passage.sandbox.secrets(&passage.target, port).is_some() => {
+                tls::through(stream, early, passage, metered).await;
+            }
             _ => passage.during(tunnel(&mut stream, &early, &mut metered)).await,
         }
     })
@@ -249,10 +304,19 @@ fn tunnelled(
 /// Passes a request on, and brings back the answer.
 async fn forward(guest: &Guest, request: Request<Incoming>, wanted: (Target, u16)) -> Response<Body> {
     let (target, port) = wanted;
-    let mut request = match tidied(request, &target, port) {
+    let mut request = match tidied(request, &target, port, guest.usual_port()) {
         Ok(request) => request,
         Err(reason) => return say(StatusCode::BAD_REQUEST, &reason),
     };
+    let mut used = Vec::new();
+    if let Some(secrets) = &guest.secrets {
+        // What comes back is looked through, and so not compressed.
+        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        match filled(secrets, &mut request, &target, port) {
+            Ok(names) => used = names,
+            Err(reason) => return say(StatusCode::BAD_REQUEST, &reason),
+        }
+    }
     let mut kept = guest.upstream.lock().unwrap_or_else(PoisonError::into_inner).take();
     loop {
         let reused = kept.take().filter(|kept| kept.target == target && kept.port == port && !kept.sender.is_closed());
@@ -267,9 +331,9 @@ async fn forward(guest: &Guest, request: Request<Incoming>, wanted: (Target, u16
             },
             None => match guest.sandbox.enter(guest.via, &target, port) {
                 Ok(passage) => match passage.dial().await {
-                    Ok((passage, metered)) => {
-                        join(passage, metered).await.map_err(|reason| say(StatusCode::BAD_GATEWAY, &reason))
-                    }
+                    Ok((passage, metered)) => join(passage, metered, guest.secrets.as_deref())
+                        .await
+                        .map_err(|reason| say(StatusCode::BAD_GATEWAY, &reason)),
                     Err(reason) => Err(say(StatusCode::BAD_GATEWAY, &reason)),
                 },
                 Err(reason) => Err(say(StatusCode::FORBIDDEN, &reason)),
@@ -284,8 +348,11 @@ async fn forward(guest: &Guest, request: Request<Incoming>, wanted: (Target, u16
         }
         match upstream.sender.try_send_request(request).await {
             Ok(response) => {
+                for name in used {
+                    guest.sandbox.used(guest.via, &target, port, name);
+                }
                 *guest.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
-                return brought(response);
+                return brought(response, guest.secrets.as_ref());
             }
             // The server closed what was kept just now, and has seen nothing of the request.
             Err(mut error) => match error.take_message() {
@@ -299,9 +366,28 @@ async fn forward(guest: &Guest, request: Request<Incoming>, wanted: (Target, u16
 }
 
 /// Speaks HTTP on a connection to a server. The task that drives it has the passage, which ends with it.
-async fn join(mut passage: Passage, metered: Metered) -> Result<Upstream, String> {
+async fn join(mut passage: Passage, metered: Metered, secrets: Option<&PoolSecrets>) -> Result<Upstream, String> {
     let (target, port) = (passage.target.clone(), passage.port);
-    match hyper::client::conn::http1::handshake(TokioIo::new(metered)).await {
+    let stream = match (secrets, &target) {
+        (Some(secrets), Target::Host(host)) => {
+            let limit = passage.sandbox.common.limits.handshake;
+            let connected = async {
+                let name = secrets::server_name(host)?;
+                let connected = timeout(limit, secrets.connector().connect(name, metered)).await;
+                let connected = connected.map_err(|_| "the host did not speak TLS in time".to_owned())?;
+                connected.map_err(|error| format!("the host's TLS is not good: {error}"))
+            };
+            match connected.await {
+                Ok(stream) => Io::Right(Box::new(stream)),
+                Err(reason) => {
+                    passage.ended = Some((crate::audit::Decision::Failed, reason.clone()));
+                    return Err(reason);
+                }
+            }
+        }
+        (Some(_), Target::Address(_)) | (None, _) => Io::Left(metered),
+    };
+    match hyper::client::conn::http1::handshake(TokioIo::new(stream)).await {
         Ok((sender, connection)) => {
             let tasks = passage.sandbox.tasks.clone();
             tasks.spawn(async move {
@@ -317,7 +403,7 @@ async fn join(mut passage: Passage, metered: Metered) -> Result<Upstream, String
 }
 
 /// The request as it goes on: to the path, with one Host header that is the judged name, and without what was meant for us.
-fn tidied(mut request: Request<Incoming>, target: &Target, port: u16) -> Result<Request<Incoming>, String> {
+fn tidied(mut request: Request<Incoming>, target: &Target, port: u16, usual: u16) -> Result<Request<Incoming>, String> {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let path = if path.is_empty() { "/" } else { path };
     *request.uri_mut() = path.parse::<Uri>().map_err(|error| error.to_string())?;
@@ -326,18 +412,89 @@ fn tidied(mut request: Request<Incoming>, target: &Target, port: u16) -> Result<
         Target::Address(std::net::IpAddr::V6(address)) => format!("[{address}]"),
         Target::Host(_) | Target::Address(_) => target.to_string(),
     };
-    let host = if port == PORT { name } else { format!("{name}:{port}") };
+    let host = if port == usual { name } else { format!("{name}:{port}") };
     let host = HeaderValue::from_str(&host).map_err(|error| error.to_string())?;
     strip(request.headers_mut());
     request.headers_mut().insert(header::HOST, host);
     Ok(request)
 }
 
-fn brought(response: Response<Incoming>) -> Response<Body> {
-    let mut response = response.map(Either::Left);
-    *response.version_mut() = Version::HTTP_11;
-    strip(response.headers_mut());
-    response
+fn brought(response: Response<Incoming>, secrets: Option<&Arc<PoolSecrets>>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    head.version = Version::HTTP_11;
+    strip(&mut head.headers);
+    let body = match secrets {
+        None => Either::Left(body),
+        Some(secrets) => {
+            secrets.hide(&mut head.headers);
+            // It may become longer or shorter; where none comes (HEAD, 204, 304) nothing does.
+            if !body.is_end_stream() {
+                head.headers.remove(header::CONTENT_LENGTH);
+            }
+            Either::Right(Either::Left(Hidden { body, rest: Vec::new(), secrets: Arc::clone(secrets), is_over: false }))
+        }
+    };
+    Response::from_parts(head, body)
+}
+
+/// Puts a pool's secrets into a request. Answers which.
+fn filled<'a>(
+    secrets: &'a PoolSecrets,
+    request: &mut Request<Incoming>,
+    target: &Target,
+    port: u16,
+) -> Result<Vec<&'a str>, String> {
+    let mut uri = request.uri().clone();
+    let used = secrets.fill(target, port, request.headers_mut(), &mut uri)?;
+    *request.uri_mut() = uri;
+    Ok(used)
+}
+
+/// A connection to a server: as it is, or with TLS that we speak ourselves.
+type Io = tokio_util::either::Either<Metered, Box<tokio_rustls::client::TlsStream<Metered>>>;
+
+/// An answer's body in which values are placeholders again. (One that is compressed although we asked for no such thing is passed on
+/// as it is.)
+#[derive(Debug)]
+struct Hidden {
+    body: Incoming,
+    rest: Vec<u8>,
+    secrets: Arc<PoolSecrets>,
+    is_over: bool,
+}
+
+impl hyper::body::Body for Hidden {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        while !this.is_over {
+            let piece = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+                // Trailers are nobody's.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.secrets.hide_piece(&mut this.rest, &data, false),
+                    Err(_trailers) => continue,
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    this.is_over = true;
+                    this.secrets.hide_piece(&mut this.rest, &[], true)
+                }
+            };
+            if !piece.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(piece.into()))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over || self.rest.is_empty() && self.body.is_end_stream()
+    }
 }
 
 /// Takes away what is of one connection only. Whoever says how long a message is in two ways has said it in none.
@@ -359,7 +516,8 @@ fn strip(headers: &mut HeaderMap) {
 
 /// An answer of our own.
 fn say(status: StatusCode, reason: &str) -> Response<Body> {
-    let mut response = Response::new(Either::Right(Full::from(format!("sandpool: no way out: {reason}\n"))));
+    let mut response =
+        Response::new(Either::Right(Either::Right(Full::from(format!("sandpool: no way out: {reason}\n")))));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response

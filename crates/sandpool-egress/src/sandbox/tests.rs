@@ -93,7 +93,12 @@ fn between(rules: wire::Policy, limits: Limits, client: impl FnOnce(Outside) + S
         runtime.block_on(async {
             let (audit, writer) = audit::open(&path).unwrap();
             let writer = tokio::spawn(writer.run());
-            let sandbox = Sandbox::new("s", "p", parsed(&rules), Common { dialler: Dialler::default(), audit, limits });
+            let sandbox = Sandbox::new(
+                "s",
+                "p",
+                parsed(&rules),
+                Common { dialler: Dialler::default(), audit, limits, secrets: Arc::default() },
+            );
             sandbox.serve(listeners.recv().unwrap()).unwrap();
             send_outside.send(Outside { sandbox: Arc::clone(&sandbox) }).unwrap();
             let _ = done.await;

@@ -1,4 +1,4 @@
-//! TLS, passed on unopened once the name it asks for is the one that was judged (EG4).
+//! TLS, passed on unopened once the name it asks for is the one that was judged (EG4); opened for the hosts of secrets (EG6).
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::doors::{close, tunnel};
-use super::{Passage, Sandbox};
+use super::{Passage, Sandbox, http};
 use crate::audit::Via;
 use crate::host::Target;
 use crate::policy::Rules;
@@ -42,7 +42,7 @@ pub(super) async fn serve(sandbox: &Arc<Sandbox>, mut stream: TcpStream, target:
 
 /// Passes a client's TLS on, with what it has said so far.
 pub(super) async fn through(
-    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     mut early: Vec<u8>,
     mut passage: Passage,
     mut upstream: Metered,
@@ -57,6 +57,9 @@ pub(super) async fn through(
         return passage.refused("the client did not say what it asks for in time");
     };
     match agree(&sandbox.rules(), &passage.target, passage.port, &heard) {
+        Ok(()) if matches!(heard, Read::Hello(_)) && sandbox.secrets(&passage.target, passage.port).is_some() => {
+            http::opened(client, early, passage, upstream).await;
+        }
         Ok(()) => passage.during(tunnel(&mut client, &early, &mut upstream)).await,
         Err(reason) => {
             passage.refused(&reason);

@@ -268,6 +268,7 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
         let blueprint = Blueprint {
             rootfs: &rootfs,
             rootfs_is: (meta.dev(), meta.ino()),
+            trust: None,
             runtime: "shell",
             limits: Limits { memory: 64 << 20, data: 1 << 20, tmp: 1 << 20, ..Limits::default() },
             filters: &filters,

@@ -269,6 +269,7 @@ impl Launcher {
                 let blueprint = Blueprint {
                     rootfs: &pool.rootfs,
                     rootfs_is: pool.rootfs_is,
+                    trust: pool.trust.as_deref(),
                     runtime: pool.runtime.word(),
                     limits,
                     filters: &self.filters,

@@ -267,6 +267,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     let records = home.join("egress");
     let server = [OsString::from("server"), home.join("post").into_os_string()];
     run(LauncherConfig {
+        trust: PathBuf::from("/nonexistent"),
         agent: Box::leak(agent.into_boxed_slice()),
         home,
         images,

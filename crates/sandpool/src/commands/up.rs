@@ -22,7 +22,7 @@ use crate::client::{Context, block_on};
 use crate::failure::Failure;
 use crate::home::{self, Home, Process, ServerRecord, quoted};
 use crate::print;
-use crate::settings::{Https, Settings};
+use crate::settings::{Https, Settings, secrets};
 
 /// The server's uid and gid where there is no user `sandpool`: far above what people and distributions hand out, and
 /// below the range from which sandboxes take theirs.
@@ -132,11 +132,14 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
         return detach(start);
     }
     let record = listeners.record()?;
-    write_run_files(start, &record, &images, server)?;
+    let mut settings = start.settings.clone();
+    secrets::install(home, &mut settings, &images, egress)?;
+    write_run_files(start, settings, &record, &images, server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
         home: home.path().to_owned(),
         images: start.settings.images.clone().unwrap_or_else(|| home.images()),
+        trust: home.trust(),
         max_sandboxes: MAX_SANDBOXES,
         memory_reserve: start.settings.memory_reserve.map(|size| size.0),
         server: ServerProcess {
@@ -156,6 +159,8 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
         grace: GRACE + Duration::from_secs(5),
     };
     let code = launcher::run(config);
+    // Values stay nowhere longer than they are used. Without any there is no such file.
+    let _ = std::fs::remove_file(home.egress().join(sandpool_egress::secrets::FILE));
     // Nobody runs here any more. If this fails, the record names a process that is gone, which says the same.
     let _ = std::fs::remove_file(home.server_record_path());
     drop(lock);
@@ -275,11 +280,12 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// Writes what the server reads, then what clients look for.
 fn write_run_files(
     start: &Start,
+    settings: Settings,
     record: &ServerRecord,
     images: &crate::server::Images,
     server: (u32, u32),
 ) -> Result<(), Failure> {
-    let plan = crate::server::Plan { settings: start.settings.clone(), images: images.clone(), record: record.clone() };
+    let plan = crate::server::Plan { settings, images: images.clone(), record: record.clone() };
     let write = |path: PathBuf, value: serde_json::Result<String>, mode, group| {
         value
             .map_err(std::io::Error::from)

@@ -1,0 +1,252 @@
+"""Secrets by placeholder: code uses a key that never enters its sandbox."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import ssl
+import subprocess
+import threading
+from collections import defaultdict
+
+import pytest
+
+from sandpool import Server, command
+
+VALUE = "sk-test-5a1f0c2e9b7d4e68"
+OTHER = "other-value-0123456789"
+
+CONFIG = """
+listen: 127.0.0.1:0
+pools:
+  - apiVersion: sandpool.dev/v1alpha1
+    kind: SessionPool
+    metadata: {{ name: {name} }}
+    spec:
+      containerType: {kind}
+      scaleConfiguration: {{ maxConcurrentSessions: 4, readySessionInstances: 1 }}
+      egress:
+        mode: allow-list
+        allow: ["api.test:{port}", "other.test:{port}"]
+        allowAddresses: [127.0.0.0/8]
+        hosts: {{ api.test: [127.0.0.1], other.test: [127.0.0.1] }}
+      secrets:
+        - name: API_KEY
+          from: {{ file: {home}/key }}
+          hosts: ["api.test:{port}"]
+          trust: {home}/own-ca.pem
+        - name: SECOND_KEY
+          from: {{ file: {home}/second }}
+          hosts: ["api.test:{port}", "other.test:{port}"]
+"""
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A TLS server with a certificate of an authority of its own; it remembers what it was sent, and says it again."""
+    place = tmp_path_factory.mktemp("target")
+    run = lambda *words: subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)  # noqa: E731
+    run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key", "-out", "ca.pem",
+        "-subj", "/CN=target authority", "-days", "2", "-addext", "basicConstraints=critical,CA:true")
+    run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "server.key", "-out", "server.csr",
+        "-subj", "/CN=target")
+    (place / "names").write_text("subjectAltName=DNS:api.test,DNS:other.test\n")
+    run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem",
+        "-days", "2", "-extfile", "names")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            target.seen[self.headers["Host"].partition(":")[0]].append((self.headers.get("Authorization"), self.path))
+            # As those do that help with debugging.
+            body = f"{self.headers.get('Authorization')} {self.path}\n".encode() * 3
+            self.send_response(200)
+            self.send_header("X-Seen", self.headers.get("Authorization") or "")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    class Quiet(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            pass  # Who does not trust it hangs up.
+
+    target = Quiet(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(place / "server.pem", place / "server.key")
+    target.socket = context.wrap_socket(target.socket, server_side=True, do_handshake_on_connect=False)
+    target.seen = defaultdict(list)
+    target.authority = (place / "ca.pem").read_text()
+    threading.Thread(target=target.serve_forever, daemon=True).start()
+    yield target
+    target.shutdown()
+    target.server_close()
+
+
+@pytest.fixture
+def serve(target, tmp_path):
+    servers = []
+
+    def started(name: str, kind: str) -> Server:
+        (tmp_path / "key").write_text(VALUE + "\n")
+        (tmp_path / "second").write_text(OTHER)
+        (tmp_path / "own-ca.pem").write_text(target.authority)
+        config = CONFIG.format(name=name, kind=kind, port=target.server_port, home=tmp_path)
+        servers.append(Server(config=config))
+        target.seen.clear()
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.remove()
+
+
+# Everything that code can read of its sandbox: memory of its own processes, their environments, and files.
+SEARCH = """
+import glob, os
+needle = bytes.fromhex("{half}") + bytes.fromhex("{rest}")
+found = []
+for process in os.listdir("/proc"):
+    if not process.isdigit():
+        continue
+    try:
+        if needle in open(f"/proc/{{process}}/environ", "rb").read():
+            found.append(f"environ of {{process}}")
+        with open(f"/proc/{{process}}/maps") as maps, open(f"/proc/{{process}}/mem", "rb", 0) as memory:
+            for line in maps:
+                place, rights = line.split()[:2]
+                if not rights.startswith("rw") or "[v" in line:
+                    continue
+                begin, end = (int(number, 16) for number in place.split("-"))
+                memory.seek(begin)
+                while begin < end:
+                    piece = memory.read(min(end - begin, 1 << 22))
+                    if not piece:
+                        break
+                    at = piece.find(needle)
+                    # Our own search has it too.
+                    while at >= 0:
+                        if begin + at not in own(needle):
+                            found.append(f"memory of {{process}} at {{begin + at:x}}")
+                        at = piece.find(needle, at + 1)
+                    begin += len(piece)
+    except OSError:
+        pass
+for directory in ("/mnt/data", "/tmp", "/home/sandbox", "/dev/shm", "/etc"):
+    for name in glob.glob(directory + "/**", recursive=True, include_hidden=True):
+        try:
+            if os.path.isfile(name) and needle in open(name, "rb").read():
+                found.append(name)
+        except OSError:
+            pass
+found
+"""
+
+
+def run(server: Server, code: str, pool: str = "python", session: str = "user"):
+    answer = server.native("POST", f"/pools/{pool}/sessions/{session}/executions", json={"code": code})
+    assert answer.status_code == 200 and answer.json()["outcome"] == "succeeded", answer.text
+    return answer.json()["result"]
+
+
+def test_python_and_curl_use_a_key_that_they_do_not_have(serve, target):
+    server = serve("python", "PythonLTS")
+    url = f"https://api.test:{target.server_port}"
+    placeholder = run(server, "import os; os.environ['API_KEY']")["json"]
+    assert placeholder.startswith("sandpool-api-key-") and VALUE not in placeholder
+    # The standard library, which looks at the image's certificates; and requests, which has its own.
+    said = run(server, f"""
+import os, urllib.request, requests
+key = os.environ['API_KEY']
+one = urllib.request.urlopen(urllib.request.Request('{url}/urllib', headers={{'Authorization': 'Bearer ' + key}}))
+two = requests.get('{url}/requests?key=' + key, auth=('me', key))
+(one.headers['X-Seen'], one.read().decode(), two.text)""")["text"]
+    # What comes back has the placeholder again.
+    assert VALUE not in said and placeholder in said
+    assert target.seen["api.test"][0] == (f"Bearer {VALUE}", "/urllib")
+    basic, path = target.seen["api.test"][1]
+    assert base64.b64decode(basic.removeprefix("Basic ")).decode() == f"me:{VALUE}" and path == f"/requests?key={VALUE}"
+    # curl, in a command.
+    curl = {"command": f"curl -sS -H \"Authorization: Bearer $API_KEY\" {url}/curl"}
+    answer = server.native("POST", "/pools/python/sessions/user/executions", json=curl).json()
+    assert answer["exitCode"] == 0 and placeholder in answer["stdout"], answer
+    assert target.seen["api.test"][2] == (f"Bearer {VALUE}", "/curl")
+    # It is nowhere in the sandbox.
+    half, rest = VALUE[:12].encode().hex(), VALUE[12:].encode().hex()
+    own = "import ctypes\ndef own(needle):\n    import sys\n    return range(id(needle), id(needle) + sys.getsizeof(needle))\n"
+    assert run(server, own + SEARCH.format(half=half, rest=rest))["text"] == "[]"
+    # (The search finds what is there.)
+    planted = f"planted = bytearray(bytes.fromhex('{half}') + bytes.fromhex('{rest}'))"
+    assert "memory of" in run(server, planted + "\n" + SEARCH.format(half=half, rest=rest))["text"]
+    # The record says which secret was used where, and never a value.
+    record = (server.home / "egress/egress.jsonl").read_text()
+    assert record.count('"secret":"API_KEY"') == 3 and VALUE not in record
+    assert VALUE not in server.log() and VALUE not in (server.home / "run/plan.json").read_text()
+    stored = server.home / "egress/secrets.json"
+    assert stored.stat().st_mode & 0o777 == 0o400 and stored.stat().st_uid not in (0, 1000)
+    # With the server it goes.
+    server.down()
+    assert not stored.exists()
+
+
+def test_a_key_goes_to_its_own_hosts_alone(serve, target):
+    server = serve("python", "PythonLTS")
+    other = f"https://other.test:{target.server_port}"
+    run(server, f"""
+import os, requests
+requests.get('{other}/mine', headers={{'Authorization': os.environ['API_KEY']}})
+requests.get('{other}/second', headers={{'Authorization': os.environ['SECOND_KEY']}})
+requests.get('{other}/lie', headers={{'Authorization': os.environ['API_KEY'], 'Host': 'api.test:{target.server_port}'}}).status_code""")
+    seen = dict((path, key) for key, path in target.seen["other.test"])
+    assert seen["/mine"].startswith("sandpool-api-key-") and seen["/second"] == OTHER
+    assert "api.test" not in target.seen and "/lie" not in seen, "another host's name is refused"
+    # Each start has placeholders of its own, and its own authority, which signs for these hosts alone.
+    text = run(server, "open('/etc/ssl/sandpool.pem').read()")["text"]
+    certificate = subprocess.run(
+        ["openssl", "x509", "-noout", "-text"], input=eval(text), capture_output=True, text=True, check=True
+    ).stdout
+    assert "DNS:api.test" in certificate and "DNS:other.test" in certificate and "CA:TRUE" in certificate
+
+
+def test_node_trusts_what_its_pool_trusts(serve, target):
+    server = serve("node", "NodeLTS")
+    said = run(server, f"""
+const tunnel = (path) => new Promise((done, failed) => {{
+  const connect = require('http').request({{ host: '127.0.0.1', port: 3128, method: 'CONNECT', path: 'api.test:{target.server_port}' }});
+  connect.on('connect', (_, socket) => require('https').get({{ host: 'api.test', port: {target.server_port}, path, socket, agent: false,
+    servername: 'api.test', headers: {{ Authorization: process.env.API_KEY }} }}, (answer) => {{
+      let text = ''; answer.on('data', (piece) => text += piece); answer.on('end', () => done(text)); }}).on('error', failed));
+  connect.on('error', failed); connect.end();
+}});
+await tunnel('/node')""", pool="node")
+    assert target.seen["api.test"] == [(VALUE, "/node")], said
+
+
+def test_secrets_that_cannot_be_used_are_refused_at_the_start(target, tmp_path):
+    def refused(**changes) -> str:
+        settings = {"name": "python", "kind": "PythonLTS", "port": target.server_port, "home": tmp_path}
+        text = CONFIG.format(**settings)
+        for before, after in changes.get("replaced", {}).items():
+            assert before in text
+            text = text.replace(before, after)
+        config = tmp_path / "config.yaml"
+        config.write_text(text)
+        home = tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        done = command("serve", "--config", str(config), home=home, check=False, timeout=120)
+        assert done.returncode != 0
+        return done.stderr
+
+    assert "secret API_KEY" in refused() and str(tmp_path / "key") in refused()
+    (tmp_path / "key").write_text("short")
+    (tmp_path / "own-ca.pem").write_text(target.authority)
+    (tmp_path / "second").write_text(OTHER)
+    assert "8 to 8192 printable ASCII characters" in refused()
+    (tmp_path / "key").write_text(VALUE)
+    said = refused(replaced={'hosts: ["api.test:': 'hosts: ["10.0.0.1:'})
+    assert "secrets[0].hosts[0]" in said and VALUE not in said, said
+    said = refused(replaced={"mode: allow-list": "mode: none"})
+    assert "without egress" in said, said
