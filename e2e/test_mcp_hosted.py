@@ -37,6 +37,11 @@ pools:
         everything: {{ npm: "@modelcontextprotocol/server-everything@2026.8.31" }}
         files: {{ npm: "@modelcontextprotocol/server-filesystem@2026.8.31", args: [/mnt/data] }}
         time: {{ pypi: mcp-server-time==2026.10.19, args: [--local-timezone, UTC] }}
+        over-http:
+          npm: "@modelcontextprotocol/server-everything@2026.8.31"
+          args: [streamableHttp]
+          env: [{{ name: PORT, value: "3001" }}]
+          http: {{ port: 3001 }}
         envied:
           npm: "@modelcontextprotocol/server-everything@2026.8.31"
           env: [{{ name: SAID, value: to one server only }}]
@@ -104,8 +109,9 @@ def base(server: Server) -> str:
     return f"{server.endpoint}/pools/tools/servers"
 
 
-def test_published_servers_by_the_sdks_first_generation(hosted, tmp_path):
-    seen = json.loads(run([python("old"), HERE / "mcp/hosted_first.py", base(hosted), hosted.bearer], tmp_path))
+@pytest.mark.parametrize("server", ["everything", "over-http"])
+def test_published_servers_by_the_sdks_first_generation(hosted, tmp_path, server):
+    seen = json.loads(run([python("old"), HERE / "mcp/hosted_first.py", base(hosted), hosted.bearer, server], tmp_path))
     everything = seen["everything"]
     assert everything["revision"] == "2025-11-25" and "echo" in everything["tools"]
     assert everything["echo"] == "Echo: hi" and "completed" in everything["long"]
@@ -120,7 +126,7 @@ def test_published_servers_by_the_sdks_first_generation(hosted, tmp_path):
     assert (files["read"], "denied" in files["outside"]) == ("kept", True)
     assert "21:00:00+09:00" in seen["time"]["converted"]
     # The SDK ends its sessions, and they leave nothing.
-    leaves_nothing(hosted, "everything", "files", "time")
+    leaves_nothing(hosted, server, "files", "time")
 
 
 def test_published_servers_by_the_sdks_second_generation(hosted, tmp_path):
@@ -196,7 +202,7 @@ def test_a_hosted_server_that_cannot_be_started_says_why(hosted):
     assert "before it began" in host.begun.json()["error"]["message"]
     leaves_nothing(hosted, "absent")
     unknown = Host(hosted, "tools", "none")
-    assert unknown.begun.status_code == 404 and "absent, envied, everything, files, time" in unknown.begun.json()["message"]
+    assert unknown.begun.status_code == 404 and "absent, envied, everything, files, over-http, time" in unknown.begun.json()["message"]
 
 
 def test_a_hosted_server_reaches_nothing_and_knows_nothing_of_the_host(hosted):

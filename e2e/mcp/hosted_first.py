@@ -1,4 +1,5 @@
-"""Hosted servers by the Python SDK's first generation: `python hosted_first.py BASE TOKEN`. Prints what it saw as JSON."""
+"""Hosted servers by the Python SDK's first generation: `python hosted_first.py BASE TOKEN SERVER`. SERVER is the one that has
+everything. Prints what it saw as JSON."""
 
 import asyncio
 import json
@@ -7,7 +8,7 @@ import sys
 from mcp import ClientSession, types
 from mcp.client.streamable_http import streamablehttp_client
 
-base, token = sys.argv[1:]
+base, token, first = sys.argv[1:]
 told = []
 
 
@@ -80,7 +81,7 @@ async def time(client: ClientSession, call) -> dict:
 
 
 async def main():
-    seen = {name: await use(name, work) for name, work in (("everything", everything), ("files", files), ("time", time))}
+    seen = {"everything": await use(first, everything), "files": await use("files", files), "time": await use("time", time)}
     print(json.dumps({**seen, "told": sorted(set(told))}))
 
 

@@ -22,7 +22,7 @@ const ARGUMENTS: usize = 64 * 1024;
 /// The servers of a pool, by name.
 pub(crate) type Servers = BTreeMap<String, ServerSettings>;
 
-/// One server, which speaks over its standard input and output.
+/// One server, which speaks over its standard input and output, or over HTTP in its sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ServerSettings {
@@ -40,7 +40,26 @@ pub(crate) struct ServerSettings {
     /// Environment variables of its own, over the pool's.
     #[serde(default)]
     pub(crate) env: Vec<EnvVariable>,
+    /// Where it listens, when it speaks over HTTP.
+    #[serde(default)]
+    pub(crate) http: Option<HttpSettings>,
 }
+
+/// Where a server listens in its sandbox: Streamable HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HttpSettings {
+    pub(crate) port: u16,
+    #[serde(default = "default_path")]
+    pub(crate) path: String,
+}
+
+fn default_path() -> String {
+    "/mcp".into()
+}
+
+/// Speaks with a server over HTTP, in its sandbox, and with us as the others do. Every image has what runs it.
+const OVER_HTTP: &str = include_str!("../../../../runtimes/servers/http.py");
 
 /// Checks every value of all of them; `place` is the key that they stand under.
 pub(super) fn check(servers: &Servers, kind: ContainerType, place: &str) -> Result<(), SettingsError> {
@@ -102,6 +121,18 @@ impl ServerSettings {
         {
             return Err(value(key("args"), format!("has a NUL, or is longer than {ARGUMENTS} bytes in all")));
         }
+        if let Some(http) = &self.http {
+            if http.port == 0 {
+                return Err(value(key("http.port"), "is 0, must be from 1 to 65535"));
+            }
+            if !http.path.starts_with('/')
+                || http.path.len() > WORD
+                || !http.path.bytes().all(|byte| byte.is_ascii_graphic())
+            {
+                let why = format!("{:?} is no path, such as /mcp", http.path);
+                return Err(value(key("http.path"), why));
+            }
+        }
         for (at, variable) in self.env.iter().enumerate() {
             let name = &variable.name;
             if name.is_empty() || name.contains(['=', '\0']) || variable.value.contains('\0') {
@@ -129,7 +160,11 @@ impl ServerSettings {
             _ => ServerPackage::program(name),
         };
         let env = self.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())).collect();
-        sandpool_http::HostedServer { argv: std::iter::once(program).chain(self.args.iter().cloned()).collect(), env }
+        let bridge = self.http.as_ref().map(|http| {
+            ["python3".to_owned(), "-c".to_owned(), OVER_HTTP.to_owned(), http.port.to_string(), http.path.clone()]
+        });
+        let own = std::iter::once(program).chain(self.args.iter().cloned());
+        sandpool_http::HostedServer { argv: bridge.into_iter().flatten().chain(own).collect(), env }
     }
 }
 
@@ -203,6 +238,8 @@ mod tests {
             ("a: { npm: b@1.0.0, pypi: c==1.0 }", node, "servers.a: has both"),
             ("a: {}", node, "servers.a: says neither"),
             ("a: { npm: b@1.0.0, command: ../x }", node, "servers.a.command: \"../x\""),
+            ("a: { command: b, http: { port: 0 } }", node, "servers.a.http.port: is 0"),
+            ("a: { command: b, http: { port: 1, path: 'a b' } }", node, "servers.a.http.path: \"a b\""),
             ("a: { command: b, env: [{ name: '' }] }", node, "servers.a.env[0]: \"\""),
         ] {
             let error = said(text, kind).unwrap_err();
@@ -215,5 +252,7 @@ mod tests {
         let argv = |text: &str| serde_norway::from_str::<ServerSettings>(text).unwrap().to_hosted("one").argv;
         assert_eq!(argv("{ npm: b@1.0.0, command: c, args: [d] }"), ["/opt/servers/one/run", "d"]);
         assert_eq!(argv("{ command: c, args: [d] }"), ["c", "d"]);
+        let over_http = argv("{ command: c, args: [d], http: { port: 3001 } }");
+        assert_eq!(over_http, ["python3", "-c", OVER_HTTP, "3001", "/mcp", "c", "d"]);
     }
 }
