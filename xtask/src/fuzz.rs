@@ -74,7 +74,7 @@ pub(crate) fn build() -> Result<()> {
         "--cfg=fuzzing",
     ];
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--release", "--locked", "--target", &host()?, "--manifest-path"])
+        .args(["build", "--quiet", "--release", "--target", &host()?, "--manifest-path"])
         .arg(root().join("fuzz/Cargo.toml"))
         .env("CARGO_TARGET_DIR", target_dir())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
