@@ -168,7 +168,7 @@ pub(crate) struct Doctor {
     #[arg(long, requires = "attack")]
     pub(crate) loud: bool,
     /// Directory of the images [default: <home>/images]
-    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR", requires = "attack")]
+    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
     pub(crate) images: Option<PathBuf>,
 }
 
