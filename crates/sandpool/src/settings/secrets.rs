@@ -110,11 +110,11 @@ pub(crate) fn install(home: &Home, settings: &mut Settings, images: &Images, pro
     }
     let mut all = SecretsFile::default();
     for pool in settings.pools.iter_mut().filter(|pool| !pool.spec.secrets.is_empty()) {
-        let rootfs = images.get(pool.image()).map(|image| image.rootfs.clone()).unwrap_or_default();
         let name = pool.metadata.name.clone();
+        let image = images.get(&name).ok_or_else(|| Failure::new(format!("the image of {name} was not prepared")))?;
         let (made, certificate) = of_pool(&name, &mut pool.spec)?;
         let layer = home.trust().join(&name);
-        lay(&layer, &rootfs, &certificate).map_err(|error| unwritable(&layer, error))?;
+        lay(&layer, &image.rootfs, &certificate).map_err(|error| unwritable(&layer, error))?;
         all.pools.insert(name, made);
     }
     if all.pools.is_empty() {
