@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.parse
 from pathlib import Path
@@ -180,6 +183,40 @@ class Pool:
             return response.status, text
         finally:
             connection.close()
+
+
+class Target(http.server.ThreadingHTTPServer):
+    """A server of the test's own, that sessions reach through the proxy. `answer` gets each request, and gives the body and more headers."""
+
+    daemon_threads = True
+
+    def __init__(self, answer, context: ssl.SSLContext | None = None):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                body, headers = answer(self)
+                self.send_response(200)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.port = self.server_port
+        if context:
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        pass  # Whoever asked was killed, or does not trust us.
+
+    def close(self):
+        self.shutdown()
+        self.server_close()
 
 
 def of_process(pid: int, what: str) -> str:

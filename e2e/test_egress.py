@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
-
 import pytest
 
-from sandpool import check_error, json
+from sandpool import Target, check_error, json
 
 CONFIG = """
 listen: 127.0.0.1:0
@@ -46,23 +43,10 @@ for name in ("one", "two", "three"):
 
 @pytest.fixture(scope="module")
 def port():
-    """A server that sessions reach through the proxy, under any name."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"hi")
-
-        def log_message(self, *_):
-            pass
-
-    target = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=target.serve_forever, daemon=True).start()
-    yield target.server_port
-    target.shutdown()
-    target.server_close()
+    """Of a server that sessions reach through the proxy, under any name."""
+    target = Target(lambda _: (b"hi", {}))
+    yield target.port
+    target.close()
 
 
 def test_a_session_reaches_what_its_pool_and_its_own_policy_allow(start, port, tmp_path):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import random
 import threading
@@ -16,7 +15,7 @@ from collections import Counter
 import pytest
 import requests
 
-from sandpool import Server, children, command, descendants, json, kill, of_process, start_time, wait_for
+from sandpool import Server, Target, children, command, descendants, json, kill, of_process, start_time, wait_for
 from test_life import cgroups, left_behind
 
 KILLS = int(os.environ.get("SANDPOOL_KILLS", "8"))
@@ -55,47 +54,21 @@ said
 """
 
 
-class Target:
-    """A server that sessions reach through the proxy; it remembers under which names."""
-
-    def __init__(self):
-        self.asked = Counter()
-        asked = self.asked
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked[self.headers["Host"].partition(":")[0]] += 1
-                body = self.path.encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        class Deaf(http.server.ThreadingHTTPServer):
-            def handle_error(self, request, client_address):
-                pass  # Whoever asked was killed.
-
-        self.server = Deaf(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
 class World:
     """The server under attack, and the ways to kill its parts."""
 
     def __init__(self):
-        self.target = Target()
+        # Sessions reach it through the proxy; it remembers under which names.
+        self.asked = Counter()
+        self.target = Target(self.answer)
         self.groups = cgroups()
         self.server = Server(config=CONFIG.format(port=self.target.port))
         # Every process that belonged to it at some time, by its start: none may be left at the end.
         self.seen: dict[int, int | None] = {}
+
+    def answer(self, request) -> tuple[bytes, dict]:
+        self.asked[request.headers["Host"].partition(":")[0]] += 1
+        return request.path.encode(), {}
 
     def part(self, word: str) -> int:
         for pid in children(self.server.launcher):
@@ -321,9 +294,9 @@ def test_whatever_is_killed_nothing_is_lost_that_was_told(world):
             client.sums["whole at the end"] += client.count == before + 1
         assert not client.wrong, (client.name, client.wrong)
     sums = sum((client.sums for client in clients), Counter())
-    print(f"{KILLS} kills from seed {SEED}: {dict(killed)}; the clients heard {dict(sums)}; the target {dict(world.target.asked)}")
+    print(f"{KILLS} kills from seed {SEED}: {dict(killed)}; the clients heard {dict(sums)}; the target {dict(world.asked)}")
     assert sums["succeeded"] > 0 and sums["stored"] > 0 and sums["files.test reached"] > 0
-    assert world.target.asked["forbidden.test"] == 0 and sums["forbidden.test reached"] == 0
+    assert world.asked["forbidden.test"] == 0 and sums["forbidden.test reached"] == 0
     world.note()
     world.server.down()
     wait_for(lambda: not left_behind(world.server, world.seen), "the end of every process that there was", WHOLE)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import ssl
 import subprocess
-import threading
 from collections import defaultdict
 
 import pytest
 
-from sandpool import Server, command
+from sandpool import Server, Target, command
 
 VALUE = "sk-test-5a1f0c2e9b7d4e68"
 OTHER = "other-value-0123456789"
@@ -54,36 +52,20 @@ def target(tmp_path_factory):
     run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem",
         "-days", "2", "-extfile", "names")
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    seen = defaultdict(list)
 
-        def do_GET(self):
-            target.seen[self.headers["Host"].partition(":")[0]].append((self.headers.get("Authorization"), self.path))
-            # As those do that help with debugging.
-            body = f"{self.headers.get('Authorization')} {self.path}\n".encode() * 3
-            self.send_response(200)
-            self.send_header("X-Seen", self.headers.get("Authorization") or "")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(request):
+        given = request.headers.get("Authorization")
+        seen[request.headers["Host"].partition(":")[0]].append((given, request.path))
+        # As those do that help with debugging.
+        return f"{given} {request.path}\n".encode() * 3, {"X-Seen": given or ""}
 
-        def log_message(self, *_):
-            pass
-
-    class Quiet(http.server.ThreadingHTTPServer):
-        def handle_error(self, request, client_address):
-            pass  # Who does not trust it hangs up.
-
-    target = Quiet(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(place / "server.pem", place / "server.key")
-    target.socket = context.wrap_socket(target.socket, server_side=True, do_handshake_on_connect=False)
-    target.seen = defaultdict(list)
-    target.authority = (place / "ca.pem").read_text()
-    threading.Thread(target=target.serve_forever, daemon=True).start()
+    target = Target(answer, context)
+    target.seen, target.authority = seen, (place / "ca.pem").read_text()
     yield target
-    target.shutdown()
-    target.server_close()
+    target.close()
 
 
 @pytest.fixture
@@ -94,7 +76,7 @@ def serve(target, tmp_path):
         (tmp_path / "key").write_text(VALUE + "\n")
         (tmp_path / "second").write_text(OTHER)
         (tmp_path / "own-ca.pem").write_text(target.authority)
-        config = CONFIG.format(name=name, kind=kind, port=target.server_port, home=tmp_path)
+        config = CONFIG.format(name=name, kind=kind, port=target.port, home=tmp_path)
         servers.append(Server(config=config))
         target.seen.clear()
         return servers[-1]
@@ -154,7 +136,7 @@ def run(server: Server, code: str, pool: str = "python", session: str = "user"):
 
 def test_python_and_curl_use_a_key_that_they_do_not_have(serve, target):
     server = serve("python", "PythonLTS")
-    url = f"https://api.test:{target.server_port}"
+    url = f"https://api.test:{target.port}"
     placeholder = run(server, "import os; os.environ['API_KEY']")["json"]
     assert placeholder.startswith("sandpool-api-key-") and VALUE not in placeholder
     # The standard library, which looks at the image's certificates; and requests, which has its own.
@@ -193,21 +175,25 @@ two = requests.get('{url}/requests?key=' + key, auth=('me', key))
 
 
 def test_a_key_goes_to_its_own_hosts_alone(serve, target):
-    server = serve("python", "PythonLTS")
-    other = f"https://other.test:{target.server_port}"
+    # A pool need not bear the name of its image.
+    server = serve("agents", "PythonLTS")
+    other = f"https://other.test:{target.port}"
     run(server, f"""
 import os, requests
 requests.get('{other}/mine', headers={{'Authorization': os.environ['API_KEY']}})
 requests.get('{other}/second', headers={{'Authorization': os.environ['SECOND_KEY']}})
-requests.get('{other}/lie', headers={{'Authorization': os.environ['API_KEY'], 'Host': 'api.test:{target.server_port}'}}).status_code""")
+requests.get('{other}/lie', headers={{'Authorization': os.environ['API_KEY'], 'Host': 'api.test:{target.port}'}}).status_code""", pool="agents")
     seen = dict((path, key) for key, path in target.seen["other.test"])
     assert seen["/mine"].startswith("sandpool-api-key-") and seen["/second"] == OTHER
     assert "api.test" not in target.seen and "/lie" not in seen, "another host's name is refused"
     # Each start has placeholders of its own, and its own authority, which signs for these hosts alone.
-    text = run(server, "open('/etc/ssl/sandpool.pem').read()")["text"]
+    text = run(server, "open('/etc/ssl/sandpool.pem').read()", pool="agents")["text"]
     certificate = subprocess.run(
         ["openssl", "x509", "-noout", "-text"], input=eval(text), capture_output=True, text=True, check=True
     ).stdout
+    # What the image trusts it trusts still.
+    trusted = run(server, "open('/etc/ssl/certs/ca-certificates.crt').read().count('BEGIN CERTIFICATE')", pool="agents")["json"]
+    assert trusted > 100
     assert "DNS:api.test" in certificate and "DNS:other.test" in certificate and "CA:TRUE" in certificate
 
 
@@ -215,8 +201,8 @@ def test_node_trusts_what_its_pool_trusts(serve, target):
     server = serve("node", "NodeLTS")
     said = run(server, f"""
 const tunnel = (path) => new Promise((done, failed) => {{
-  const connect = require('http').request({{ host: '127.0.0.1', port: 3128, method: 'CONNECT', path: 'api.test:{target.server_port}' }});
-  connect.on('connect', (_, socket) => require('https').get({{ host: 'api.test', port: {target.server_port}, path, socket, agent: false,
+  const connect = require('http').request({{ host: '127.0.0.1', port: 3128, method: 'CONNECT', path: 'api.test:{target.port}' }});
+  connect.on('connect', (_, socket) => require('https').get({{ host: 'api.test', port: {target.port}, path, socket, agent: false,
     servername: 'api.test', headers: {{ Authorization: process.env.API_KEY }} }}, (answer) => {{
       let text = ''; answer.on('data', (piece) => text += piece); answer.on('end', () => done(text)); }}).on('error', failed));
   connect.on('error', failed); connect.end();
@@ -227,7 +213,7 @@ await tunnel('/node')""", pool="node")
 
 def test_secrets_that_cannot_be_used_are_refused_at_the_start(target, tmp_path):
     def refused(**changes) -> str:
-        settings = {"name": "python", "kind": "PythonLTS", "port": target.server_port, "home": tmp_path}
+        settings = {"name": "python", "kind": "PythonLTS", "port": target.port, "home": tmp_path}
         text = CONFIG.format(**settings)
         for before, after in changes.get("replaced", {}).items():
             assert before in text

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::fuzz::{self, Fuzzing};
-use crate::{root, tidy};
+use crate::{cargo, root, target_directory, tidy};
 
 /// What the stages add up to.
 #[derive(Default)]
@@ -130,12 +130,6 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
 
 /// How many targets or tests may be run once more: what breaks more than these is no flake.
 const MOST_AGAIN: usize = 3;
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    cargo
-}
 
 /// What tests in real sandboxes are told.
 fn prepare(tests: &mut Command, is_must: bool) {
@@ -269,8 +263,7 @@ fn shown(command: &Command) -> String {
 }
 
 fn program(extent: Extent) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join(if extent == Extent::Release { "release/sandpool" } else { "debug/sandpool" })
+    target_directory().join(if extent == Extent::Release { "release/sandpool" } else { "debug/sandpool" })
 }
 
 /// Where the tests find images: as told, else in the state directory of this machine, so that they are built once.

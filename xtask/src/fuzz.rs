@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::root;
+use crate::{cargo, root, target_directory};
 
 /// Fuzz-minutes over all targets together when nobody says otherwise.
 pub(crate) const MINUTES: u64 = 24;
@@ -49,8 +49,7 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn target_dir() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("fuzz")
+    target_directory().join("fuzz")
 }
 
 /// The machine that this was built for: with `--target` cargo keeps the flags away from build scripts.
@@ -73,7 +72,7 @@ pub(crate) fn build() -> Result<()> {
         "-Coverflow-checks",
         "--cfg=fuzzing",
     ];
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = cargo()
         .args(["build", "--quiet", "--release", "--target", &host()?, "--manifest-path"])
         .arg(root().join("fuzz/Cargo.toml"))
         .env("CARGO_TARGET_DIR", target_dir())

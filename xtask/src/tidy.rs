@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::root;
+use crate::{cargo, root};
 
 /// The longest source file, in lines. A longer one has more than one job.
 const MAX_LINES: usize = 1_200;
@@ -98,9 +98,8 @@ fn files() -> Result<Vec<File>> {
 }
 
 fn metadata() -> Result<Value> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = cargo()
         .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"])
-        .current_dir(root())
         .output()
         .context("cannot run cargo metadata")?;
     if !output.status.success() {

@@ -64,6 +64,14 @@ pub struct ExecutionHandle {
     record: Arc<Record>,
 }
 
+/// What a driver's answer about a session's sandbox means for the session.
+pub(crate) fn of_session(key: &SessionKey, error: DriverError) -> NodeError {
+    match error {
+        DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
+        error => NodeError::Unavailable(error.to_string()),
+    }
+}
+
 impl Node {
     /// Takes over what the driver already has, and begins to fill the reservoirs.
     ///
@@ -315,9 +323,16 @@ impl Node {
     /// `NoPool`, `NoSession`, `Unavailable`.
     pub async fn usage(&self, pool: &PoolName, key: &SessionKey) -> Result<Usage, NodeError> {
         let info = self.session(pool, key)?;
-        self.inner.driver.0.usage(info.sandbox).await.map_err(|error| match error {
-            DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
-            error => NodeError::Unavailable(error.to_string()),
+        self.inner.driver.0.usage(info.sandbox).await.map_err(|error| of_session(key, error))
+    }
+
+    /// What a pool may reach.
+    ///
+    /// # Errors
+    /// `NoPool`; `Unsupported` where it reaches nothing.
+    pub fn egress(&self, pool: &PoolName) -> Result<&EgressPolicy, NodeError> {
+        self.spec(pool)?.egress.as_ref().ok_or_else(|| {
+            NodeError::Unsupported("nothing is reached from this pool: it has no egress to narrow".to_owned())
         })
     }
 
@@ -333,16 +348,11 @@ impl Node {
         key: &SessionKey,
         policy: Option<&EgressPolicy>,
     ) -> Result<(), NodeError> {
-        if self.state(pool)?.spec.egress.is_none() {
-            return Err(NodeError::Unsupported(
-                "nothing is reached from this pool: it has no egress to narrow".to_owned(),
-            ));
-        }
+        self.egress(pool)?;
         let info = self.session(pool, key)?;
         self.inner.driver.0.narrow(info.sandbox, policy).await.map_err(|error| match error {
-            DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
             DriverError::Invalid(why) => NodeError::Invalid(why),
-            error => NodeError::Unavailable(error.to_string()),
+            error => of_session(key, error),
         })
     }
 
@@ -355,15 +365,10 @@ impl Node {
         pool: &PoolName,
         key: &SessionKey,
     ) -> Result<(EgressPolicy, Option<EgressPolicy>), NodeError> {
-        let Some(whole) = self.state(pool)?.spec.egress.clone() else {
-            return Err(NodeError::Unsupported("nothing is reached from this pool: it has no egress".to_owned()));
-        };
+        let whole = self.egress(pool)?.clone();
         let info = self.session(pool, key)?;
-        match self.inner.driver.0.narrowed(info.sandbox).await {
-            Ok(own) => Ok((whole, own)),
-            Err(DriverError::Gone(_)) => Err(NodeError::NoSession(key.identifier.clone())),
-            Err(error) => Err(NodeError::Unavailable(error.to_string())),
-        }
+        let own = self.inner.driver.0.narrowed(info.sandbox).await.map_err(|error| of_session(key, error))?;
+        Ok((whole, own))
     }
 
     /// Ends a session. Answers once its sandbox is gone with all that was in it, so that no restart brings it back;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandpool_core::ids::{ExecutionId, PoolName, SessionKey};
-use sandpool_driver::{DriverError, Stream};
+use sandpool_driver::Stream;
 use sandpool_wire::agent::{Call, Event, ExecKey, Execute, FromAgent, MAX_CHUNK, Outcome, PROTOCOL, ToAgent, Work};
 use sandpool_wire::frame;
 use tokio::io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::api::NodeError;
 use crate::link::read;
-use crate::node::Node;
+use crate::node::{Node, of_session};
 use crate::pools::PoolState;
 use crate::session::{InUse, Session};
 
@@ -98,10 +98,7 @@ impl Node {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|error| NodeError::Unavailable(error.to_string()))?;
         let exec = ExecutionId::from_random(id).0;
-        let stream = pool.dial(session.sandbox).await.map_err(|error| match error {
-            DriverError::Gone(_) => NodeError::NoSession(key.identifier.clone()),
-            error => NodeError::Unavailable(error.to_string()),
-        })?;
+        let stream = pool.dial(session.sandbox).await.map_err(|error| of_session(key, error))?;
         let boot_id = session.link.boot_id();
         let late = || NodeError::Unavailable("the session's sandbox does not answer".to_owned());
         let begun = tokio::time::timeout(START, begin(stream, boot_id, exec, Work::Service { argv, env })).await;

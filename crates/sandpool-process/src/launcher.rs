@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll;
 use rustix::fs::{FlockOperation, MemfdFlags, SealFlags};
 use rustix::process::{Resource, Rlimit, Signal};
+use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox as sys;
 use sandpool_wire::agent::Runtime;
@@ -602,7 +603,7 @@ impl Launcher {
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
             // A pool's name is no path: the server's word for it is looked at once more.
-            let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+            let is_name = PoolName::parse(name).is_ok();
             let trust = Some(self.config.trust.join(name)).filter(|path| is_name && path.is_dir());
             let pool = Pool { runtime, rootfs, rootfs_is, trust, limits, expected, zygote, egress };
             self.pools.insert(name.to_owned(), pool);

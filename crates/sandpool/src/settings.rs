@@ -383,6 +383,17 @@ pub(crate) struct EnvVariable {
     pub(crate) value: String,
 }
 
+impl EnvVariable {
+    /// Whether an environment can have it; `place` is where it stands.
+    fn check(&self, place: &str) -> Result<(), SettingsError> {
+        let Self { name, value: text } = self;
+        if name.is_empty() || name.contains(['=', '\0']) || text.contains('\0') {
+            return Err(value(place, format!("{name:?} is not the name of an environment variable")));
+        }
+        Ok(())
+    }
+}
+
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
@@ -665,11 +676,7 @@ impl PoolObject {
             }
         }
         for (variable_at, variable) in spec.env.iter().enumerate() {
-            let name = &variable.name;
-            if name.is_empty() || name.contains(['=', '\0']) || variable.value.contains('\0') {
-                let field = format!("spec.env[{variable_at}]");
-                return Err(value(key(&field), format!("{name:?} is not the name of an environment variable")));
-            }
+            variable.check(&key(&format!("spec.env[{variable_at}]")))?;
         }
         servers::check(&spec.servers, spec.container_type, &key("spec.servers"))?;
         secrets::check(spec).map_err(|(field, why)| value(key(&format!("spec.{field}")), why))?;

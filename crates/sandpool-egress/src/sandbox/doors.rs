@@ -138,7 +138,7 @@ async fn socks(sandbox: Arc<Sandbox>, mut stream: TcpStream, place: OwnedSemapho
             .await
             .map_err(|_| Refusal::Unreachable)
     };
-    let (mut passage, mut upstream) = match entered.await {
+    let (passage, upstream) = match entered.await {
         Ok(entered) => entered,
         Err(refusal) => {
             // Whether it is heard or not, the connection is at its end.
@@ -149,14 +149,7 @@ async fn socks(sandbox: Arc<Sandbox>, mut stream: TcpStream, place: OwnedSemapho
     if stream.write_all(&socks::answered(Ok(()))).await.is_err() {
         return;
     }
-    match port {
-        tls::PORT => tls::through(stream, early, passage, upstream).await,
-        http::PORT => http::through(stream, early, passage, upstream, Arc::new(place)).await,
-        _ if sandbox.secrets(&target, port).is_some() => tls::through(stream, early, passage, upstream).await,
-        _ => {
-            passage.during(tunnel(&mut stream, &early, &mut upstream)).await;
-        }
-    }
+    http::tunnelled(stream, early, passage, upstream, Arc::new(place)).await;
 }
 
 /// Says what was sent early, then all else.

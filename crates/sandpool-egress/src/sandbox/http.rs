@@ -106,7 +106,7 @@ pub(super) async fn serve(sandbox: Arc<Sandbox>, via: Via, stream: TcpStream, to
 }
 
 /// Serves requests of a client that has come through a tunnel, over a connection that is there already.
-pub(super) async fn through(
+async fn through(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     early: Vec<u8>,
     passage: Passage,
@@ -278,11 +278,11 @@ async fn connect(guest: &Arc<Guest>, mut request: Request<Incoming>, wanted: (Ta
         let Ok(parts) = parts else { return };
         tunnelled(parts.io.into_inner(), parts.read_buf.into(), passage, metered, place).await;
     });
-    Response::new(Either::Right(Either::Right(Full::default())))
+    own(Bytes::new())
 }
 
 /// What goes through a tunnel. (Boxed, because HTTP in it is served by what serves the tunnel's request.)
-fn tunnelled(
+pub(super) fn tunnelled(
     mut stream: TcpStream,
     early: Vec<u8>,
     mut passage: Passage,
@@ -514,10 +514,14 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// An answer of our own.
+/// An answer with a body of our own.
+fn own(body: Bytes) -> Response<Body> {
+    Response::new(Either::Right(Either::Right(Full::new(body))))
+}
+
+/// A refusal.
 fn say(status: StatusCode, reason: &str) -> Response<Body> {
-    let mut response =
-        Response::new(Either::Right(Either::Right(Full::from(format!("sandpool: no way out: {reason}\n")))));
+    let mut response = own(format!("sandpool: no way out: {reason}\n").into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response

@@ -4,7 +4,6 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use sandpool_core::ids::PoolName;
 use sandpool_node::{EgressPolicy, NodeError};
 use serde_json::{Value, json};
 
@@ -27,7 +26,7 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Val
 /// Narrows the session, instead of what it was narrowed to before. When it is answered, connections that are forbidden now are cut.
 pub(super) async fn narrow(State(app): State<App>, asked: Asked, body: Body) -> Result<Json<Value>, Problem> {
     let (pool, key) = asked.session(Role::Executor)?;
-    check(&app, &pool)?;
+    app.node.egress(&pool)?;
     let policy: EgressPolicy = body::json(&body::whole(body, MAX_BODY).await?)?;
     app.node.narrow(&pool, &key, Some(&policy)).await.map_err(|error| wrong(error, "body"))?;
     let (whole, own) = app.node.reached(&pool, &key).await?;
@@ -39,17 +38,6 @@ pub(super) async fn widen(State(app): State<App>, asked: Asked) -> Result<Status
     let (pool, key) = asked.session(Role::Executor)?;
     app.node.narrow(&pool, &key, None).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Refuses to narrow what reaches nothing.
-pub(super) fn check(app: &App, pool: &PoolName) -> Result<(), Problem> {
-    match app.node.spec(pool)?.egress {
-        Some(_) => Ok(()),
-        None => {
-            Err(NodeError::Unsupported("nothing is reached from this pool: it has no egress to narrow".to_owned())
-                .into())
-        }
-    }
 }
 
 /// What is wrong with a policy is in the field that it came in.

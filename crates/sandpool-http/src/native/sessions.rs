@@ -111,7 +111,7 @@ pub(super) async fn open(
     let bytes = body::whole(body, egress::MAX_BODY).await?;
     let Opening { egress } = if bytes.is_empty() { Opening::default() } else { body::json(&bytes)? };
     if egress.is_some() {
-        egress::check(&app, &pool)?;
+        app.node.egress(&pool)?;
     }
     let opened = app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
     if let Some(policy) = &egress

@@ -136,7 +136,7 @@ impl Awaited {
                     Err(error) => break Err(error.to_string()),
                 },
             };
-            if self.bytes.len() >= frame::HEADER && self.bytes.len() == wanted {
+            if self.bytes.len() == wanted {
                 let answer =
                     frame::decode(&self.bytes[frame::HEADER..]).map_err(io::Error::other).and_then(of_activation);
                 break match answer {

@@ -21,7 +21,7 @@ use super::Outcome;
 use crate::args::Doctor;
 use crate::client::Context;
 use crate::failure::Failure;
-use crate::home::quoted;
+use crate::home::{quoted, start_time};
 use crate::print;
 
 /// The pools: name, container type, what else their settings say, and the image that they need.
@@ -476,7 +476,7 @@ fn tree(directory: &Path, hasher: &mut DefaultHasher, count: &mut u64) -> std::i
 /// What a server must leave nothing of.
 struct Left {
     home: String,
-    processes: BTreeMap<i32, String>,
+    processes: BTreeMap<i32, u64>,
     groups: Vec<PathBuf>,
 }
 
@@ -485,7 +485,7 @@ impl Left {
         let processes = server.sandboxed().into_iter().chain([server.launcher()]);
         Self {
             home: server.home().display().to_string(),
-            processes: processes.filter_map(|pid| Some((pid, started(pid)?))).collect(),
+            processes: processes.filter_map(|pid| Some((pid, start_time(pid)?))).collect(),
             groups: server.group_roots(),
         }
     }
@@ -494,7 +494,7 @@ impl Left {
         let end = Instant::now() + CLEANUP;
         loop {
             let mut found = Vec::new();
-            let alive = self.processes.iter().filter(|(pid, start)| started(**pid).as_ref() == Some(*start));
+            let alive = self.processes.iter().filter(|(pid, start)| start_time(**pid) == Some(**start));
             found.extend(alive.map(|(pid, _)| format!("the process {pid} is still there")));
             let groups = self.groups.iter().filter(|group| group.exists());
             found.extend(groups.map(|group| format!("the control group {} is still there", group.display())));
@@ -507,11 +507,4 @@ impl Left {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-}
-
-/// When a process began; none when it is over.
-fn started(pid: i32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    if matches!(*fields.first()?, "Z" | "X") { None } else { fields.get(19).map(|&start| start.to_owned()) }
 }

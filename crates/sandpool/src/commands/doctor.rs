@@ -9,11 +9,11 @@ use crate::failure::Failure;
 use crate::print;
 
 pub(crate) fn run(context: &Context, doctor: &Doctor) -> Outcome {
-    let report = sandpool_process::host::probe();
     if doctor.attack {
         check(&context.home)?;
         return super::attack::run(context, doctor);
     }
+    let report = sandpool_process::host::probe();
     if context.json {
         print::json(&serde_json::to_value(&report).map_err(anyhow::Error::from)?)?;
     } else {

@@ -134,11 +134,7 @@ impl ServerSettings {
             }
         }
         for (at, variable) in self.env.iter().enumerate() {
-            let name = &variable.name;
-            if name.is_empty() || name.contains(['=', '\0']) || variable.value.contains('\0') {
-                let why = format!("{name:?} is not the name of an environment variable");
-                return Err(value(key(&format!("env[{at}]")), why));
-            }
+            variable.check(&key(&format!("env[{at}]")))?;
         }
         Ok(())
     }
