@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import subprocess
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -152,18 +153,46 @@ def test_a_figure_is_answered_as_an_image(tools):
     assert Image.open(io.BytesIO(base64.b64decode(image["data"]))).width > 100
 
 
-class Ours:
-    """Our own server, as the era before 2026-07-28 calls it."""
+TENANTS = """
+listen: 127.0.0.1:0
+tenants: [{ name: acme }, { name: globex }]
+pools:
+  - apiVersion: sandpool.dev/v1alpha1
+    kind: SessionPool
+    metadata: { name: shell }
+    spec:
+      containerType: Shell
+      scaleConfiguration: { maxConcurrentSessions: 2, readySessionInstances: 0 }
+"""
 
-    def __init__(self, server, path: str = "/mcp"):
-        self.server, self.path = server, path
+
+class Ours:
+    """Our own server, as the era of `version` calls it; without a session of the protocol, unless one is named."""
+
+    def __init__(self, server, path: str = "/mcp", token: str | None = None, version: str = "2025-11-25", able=None):
+        self.server, self.path, self.token, self.version, self.able = server, path, token, version, able or {}
+
+    def post(self, message: dict, timeout: float = 60, **headers: str) -> requests.Response:
+        params = message.get("params", {})
+        sent = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": self.version, **headers}
+        if self.version >= "2026-07-28":
+            kept = "io.modelcontextprotocol/"
+            meta = {f"{kept}protocolVersion": self.version, f"{kept}clientCapabilities": self.able}
+            message = {**message, "params": {**params, "_meta": meta}}
+            sent["Mcp-Method"] = message["method"]
+            if name := params.get("name") or params.get("uri") or params.get("taskId"):
+                sent["Mcp-Name"] = name
+            if handle := params.get("arguments", {}).get("session_id"):
+                sent["Mcp-Param-Session"] = handle
+        return self.server.native("POST", self.path, json=message, headers=sent, timeout=timeout, token=self.token)
+
+    def request(self, method: str, timeout: float = 60, **params) -> dict:
+        return self.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, timeout=timeout).json()
 
     def answer(self, tool: str, /, *, timeout: float = 60, **arguments) -> dict:
-        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
-        accept = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
-        answer = self.server.native("POST", self.path, json=call, headers=accept, timeout=timeout)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["result"]
+        answer = self.request("tools/call", timeout=timeout, name=tool, arguments=arguments)
+        assert "result" in answer, answer
+        return answer["result"]
 
     def __call__(self, tool: str, /, **arguments) -> dict:
         result = self.answer(tool, **arguments)
@@ -206,6 +235,134 @@ def test_fifty_calls_at_once_are_neither_lost_nor_mixed(server, session):
     with ThreadPoolExecutor(50) as pool:
         said = pool.map(lambda number: ours("run_command", session_id=handle, command=f"echo {number}"), range(50))
         assert [one["stdout"] for one in said] == [f"{number}\n" for number in range(50)]
+
+
+def test_a_client_that_gives_up_after_a_minute_has_what_takes_a_minute_and_a_half(server, session):
+    ours = Ours(server)
+    handle = ours("open_session", name=session)["session_id"]
+    code = "open('/mnt/data/runs', 'a').write('run\\n')\nimport time\nprint('begun')\ntime.sleep(90)\n'ended'"
+    said = ours("run_code", session_id=handle, code=code)
+    assert said["status"] == "running" and said["stdout"] == "begun\n"
+    seen = said["stdout"]
+    while said["status"] == "running":
+        named = {"session_id": handle, "execution_id": said["execution_id"], "after_seq": said["last_seq"]}
+        said = ours("wait_execution", **named)
+        seen += said["stdout"]
+    assert (said["status"], said["result"], seen) == ("done", "'ended'", "begun\n")
+    assert ours("read_file", session_id=handle, path="runs")["content"] == "run\n", "it ran once"
+
+
+def test_ten_megabytes_of_output_are_bounded_and_the_rest_is_a_resource(server, session):
+    ours = Ours(server)
+    handle = ours("open_session", name=session)["session_id"]
+    answer = ours.answer("run_command", session_id=handle, command="yes 0123456789abcde | head -c 10485760")
+    said = answer["structuredContent"]
+    assert said["truncated"] and len(json.dumps(answer)) < 100_000
+    [rest] = said["artifacts"]
+    whole = ours.request("resources/read", uri=rest["uri"])["result"]["contents"][0]["text"]
+    assert len(whole) == rest["size"] and whole.startswith("0123456789abcde\n")
+
+
+def test_another_tenants_handle_is_a_name_and_no_more(start):
+    server = start(config=TENANTS)
+    acme, globex = (Ours(server, token=server.token("--tenant", tenant)) for tenant in ("acme", "globex"))
+    handle = acme("open_session", pool="shell", name="the-plan")["session_id"]
+    assert acme("write_file", session_id=handle, path="plan", content="secret")["bytes_written"] == 6
+    for tool, arguments in [
+        ("run_command", {"command": "cat plan"}),
+        ("read_file", {"path": "plan"}),
+        ("list_files", {}),
+        ("write_file", {"path": "plan", "content": ""}),
+    ]:
+        refused = globex.answer(tool, session_id=handle, **arguments)
+        assert refused["isError"] and "secret" not in json.dumps(refused), refused
+    assert globex("close_session", session_id=handle)["closed"] is False
+    assert acme("read_file", session_id=handle, path="plan")["content"] == "secret"
+
+
+def test_a_session_of_the_old_protocol_cancels_and_outlives_the_server(start):
+    server = start("--ready", "0")
+    about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    ours = Ours(server)
+    opened = ours.post({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about})
+    name = {"Mcp-Session-Id": opened.headers["mcp-session-id"]}
+    assert ours.post({"jsonrpc": "2.0", "method": "notifications/initialized"}, **name).status_code == 202
+    handle = ours("open_session", pool="shell", name="cancelled")["session_id"]
+
+    def executions():
+        return server.native("GET", "/pools/shell/sessions/cancelled/executions").json()["value"]
+
+    def call(number: int, **arguments) -> dict:
+        params = {"name": "run_command", "arguments": {"session_id": handle, **arguments}}
+        return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+
+    # It is cancelled by a word of the client, whose own request goes on.
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(ours.post, call(2, command="echo begun; sleep 600"), **name)
+        wait_for(executions, "the command to run")
+        note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}}
+        assert ours.post(note, **name).status_code == 202
+        wait_for(lambda: executions()[0]["outcome"] == "cancelled", "the command to be cancelled")
+        assert waits.result(30).status_code == 200
+    # And by going away.
+    with pytest.raises(requests.RequestException):
+        ours.post(call(3, command="sleep 601"), timeout=2, **name)
+    wait_for(lambda: [one["outcome"] for one in executions()] == ["cancelled"] * 2, "the second to be cancelled")
+    # The name is good after a restart too, for its owner and nobody else.
+    old = server.process()
+    kill(old)
+    wait_for(lambda: server.process() not in (0, old) and server.is_ready(), "the server to come back")
+    said = ours.post(call(4, command="echo again"), **name)
+    assert said.status_code == 200 and "again" in said.text
+    changed = {"Mcp-Session-Id": name["Mcp-Session-Id"][:-1] + "x"}
+    assert ours.post(call(5, command="true"), **changed).status_code == 404
+    assert server.native("DELETE", "/mcp", headers=name).status_code == 202
+    assert ours.post(call(6, command="true"), **name).status_code == 404
+
+
+def test_a_client_that_knows_tasks_has_one_for_what_takes_long(server, session):
+    ours = Ours(server, version="2026-07-28", able={"extensions": {"io.modelcontextprotocol/tasks": {}}})
+    handle = ours("open_session", name=session)["session_id"]
+    assert ours("run_code", session_id=handle, code="6 * 7")["result"] == "42", "what is done at once is no task"
+    task = ours.answer("run_code", session_id=handle, code="import time\ntime.sleep(7)\n'late'")
+    assert task["resultType"] == "task" and task["status"] == "working", task
+
+    def result():
+        now = ours.request("tasks/get", taskId=task["taskId"])["result"]
+        return now["status"] != "working" and now
+
+    done = wait_for(result, "the task to end")
+    assert done["status"] == "completed" and done["result"]["structuredContent"]["result"] == "'late'", done
+    # One that is cancelled ends soon.
+    task = ours.answer("run_code", session_id=handle, code="time.sleep(600)", background=True)
+    assert ours.request("tasks/cancel", taskId=task["taskId"])["result"]["resultType"] == "complete"
+    assert wait_for(result, "the task to be cancelled")["status"] == "cancelled"
+    # Who does not say that it knows tasks is told so, and never has one.
+    plain = Ours(server, version="2026-07-28")
+    assert plain.request("tasks/get", taskId=task["taskId"])["error"]["code"] == -32021
+    assert plain("run_code", session_id=handle, code="1", background=True)["status"] in ("running", "done")
+
+
+def test_a_large_image_is_seen_smaller_and_linked_as_it_was(server, session):
+    ours = Ours(server)
+    handle = ours("open_session", name=session)["session_id"]
+    code = """
+        import numpy
+        from PIL import Image
+        noise = numpy.random.default_rng(7).integers(0, 255, (1500, 3000, 3), dtype=numpy.uint8)
+        image = Image.fromarray(noise)
+        image.crop((0, 0, 1500, 750)).save("/mnt/data/noise.png")
+        image
+    """
+    answer = ours.answer("run_code", session_id=handle, code=textwrap.dedent(code))
+    _, seen, link = answer["content"]
+    shown = base64.b64decode(seen["data"])
+    assert len(shown) <= 200 * 1024 and max(Image.open(io.BytesIO(shown)).size) <= 1568
+    assert link["type"] == "resource_link" and link["size"] > 1_000_000
+    whole = ours.request("resources/read", uri=link["uri"])["result"]["contents"][0]
+    assert Image.open(io.BytesIO(base64.b64decode(whole["blob"]))).size == (3000, 1500)
+    read = ours.answer("read_file", session_id=handle, path="noise.png")
+    assert len(base64.b64decode(read["content"][1]["data"])) <= 200 * 1024, "a small image is read, large as the file is"
 
 
 def test_over_stdio_it_is_the_same_server(server, session):

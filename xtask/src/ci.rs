@@ -10,6 +10,10 @@ use anyhow::{Context, Result, bail};
 use crate::fuzz::{self, Fuzzing};
 use crate::{cargo, root, target_directory, tidy};
 
+/// The server with the fixtures of MCP's conformance suite. It is built by itself, since no other program has these features.
+const FIXTURES: [&str; 7] =
+    ["--quiet", "--package", "sandpool-http", "--example", "conformance", "--features", "conformance-fixtures"];
+
 /// What the stages add up to.
 #[derive(Default)]
 struct Sums {
@@ -41,7 +45,8 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
     sums.stage("format", |_| run_quietly(cargo().args(["fmt", "--all", "--check"])))?;
     sums.stage("tidy", |_| tidy::run().map(drop))?;
     sums.stage("lints", |_| {
-        run_quietly(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        run_quietly(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        run_quietly(cargo().arg("clippy").args(FIXTURES).args(["--", "-D", "warnings"]))
     })?;
     sums.stage("build", |_| {
         run_quietly(cargo().args(["test", "--quiet", "--workspace", "--all-targets", "--no-run"]))
@@ -52,6 +57,7 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
         })?;
     }
     if !is_fast {
+        sums.stage("fixtures build", |_| run_quietly(cargo().arg("build").args(FIXTURES)))?;
         sums.stage("fuzz build", |_| fuzz::build())?;
     }
     let program = program(extent);

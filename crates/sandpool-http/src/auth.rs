@@ -10,6 +10,7 @@ mod endpoints;
 mod failure;
 mod keys;
 mod pool_keys;
+mod scopes;
 mod trusted;
 mod verified;
 mod verify;
@@ -20,6 +21,7 @@ mod tests;
 pub use endpoints::routes;
 pub use failure::{AuthError, AuthFailure};
 pub(crate) use pool_keys::API_KEY;
+pub use scopes::Scope;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -149,6 +151,8 @@ pub struct Principal {
     pub pools: Option<Vec<PoolName>>,
     /// The one session it may use, when it is bound to one.
     pub session: Option<String>,
+    /// What for; all that its role may when `None`.
+    pub scopes: Option<Vec<Scope>>,
     /// Whom it belongs to.
     pub tenant: TenantName,
 }
@@ -164,6 +168,8 @@ pub struct Mint {
     pub pools: Option<Vec<PoolName>>,
     /// The one session it may use, if only one.
     pub session: Option<String>,
+    /// What for; all that its role may when `None`.
+    pub scopes: Option<Vec<Scope>>,
     /// Whom it belongs to.
     pub tenant: TenantName,
     /// How long it is good for; [`AuthConfig::token_ttl`] when `None`.
@@ -194,6 +200,8 @@ pub(crate) struct Claims {
     pools: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tenant: Option<String>,
 }
@@ -270,6 +278,10 @@ impl Auth {
             roles: vec![request.role.word().to_owned()],
             pools: request.pools.as_ref().map(|pools| pools.iter().map(ToString::to_string).collect()),
             session: request.session.clone(),
+            scope: request
+                .scopes
+                .as_ref()
+                .map(|scopes| scopes.iter().map(|scope| scope.word()).collect::<Vec<_>>().join(" ")),
             tenant: (!request.tenant.is_default()).then(|| request.tenant.to_string()),
         };
         let keys = self.keys();
@@ -342,7 +354,7 @@ impl Principal {
     /// It may look into every tenant's room. The administrator of a tenant is one there only.
     #[must_use]
     pub fn is_operator(&self) -> bool {
-        self.role == Role::Admin && self.tenant.is_default()
+        self.role == Role::Admin && self.tenant.is_default() && self.allows(Scope::Admin).is_ok()
     }
 
     /// In whose room its request is: its own, or the one that an operator names.

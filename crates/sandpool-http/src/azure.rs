@@ -172,6 +172,9 @@ async fn handle(
         }
         Fit::Nothing => return Err(Problem::no_route(nothing_here("The pool has nothing at this path.")).into()),
     };
+    if let Some(scope) = route.action.scope() {
+        principal.allows(scope).map_err(Problem::from)?;
+    }
     let version = query.version()?;
     let identifier = query.identifier(target.identifier.as_deref())?;
     let no_pool = || Problem::from(NodeError::NoPool(target.pool.chars().take(80).collect()));

@@ -78,9 +78,7 @@ impl From<AuthFailure> for Problem {
             _ => "ServiceUnavailable",
         };
         let mut problem = Self::new(status, code, sentence(&failure.to_string()));
-        if status == StatusCode::UNAUTHORIZED {
-            problem.challenge = Some(failure.challenge());
-        }
+        problem.challenge = failure.challenge();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             problem.retry_after = Some(Duration::from_secs(10));
         }

@@ -8,8 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+#[cfg(test)]
+use axum::http::Method;
+#[cfg(test)]
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::Response;
 use http_body_util::BodyExt;
 use sandpool_core::ids::{PoolName, TenantName};
@@ -20,7 +23,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 use crate::app::{App, HostedServer, Metadata, PoolFace, router};
-use crate::auth::{Auth, AuthConfig, Mint, Role, TenantTokens};
+use crate::auth::{Auth, AuthConfig, Mint, Role, Scope, TenantTokens};
 #[cfg(test)]
 use crate::openapi::check;
 
@@ -154,21 +157,50 @@ impl Served {
         };
         let auth = Arc::new(Auth::open(config).unwrap());
         let app = App { node: node.clone(), auth: Arc::clone(&auth), pools: Arc::new(faces), version: "0.0.0" };
-        let mut served = Self { memory, node, router: router(app), auth, token: String::new(), _keys: keys };
+        #[cfg(feature = "conformance-fixtures")]
+        let router = router(app.clone()).merge(crate::mcp::native::fixtures(app));
+        #[cfg(not(feature = "conformance-fixtures"))]
+        let router = router(app);
+        let mut served = Self { memory, node, router, auth, token: String::new(), _keys: keys };
         served.token = served.token_for(Role::Executor, None, None);
         served
     }
 
     pub(crate) fn token_of(&self, name: &str, role: Role) -> String {
         let (subject, tenant) = (format!("{name}-person"), tenant(name));
-        self.auth.mint(&Mint { subject, role, pools: None, session: None, tenant, ttl: None }).unwrap().token
+        self.auth
+            .mint(&Mint { subject, role, pools: None, session: None, scopes: None, tenant, ttl: None })
+            .unwrap()
+            .token
+    }
+
+    pub(crate) fn token_with(&self, scopes: &[Scope]) -> String {
+        let (subject, scopes) = ("limited".to_owned(), Some(scopes.to_vec()));
+        let mint = Mint {
+            subject,
+            role: Role::Admin,
+            pools: None,
+            session: None,
+            scopes,
+            tenant: Default::default(),
+            ttl: None,
+        };
+        self.auth.mint(&mint).unwrap().token
     }
 
     pub(crate) fn token_for(&self, role: Role, pool: Option<&str>, session: Option<&str>) -> String {
         let pools = pool.map(|pool| vec![PoolName::parse(pool).unwrap()]);
         let session = session.map(str::to_owned);
         self.auth
-            .mint(&Mint { subject: "tester".to_owned(), role, pools, session, tenant: Default::default(), ttl: None })
+            .mint(&Mint {
+                subject: "tester".to_owned(),
+                role,
+                pools,
+                session,
+                scopes: None,
+                tenant: Default::default(),
+                ttl: None,
+            })
             .unwrap()
             .token
     }
@@ -176,6 +208,11 @@ impl Served {
     /// Sends a request as it is.
     pub async fn send(&self, request: Request<Body>) -> Response {
         self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+
+    /// All routes.
+    pub fn router(&self) -> Router {
+        self.router.clone()
     }
 
     /// The token of an executor.

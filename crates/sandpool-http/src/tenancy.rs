@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::auth::Role;
+use crate::auth::{Role, Scope};
 use crate::served::{Answer, Served};
 
 /// What an answer says, without what is its own: the number of the refusal.
@@ -161,4 +161,54 @@ async fn a_quota_that_is_used_up_is_told_with_its_name() {
     let refused =
         served.as_(&small, "POST", "/pools/python/executions?identifier=first", r#"{"code": "value 1"}"#).await;
     assert_eq!((refused.status.as_u16(), refused.refusal().2), (429, json!("concurrent executions")));
+}
+
+#[tokio::test]
+async fn a_token_with_scopes_is_good_for_these_only() {
+    let served = Served::start().await;
+    let (files, runs) = (served.token_with(&[Scope::Files]), served.token_with(&[Scope::Execute]));
+    let (admin, every) = (served.token_with(&[Scope::Admin]), served.token_for(Role::Admin, None, None));
+    let here = "/pools/python/sessions/chat-17";
+    let code = json!({ "code": "value 1" }).to_string();
+    let azure = "/pools/python/executions?api-version=2025-10-02-preview&identifier=chat-17";
+    let modern = json!({ "codeInputType": "Inline", "executionType": "Synchronous", "code": "value 1" }).to_string();
+    // What, with which scope.
+    let calls = [
+        ("PUT", format!("{here}/files/a.txt"), "x".to_owned(), Some(Scope::Files)),
+        ("GET", format!("{here}/files/a.txt"), String::new(), Some(Scope::Files)),
+        ("GET", format!("{here}/files"), String::new(), Some(Scope::Files)),
+        ("GET", "/pools/python/files/a.txt/content?identifier=chat-17".to_owned(), String::new(), Some(Scope::Files)),
+        ("POST", format!("{here}/executions"), code, Some(Scope::Execute)),
+        ("GET", format!("{here}/executions"), String::new(), Some(Scope::Execute)),
+        ("POST", azure.to_owned(), modern, Some(Scope::Execute)),
+        ("GET", here.to_owned(), String::new(), None),
+        ("GET", "/pools/python".to_owned(), String::new(), None),
+        ("POST", "/pools/python/mcp/credentials".to_owned(), String::new(), Some(Scope::Admin)),
+        ("DELETE", format!("{here}/files/a.txt"), String::new(), Some(Scope::Files)),
+        ("DELETE", here.to_owned(), String::new(), Some(Scope::Execute)),
+    ];
+    for (method, path, body, needed) in &calls {
+        for (token, has) in [(&files, Some(Scope::Files)), (&runs, Some(Scope::Execute))] {
+            if needed.is_none() || *needed == has {
+                continue;
+            }
+            let refused = served.as_(token, method, path, body.clone()).await;
+            assert_eq!(refused.refusal().0, 403, "{method} {path}");
+            let challenge = refused.header("www-authenticate");
+            let word = needed.map(Scope::word).unwrap();
+            assert!(challenge.contains(&format!(r#"error="insufficient_scope", scope="{word}""#)), "{challenge}");
+        }
+        let token = match needed {
+            Some(Scope::Files) | None => &files,
+            Some(Scope::Execute) => &runs,
+            Some(Scope::Admin) => &admin,
+        };
+        let good = served.as_(token, method, path, body.clone()).await;
+        assert!(good.status.is_success(), "{method} {path}: {good:?}");
+    }
+    // Everything is everything, and who names no scope has all that its role may.
+    for token in [&admin, &every] {
+        assert!(served.as_(token, "PUT", here, "").await.status.is_success());
+        assert!(served.as_(token, "GET", &format!("{here}/files"), "").await.status.is_success());
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpool_bench::scenario::Scenario;
+use sandpool_http::auth::Scope;
 
 /// Runs code that nobody has read, in warm, isolated sandboxes on this machine
 ///
@@ -197,6 +198,10 @@ pub(crate) struct Token {
     /// What its bearer may do: reader looks, executor runs code and uses files, admin also manages
     #[arg(long, value_enum, default_value_t = RoleWord::Executor, value_name = "ROLE")]
     pub(crate) role: RoleWord,
+    /// What it may be used for only: sessions:execute, sessions:files, sessions:admin; can be given again [default: all that the role
+    /// may]
+    #[arg(long, value_name = "SCOPE", value_parser = parse_scope)]
+    pub(crate) scope: Vec<Scope>,
     /// How long it is good for: seconds, or a number with s, m, h or d [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) ttl: Option<Duration>,
@@ -511,6 +516,10 @@ pub(crate) struct BenchCompare {
 }
 
 /// Reads `90`, `90s`, `15m`, `12h` or `7d`.
+fn parse_scope(text: &str) -> Result<Scope, String> {
+    Scope::parse(text).ok_or_else(|| format!("a scope is one of {}", Scope::ALL.map(Scope::word).join(", ")))
+}
+
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time; write seconds, or a number with s, m, h or d, such as 90s or 12h");
     let (number, unit) = match text.char_indices().last() {

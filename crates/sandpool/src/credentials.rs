@@ -38,6 +38,7 @@ pub(crate) fn client_token(context: &Context) -> Result<String, Failure> {
         role: Role::Admin,
         pools: None,
         session: None,
+        scopes: None,
         tenant: TenantName::default(),
         ttl: Some(OWN_TTL),
     };
@@ -68,7 +69,9 @@ pub(crate) fn mint(context: &Context, asked: &Token) -> Result<Minted, Failure> 
         Some(tenant) => TenantName::parse(tenant)
             .map_err(|error| Failure::usage(format!("--tenant {tenant}: not the name of a tenant")).because(error))?,
     };
-    let mint = Mint { subject: "token".into(), role, pools, session: asked.session.clone(), tenant, ttl: asked.ttl };
+    let scopes = (!asked.scope.is_empty()).then(|| asked.scope.clone());
+    let session = asked.session.clone();
+    let mint = Mint { subject: "token".into(), role, pools, session, scopes, tenant, ttl: asked.ttl };
     with_issuer(context, |auth| auth.mint(&mint))
 }
 

@@ -132,6 +132,7 @@ fn managed_identity(auth: &Auth, asked: &Asked) -> Response {
         role: Role::Executor,
         pools: None,
         session: None,
+        scopes: None,
         tenant: TenantName::default(),
         ttl: None,
     };
@@ -182,13 +183,13 @@ async fn service_principal(
     }
     let id = grant.client_id.unwrap_or_default();
     let secret = grant.client_secret.unwrap_or_default();
-    let Some(Principal { subject, role, pools, session, tenant }) =
+    let Some(Principal { subject, role, pools, session, scopes, tenant }) =
         auth.api_key(&verified::digest(&secret)).filter(|key| key.subject == id)
     else {
         let text = "the client id and secret are not the name and the key of an API key in the settings";
         return refused(StatusCode::UNAUTHORIZED, "invalid_client", text);
     };
-    answer(&auth, &Mint { subject, role, pools, session, tenant, ttl: None }, |minted| {
+    answer(&auth, &Mint { subject, role, pools, session, scopes, tenant, ttl: None }, |minted| {
         let lasts = minted.expires_at.saturating_sub(now());
         json!({ "token_type": "Bearer", "expires_in": lasts, "ext_expires_in": lasts, "access_token": minted.token })
     })

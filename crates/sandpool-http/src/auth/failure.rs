@@ -5,7 +5,14 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 
-use super::{LONGEST_TTL, Role};
+use super::{LONGEST_TTL, Role, Scope};
+
+/// What a token is told that has not the scope that is needed.
+const INSUFFICIENT: [&str; 3] = [
+    r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:execute""#,
+    r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:files""#,
+    r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:admin""#,
+];
 
 /// Why tokens cannot be made or checked at all.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +95,9 @@ pub enum AuthFailure {
         /// What this needs.
         needs: Role,
     },
+    /// It is good, but limited to other things.
+    #[error("the token's scopes do not include {}", .0.word())]
+    Scope(Scope),
     /// It is good, but not in this pool.
     #[error("the token is not for the pool {0}")]
     Pool(String),
@@ -122,6 +132,7 @@ impl AuthFailure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Role { .. }
+            | Self::Scope(_)
             | Self::Pool(_)
             | Self::Session
             | Self::Tenant(_)
@@ -132,12 +143,16 @@ impl AuthFailure {
         }
     }
 
-    /// The value of `WWW-Authenticate` (RFC 6750), for a 401.
+    /// The value of `WWW-Authenticate` (RFC 6750): for a 401, and for a token that has not the scope that is needed.
     #[must_use]
-    pub fn challenge(&self) -> &'static str {
+    pub fn challenge(&self) -> Option<&'static str> {
         match self {
-            Self::Missing | Self::NoPoolKey => r#"Bearer realm="sandpool""#,
-            _ => r#"Bearer realm="sandpool", error="invalid_token""#,
+            Self::Scope(Scope::Execute) => Some(INSUFFICIENT[0]),
+            Self::Scope(Scope::Files) => Some(INSUFFICIENT[1]),
+            Self::Scope(Scope::Admin) => Some(INSUFFICIENT[2]),
+            _ if self.status() != StatusCode::UNAUTHORIZED => None,
+            Self::Missing | Self::NoPoolKey => Some(r#"Bearer realm="sandpool""#),
+            _ => Some(r#"Bearer realm="sandpool", error="invalid_token""#),
         }
     }
 }

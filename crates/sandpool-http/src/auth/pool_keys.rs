@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 use super::verify::MAX_TOKEN;
-use super::{Auth, AuthError, AuthFailure, Principal, Role, keys, now, verified};
+use super::{Auth, AuthError, AuthFailure, Principal, Role, Scope, keys, now, verified};
 
 /// The header that carries it.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-ms-apikey");
@@ -125,6 +125,7 @@ impl Auth {
                         role: Role::Executor,
                         pools: Some(vec![pool.clone()]),
                         session: None,
+                        scopes: None,
                         tenant: TenantName::default(),
                     },
                     None => return Err(AuthFailure::WrongPoolKey),
@@ -134,6 +135,7 @@ impl Auth {
         // A token that is bound to a session is asked for that with every call.
         let own = principal.session.as_deref().and_then(|own| sandpool_core::ids::Identifier::parse(own).ok());
         principal.may(Role::Executor, pool, own.as_ref())?;
+        principal.allows(Scope::Execute)?;
         Ok(principal)
     }
 

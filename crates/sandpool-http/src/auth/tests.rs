@@ -27,7 +27,15 @@ fn config(name: &str) -> AuthConfig {
 }
 
 fn mint(role: Role) -> Mint {
-    Mint { subject: "me".to_owned(), role, pools: None, session: None, tenant: Default::default(), ttl: None }
+    Mint {
+        subject: "me".to_owned(),
+        role,
+        pools: None,
+        session: None,
+        scopes: None,
+        tenant: Default::default(),
+        ttl: None,
+    }
 }
 
 fn with(token: &str) -> HeaderMap {
@@ -95,6 +103,7 @@ async fn bad_tokens_say_what_is_wrong() {
             roles: vec!["executor".to_owned()],
             pools: None,
             session: None,
+            scope: None,
             tenant: None,
         };
         change(&mut claims);

@@ -96,6 +96,7 @@ mod tests {
             role: Role::Reader,
             pools: None,
             session: None,
+            scopes: None,
             tenant: sandpool_core::ids::TenantName::default(),
         };
         Verified::new(Signer::Own("key".to_owned()), &principal, claims)

@@ -12,6 +12,7 @@ use serde_json::Value;
 use subtle::ConstantTimeEq;
 
 use super::keys::Keys;
+use super::scopes;
 use super::verified::{self, Signer, Verified};
 use super::{AUDIENCES, Auth, AuthFailure, LEEWAY, Principal, Role, TenantClaim, TenantTokens, now};
 
@@ -102,9 +103,11 @@ impl Auth {
             let own = trusted.settings.roles.get(*word).copied();
             own.or_else(|| known_role(word))
         });
-        let role = roles.max().ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?;
+        let scopes = scopes::named(&claims);
+        let role = roles.max().or_else(|| scopes::role(scopes.as_deref()));
+        let role = role.ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?;
         let tenant = self.tenant(&issuer, &claims)?;
-        let principal = Principal { subject: subject(&claims), role, pools: None, session: None, tenant };
+        let principal = Principal { subject: subject(&claims), role, pools: None, session: None, scopes, tenant };
         Ok((principal, claims, Signer::Trusted(number, header.kid, Box::new(key))))
     }
 
@@ -127,6 +130,7 @@ impl Auth {
             role: key.role,
             pools: pools.map(|names| names.iter().filter_map(|name| PoolName::parse(name).ok()).collect()),
             session: None,
+            scopes: None,
             tenant: key.tenant.clone(),
         })
     }
@@ -153,6 +157,7 @@ impl Auth {
             role: role.ok_or(AuthFailure::Role { has: None, needs: Role::Executor })?,
             pools,
             session: claims.get("session").and_then(Value::as_str).map(str::to_owned),
+            scopes: scopes::named(&claims),
             tenant: match claims.get("tenant").and_then(Value::as_str) {
                 Some(name) => self.declared(name)?,
                 None => self.tenant(&self.config.issuer, &claims)?,
@@ -278,7 +283,7 @@ fn known_role(word: &str) -> Option<Role> {
 }
 
 /// A text or a list of texts.
-fn texts(value: Option<&Value>) -> Vec<&str> {
+pub(super) fn texts(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::String(text)) => vec![text],
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),

@@ -12,7 +12,7 @@
 use axum::http::Method;
 use percent_encoding::percent_decode_str;
 
-use crate::auth::Role;
+use crate::auth::{Role, Scope};
 
 /// What a route does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,19 @@ pub(crate) enum Action {
     ManagedSessions,
     /// The older set: ends a session.
     ManagedStop,
+}
+
+impl Action {
+    /// The scope that it needs, of a token that names scopes.
+    pub(crate) fn scope(self) -> Option<Scope> {
+        match self {
+            Self::Execute(_) | Self::ReadExecution(_) | Self::EndSession | Self::ManagedStop => Some(Scope::Execute),
+            Self::Upload(_) | Self::List(_) | Self::Stat | Self::Download | Self::DownloadJson | Self::Remove => {
+                Some(Scope::Files)
+            }
+            Self::Session | Self::Sessions | Self::Metadata | Self::ManagedSession | Self::ManagedSessions => None,
+        }
+    }
 }
 
 /// The shape of an execution's answer.

@@ -37,7 +37,7 @@ use sandpool_core::ids::{Identifier, PoolName, SessionKey};
 use sandpool_node::{Node, NodeError, Open};
 
 use crate::app::{App, HostedServer};
-use crate::auth::{Principal, Role};
+use crate::auth::{Principal, Role, Scope};
 use crate::problem::Problem;
 use live::{Call, ENDED, Live, MAX_MESSAGE, NotPassed};
 use message::{Id, Kind, Message};
@@ -210,6 +210,7 @@ impl Hosted {
         let pool = PoolName::parse(pool).map_err(|_| no_pool())?;
         let own = principal.session.as_deref().and_then(|own| Identifier::parse(own).ok());
         principal.may(Role::Executor, &pool, own.as_ref())?;
+        principal.allows(Scope::Execute)?;
         let face = self.app.pools.get(&pool).ok_or_else(no_pool)?;
         let Some(found) = face.servers.get(server).cloned() else {
             let names: Vec<_> = face.servers.keys().map(String::as_str).collect();

@@ -1,66 +1,57 @@
 //! Our own MCP server: `/mcp` over all pools, `/pools/{pool}/mcp` over one.
 //!
 //! ```text
-//! native     who asks, and the SDK's handler          call    the nine tools       tools.json, execution.json  their schemas
+//! entrance   who asks, the protocol's own sessions    call    the nine tools       tools.json, execution.json  their schemas
 //! place      handles and addresses                    shown   what an execution looks like
+//! tasks      executions as tasks                      picture   images as models see them
+//! prompts    what a person can ask for
 //! ```
 //!
-//! The SDK speaks both eras of the protocol on one address, and is run without sessions of its own: all state is in our sessions,
-//! which tools name by their handles, so that nothing is lost when a server is started anew. Whose request it is, is found
-//! out before the SDK sees it, as in every dialect.
+//! The SDK speaks both eras of the protocol on one address. All state is in our sessions, which tools name by their handles, so that
+//! nothing is lost when a server is started anew. Whose request it is, is found out before the SDK sees it, as in every dialect.
 //!
 //! `/pools/{pool}/mcp` is also the short address of Azure's server of that pool. A request with the header `x-ms-apikey` is for that
 //! one, every other for this one; the long address is Azure's only.
 
 mod call;
+mod entrance;
+#[cfg(feature = "conformance-fixtures")]
+mod fixtures;
+#[cfg(feature = "conformance-fixtures")]
+pub(crate) use fixtures::routes as fixtures;
+mod picture;
 mod place;
+mod prompts;
 mod shown;
+mod tasks;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, Implementation, ListResourceTemplatesResult,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ContentBlock, GetPromptRequestParams,
+    GetPromptResponse, GetTaskParams, GetTaskResult, Implementation, ListPromptsResult, ListResourceTemplatesResult,
     ListToolsResult, PaginatedRequestParams, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse,
-    ResourceTemplate, ServerCapabilities, ServerConfig, Tool,
+    ResourceTemplate, ServerCapabilities, ServerConfig, Tool, UpdateTaskParams,
 };
 use rmcp::service::RequestContext;
-use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
-use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
-use sandpool_core::ids::PoolName;
 use sandpool_node::NodeError;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::app::App;
-use crate::auth::{API_KEY, Principal, Role};
+use crate::auth::{API_KEY, Principal, Scope};
 use crate::problem::Problem;
-use place::Scope;
-
-/// The largest request, in bytes: the longest code fits, when every character of it is escaped.
-const MAX_BODY: usize = 20 << 20;
+use entrance::Entrance;
+use place::Asker;
 
 /// Where its metadata are found, before its own path (RFC 9728).
 const METADATA: &str = "/.well-known/oauth-protected-resource";
-
-/// Pages of this machine may call; all others that say where they come from are refused, so that no page of somebody
-/// else's can speak for a browser's user.
-const ORIGINS: [&str; 6] = [
-    "http://localhost:*",
-    "https://localhost:*",
-    "http://127.0.0.1:*",
-    "https://127.0.0.1:*",
-    "http://[::1]:*",
-    "https://[::1]:*",
-];
 
 /// The tools, in the order in which they are listed.
 static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
@@ -80,98 +71,45 @@ const INSTRUCTIONS: &str = "Runs code and commands in isolated sessions. Call op
 
 /// What requests are served with.
 #[derive(Clone)]
-struct Entrance {
-    app: App,
-    service: StreamableHttpService<Server, NeverSessionManager>,
+struct Served {
+    entrance: Entrance<Server>,
     /// Azure's server, for those who have its key.
     azure: Router,
 }
 
 /// Its routes.
 pub(crate) fn routes(app: App) -> Router {
-    let config = StreamableHttpServerConfig::default()
-        .with_legacy_session_mode(false)
-        .with_json_response(true)
-        .with_max_request_body_bytes(MAX_BODY)
-        // Whoever reaches it needs a token, by whatever name; what a browser could be led to do is in its Origin.
-        .disable_allowed_hosts()
-        .with_allowed_origins(ORIGINS);
-    let server = Server { app: app.clone() };
-    let service =
-        StreamableHttpService::new(move || Ok(server.clone()), Arc::new(NeverSessionManager::default()), config);
     let azure = crate::azure::service(app.clone());
+    let entrance = Entrance::new(app.clone(), Server { app });
     Router::new()
         .route("/mcp", any(everywhere))
         .route("/pools/{pool}/mcp", any(in_one_pool))
         .route(&format!("{METADATA}/mcp"), get(metadata))
         .route(&format!("{METADATA}/pools/{{pool}}/mcp"), get(metadata))
-        .with_state(Entrance { app, service, azure })
+        .with_state(Served { entrance, azure })
 }
 
-async fn everywhere(State(served): State<Entrance>, request: Request) -> Response {
-    served.enter(None, request).await
+async fn everywhere(State(served): State<Served>, request: Request) -> Response {
+    served.entrance.enter(None, request).await
 }
 
-async fn in_one_pool(State(served): State<Entrance>, Path(pool): Path<String>, request: Request) -> Response {
+async fn in_one_pool(State(served): State<Served>, Path(pool): Path<String>, request: Request) -> Response {
     if request.headers().contains_key(API_KEY) {
         return served.azure.oneshot(request).await.unwrap_or_else(|never| match never {});
     }
-    served.enter(Some(&pool), request).await
-}
-
-impl Entrance {
-    async fn enter(&self, pool: Option<&str>, request: Request) -> Response {
-        let (mut parts, body) = request.into_parts();
-        match self.scope(pool, &parts).await {
-            Ok(scope) => {
-                parts.extensions.insert(scope);
-                self.service
-                    .clone()
-                    .oneshot(Request::from_parts(parts, body))
-                    .await
-                    .map_or_else(|never| match never {}, |response| response.map(Body::new))
-            }
-            Err(problem) => {
-                let is_unknown = problem.status == StatusCode::UNAUTHORIZED;
-                let mut response = problem.into_response();
-                if is_unknown && let Ok(challenge) = HeaderValue::from_str(&challenge(&parts)) {
-                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-                }
-                response
-            }
-        }
-    }
-
-    /// Who asks, and where. What they may do is asked with each session.
-    async fn scope(&self, pool: Option<&str>, parts: &Parts) -> Result<Scope, Problem> {
-        let principal = self.app.auth.verify(&parts.headers).await?;
-        let Some(pool) = pool else { return Ok(Scope { principal, pool: None }) };
-        let no_pool = || Problem::from(NodeError::NoPool(pool.chars().take(80).collect()));
-        let pool = PoolName::parse(pool).map_err(|_| no_pool())?;
-        let own = principal.session.as_deref().and_then(|own| sandpool_core::ids::Identifier::parse(own).ok());
-        principal.may(Role::Executor, &pool, own.as_ref())?;
-        self.app.node.spec(&pool).map_err(|_| no_pool())?;
-        Ok(Scope { principal, pool: Some(pool) })
-    }
-}
-
-/// What is missing, and where it is said who gives it (RFC 6750, RFC 9728).
-fn challenge(parts: &Parts) -> String {
-    let place = format!("{}{METADATA}{}", crate::azure::origin(parts), parts.uri.path());
-    let error =
-        if parts.headers.contains_key(axum::http::header::AUTHORIZATION) { r#", error="invalid_token""# } else { "" };
-    format!(r#"Bearer realm="sandpool"{error}, resource_metadata="{place}""#)
+    served.entrance.enter(Some(&pool), request).await
 }
 
 /// RFC 9728: who gives tokens that are good here.
-async fn metadata(State(served): State<Entrance>, request: Request) -> Response {
+async fn metadata(State(served): State<Served>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let path = parts.uri.path().trim_start_matches(METADATA);
     axum::Json(json!({
         "resource": format!("{}{path}", crate::azure::origin(&parts)),
         "resource_name": "Sandpool",
-        "authorization_servers": served.app.auth.trusted_issuers(),
+        "authorization_servers": served.entrance.app.auth.trusted_issuers(),
         "bearer_methods_supported": ["header"],
+        "scopes_supported": Scope::ALL.map(Scope::word),
     }))
     .into_response()
 }
@@ -185,7 +123,7 @@ struct Server {
 /// One call, admitted.
 struct Asked<'a> {
     app: &'a App,
-    scope: &'a Scope,
+    asker: &'a Asker,
     context: &'a RequestContext<RoleServer>,
 }
 
@@ -231,20 +169,38 @@ impl From<NodeError> for Told {
     }
 }
 
+/// The scope that a tool needs.
+fn scope_of(tool: &str) -> Scope {
+    match tool {
+        "read_file" | "write_file" | "list_files" => Scope::Files,
+        _ => Scope::Execute,
+    }
+}
+
+/// The scope that a resource needs.
+fn scope_of_resource(uri: &str) -> Scope {
+    match place::parse(uri) {
+        Some((_, place::Thing::File(_))) => Scope::Files,
+        _ => Scope::Execute,
+    }
+}
+
 impl Server {
     fn asked<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> Result<Asked<'a>, ErrorData> {
-        let scope = context.extensions.get::<Parts>().and_then(|parts| parts.extensions.get::<Scope>());
+        let asker = context.extensions.get::<Parts>().and_then(|parts| parts.extensions.get::<Asker>());
         // Nothing comes here but through `enter`.
-        let scope = scope.ok_or_else(|| ErrorData::internal_error("the request has no caller", None))?;
-        Ok(Asked { app: &self.app, scope, context })
+        let asker = asker.ok_or_else(|| ErrorData::internal_error("the request has no caller", None))?;
+        Ok(Asked { app: &self.app, asker, context })
     }
 }
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_resources().build())
-            .with_server_info(Implementation::new("sandpool", self.app.version).with_title("Sandpool"))
-            .with_instructions(INSTRUCTIONS)
+        ServerConfig::new(
+            ServerCapabilities::builder().enable_tools().enable_resources().enable_prompts().enable_tasks().build(),
+        )
+        .with_server_info(Implementation::new("sandpool", self.app.version).with_title("Sandpool"))
+        .with_instructions(INSTRUCTIONS)
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
@@ -265,11 +221,55 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let asked = self.asked(&context)?;
+        if let Err(failure) = asked.principal().allows(scope_of(&request.name)) {
+            return Ok(Told::new(Problem::from(failure).message).into_result().into());
+        }
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let Some(outcome) = asked.call(&request.name, arguments).await else {
             return Err(ErrorData::invalid_params(format!("Unknown tool: {}", request.name), None));
         };
-        Ok(outcome.unwrap_or_else(Told::into_result).into())
+        Ok(outcome.unwrap_or_else(|told| told.into_result().into()))
+    }
+
+    async fn get_task(
+        &self,
+        request: GetTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetTaskResult, ErrorData> {
+        self.asked(&context)?.task(&request.task_id).await
+    }
+
+    /// Nothing of ours asks a client for anything in the middle of a task: there is nothing to answer.
+    async fn update_task(
+        &self,
+        request: UpdateTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.asked(&context)?.task(&request.task_id).await.map(|_| ())
+    }
+
+    async fn cancel_task(
+        &self,
+        request: CancelTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.asked(&context)?.cancel_task(&request.task_id).await
+    }
+
+    async fn list_prompts(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListPromptsResult, ErrorData> {
+        Ok(ListPromptsResult::with_all_items(prompts::all()))
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        prompts::filled_in(&request).map(Into::into)
     }
 
     async fn list_resource_templates(
@@ -294,6 +294,9 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
         let asked = self.asked(&context)?;
+        if let Err(failure) = asked.principal().allows(scope_of_resource(&request.uri)) {
+            return Err(ErrorData::invalid_params(Problem::from(failure).message, None));
+        }
         match asked.resource(&request.uri).await {
             Ok(result) => Ok(result.into()),
             Err(told) if context.protocol_version().is_some_and(|version| is_modern(&version)) => {
@@ -311,7 +314,7 @@ fn is_modern(version: &ProtocolVersion) -> bool {
 
 impl Asked<'_> {
     fn principal(&self) -> &Principal {
-        &self.scope.principal
+        &self.asker.principal
     }
 }
 

@@ -10,7 +10,7 @@ use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SessionKey, TenantNa
 use sandpool_node::Whose;
 
 use crate::app::App;
-use crate::auth::{Principal, Role};
+use crate::auth::{Principal, Role, Scope};
 use crate::problem::Problem;
 
 /// A request's place, whose token was good. What it may do is asked with the names it wants: there is no way to a
@@ -64,6 +64,9 @@ impl Asked {
         let pool = self.pool_name()?;
         let own = self.principal.session.as_deref().and_then(|own| Identifier::parse(own).ok());
         self.principal.may(role, &pool, own.as_ref())?;
+        if role == Role::Admin {
+            self.principal.allows(Scope::Admin)?;
+        }
         Ok(pool)
     }
 
@@ -79,6 +82,19 @@ impl Asked {
 
     /// The pool and the session.
     pub(super) fn session(&self, role: Role) -> Result<(PoolName, SessionKey), Problem> {
+        if role > Role::Reader {
+            self.principal.allows(Scope::Execute)?;
+        }
+        self.its_session(role)
+    }
+
+    /// The pool and the session, for something that is about its files.
+    pub(super) fn files(&self) -> Result<(PoolName, SessionKey), Problem> {
+        self.principal.allows(Scope::Files)?;
+        self.its_session(Role::Executor)
+    }
+
+    fn its_session(&self, role: Role) -> Result<(PoolName, SessionKey), Problem> {
         let pool = self.pool_name()?;
         let identifier = Identifier::parse(self.segment("session"))
             .map_err(|error| Problem::invalid("session", format!("The session's identifier is not one: {error}.")))?;
@@ -88,6 +104,7 @@ impl Asked {
 
     /// The pool, the session and the execution.
     pub(super) fn execution(&self, role: Role) -> Result<(PoolName, SessionKey, ExecutionId), Problem> {
+        self.principal.allows(Scope::Execute)?;
         let (pool, key) = self.session(role)?;
         let id = ExecutionId::parse(self.segment("execution"))
             .ok_or_else(|| Problem::invalid("execution", "An execution's id is a UUID."))?;
@@ -163,6 +180,7 @@ mod tests {
             role: Role::Reader,
             pools: None,
             session: None,
+            scopes: None,
             tenant: TenantName::default(),
         };
         Asked { principal, path: Vec::new(), query: parse_query(query).unwrap() }

@@ -15,7 +15,7 @@ use super::asked::Asked;
 use super::request::{Asking, LONGEST_WAIT, MAX_BODY, Size, Start};
 use super::{body, events, shown};
 use crate::app::App;
-use crate::auth::Role;
+use crate::auth::{Role, Scope};
 use crate::problem::Problem;
 
 /// The largest body of one `POST .../input`, in bytes.
@@ -82,6 +82,7 @@ fn answer(pool: &PoolName, execution: &Execution, base64: bool) -> Response {
 
 /// The executions that are still known, oldest first, without their output.
 pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    asked.principal.allows(Scope::Execute)?;
     let (pool, key) = asked.session(Role::Reader)?;
     let handles = app.node.executions(&pool, &key)?;
     let outlines: Vec<_> = handles.iter().map(|handle| shown::outline(&pool, &handle.outline())).collect();

@@ -21,7 +21,6 @@ use time::format_description::well_known::Rfc3339;
 use super::asked::Asked;
 use super::body;
 use crate::app::{App, SEGMENT};
-use crate::auth::Role;
 use crate::problem::Problem;
 
 /// Where relative paths begin.
@@ -39,7 +38,7 @@ const PAGE: u32 = 1_000;
 
 /// A directory's entries, sorted by path.
 pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
-    let (pool, key) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.files()?;
     let path = directory(asked.text("path").unwrap_or_default())?;
     let recursive = asked.flag("recursive")?;
     let limit = asked.number("limit", 1, PAGE)?.unwrap_or(PAGE);
@@ -53,7 +52,7 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
 
 /// A file's bytes.
 pub(super) async fn read(State(app): State<App>, asked: Asked) -> Result<Response, Problem> {
-    let (pool, key) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.files()?;
     let path = file(&asked)?;
     let read = app.node.read_file(&pool, &key, &path).await;
     let (size, pieces) = read.map_err(|error| Problem::from(error).about("path"))?;
@@ -92,7 +91,7 @@ async fn take(
     body: &mut Body,
     has_begun: &mut bool,
 ) -> Result<Json<Value>, Problem> {
-    let (pool, key) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.files()?;
     let path = file(asked)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_UPLOAD) {
@@ -152,7 +151,7 @@ async fn drain(body: &mut Body) {
 
 /// Removes a file, or a directory with all in it.
 pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
-    let (pool, key) = asked.session(Role::Executor)?;
+    let (pool, key) = asked.files()?;
     let path = file(&asked)?;
     let removed = app.node.remove_file(&pool, &key, &path).await;
     removed.map_err(|error| Problem::from(error).about("path"))?;

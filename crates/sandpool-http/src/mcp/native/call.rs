@@ -6,7 +6,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
-use rmcp::model::{CallToolResult, ContentBlock, ProgressNotificationParam, ReadResourceResult, ResourceContents};
+use rmcp::model::{
+    CallToolResponse, CallToolResult, ContentBlock, ProgressNotificationParam, ReadResourceResult, ResourceContents,
+};
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName};
 use sandpool_node::{
     EntryKind, ExecuteRequest, Execution, ExecutionHandle, ExecutionState, NodeError, Open, Runtime, Stdin, Stop, Work,
@@ -17,9 +19,10 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::picture::Seen;
 use super::place::{Place, Thing, parse};
 use super::shown::{self, Output};
-use super::{Asked, Told};
+use super::{Asked, Told, picture, tasks};
 use crate::auth::Role;
 use crate::native::files::directory;
 use crate::native::shown::instant;
@@ -159,11 +162,11 @@ impl Drop for StopWhenGone {
 
 impl Asked<'_> {
     /// What the tool of that name answers; `None` when there is none.
-    pub(super) async fn call(&self, name: &str, arguments: Value) -> Option<Outcome> {
-        Some(match name {
+    pub(super) async fn call(&self, name: &str, arguments: Value) -> Option<Result<CallToolResponse, Told>> {
+        let result = match name {
+            "run_code" => return Some(self.run_code(arguments).await),
+            "run_command" => return Some(self.run_command(arguments).await),
             "open_session" => self.open_session(arguments).await,
-            "run_code" => self.run_code(arguments).await,
-            "run_command" => self.run_command(arguments).await,
             "wait_execution" => self.wait_execution(arguments).await,
             "stop_execution" => self.stop_execution(arguments).await,
             "read_file" => self.read_file(arguments).await,
@@ -171,7 +174,8 @@ impl Asked<'_> {
             "list_files" => self.list_files(arguments).await,
             "close_session" => self.close_session(arguments).await,
             _ => return None,
-        })
+        };
+        Some(result.map(CallToolResponse::from))
     }
 
     async fn open_session(&self, arguments: Value) -> Outcome {
@@ -188,7 +192,7 @@ impl Asked<'_> {
             }
         };
         let identifier = Identifier::parse(&name).map_err(|error| Told::new(format!("The name is none: {error}.")))?;
-        let place = self.scope.at(pool, identifier)?;
+        let place = self.asker.at(pool, identifier)?;
         let node = &self.app.node;
         let opened = node.open(&place.pool, &place.key, Open::OrCreate, &self.principal().caller()).await?;
         let spec = node.spec(&place.pool)?;
@@ -217,7 +221,7 @@ impl Asked<'_> {
         let known: Vec<_> =
             self.app.node.pools().into_iter().map(|pool| pool.spec.name).filter(|pool| may(pool)).collect();
         let list = || known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        match (asked, &self.scope.pool) {
+        match (asked, &self.asker.pool) {
             (None, Some(pool)) => Ok(pool.clone()),
             (Some(asked), Some(pool)) if asked != pool.as_str() => {
                 Err(Told::new(format!("This address is for the pool {pool} only: leave pool out.")))
@@ -237,9 +241,9 @@ impl Asked<'_> {
         }
     }
 
-    async fn run_code(&self, arguments: Value) -> Outcome {
+    async fn run_code(&self, arguments: Value) -> Result<CallToolResponse, Told> {
         let RunCode { session_id, code, language, waits } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let own = self.app.node.spec(&place.pool)?.runtime;
         let asked = match language.as_deref().map(str::to_ascii_lowercase).as_deref() {
             None | Some("") => own,
@@ -265,9 +269,9 @@ impl Asked<'_> {
         self.run(&place, work, &waits).await
     }
 
-    async fn run_command(&self, arguments: Value) -> Outcome {
+    async fn run_command(&self, arguments: Value) -> Result<CallToolResponse, Told> {
         let RunCommand { session_id, command, argv, stdin, waits } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let stdin = stdin.map_or(Stdin::Empty, |text| Stdin::Bytes(text.into_bytes()));
         let (command, argv) = (command.filter(|line| !line.is_empty()), argv.filter(|argv| !argv.is_empty()));
         let work = match (command, argv) {
@@ -278,7 +282,7 @@ impl Asked<'_> {
         self.run(&place, work, &waits).await
     }
 
-    async fn run(&self, place: &Place, work: Work, waits: &Waits) -> Outcome {
+    async fn run(&self, place: &Place, work: Work, waits: &Waits) -> Result<CallToolResponse, Told> {
         let node = &self.app.node;
         let most = node.spec(&place.pool)?.max_timeout;
         let timeout = match waits.timeout_seconds {
@@ -289,7 +293,9 @@ impl Asked<'_> {
             },
         };
         let in_background = waits.background.unwrap_or(false);
+        let knows_tasks = self.knows_tasks();
         let wait = if in_background { Duration::ZERO } else { waiting(waits.wait_seconds)? };
+        let wait = if knows_tasks { wait.min(tasks::PATIENCE) } else { wait };
         node.open(&place.pool, &place.key, Open::Existing, &self.principal().caller()).await?;
         let request = ExecuteRequest { id: None, work, timeout, output_limit: None };
         let handle = node.execute(&place.pool, &place.key, request).await?;
@@ -302,11 +308,15 @@ impl Asked<'_> {
                 handle.id()
             )));
         };
-        if !has_ended(&execution) {
+        let goes_on = !has_ended(&execution);
+        if goes_on {
             handle.kept().await?;
         }
         guard.0 = None;
-        Ok(shown::execution(place, &execution, &Output::of(&handle, 0)))
+        if goes_on && knows_tasks {
+            return Ok(tasks::created(place, &execution).into());
+        }
+        Ok(shown::execution(place, &execution, &Output::of(&handle, 0)).await.into())
     }
 
     /// Waits for the end of an execution, and tells a client that wants to know that it goes on. `None`: the client has gone.
@@ -334,20 +344,20 @@ impl Asked<'_> {
     async fn wait_execution(&self, arguments: Value) -> Outcome {
         let WaitExecution { session_id, execution_id, after_seq, wait_seconds } = read(arguments)?;
         let wait = waiting(wait_seconds)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let id = execution(&execution_id)?;
         match self.find(&place, id).await? {
             Found::Alive(handle) => {
                 let execution = self.watch(&handle, wait).await.unwrap_or_else(|| handle.snapshot());
-                Ok(shown::execution(&place, &execution, &Output::of(&handle, after_seq.unwrap_or(0))))
+                Ok(shown::execution(&place, &execution, &Output::of(&handle, after_seq.unwrap_or(0))).await)
             }
-            Found::Past(execution) => Ok(shown::execution(&place, &execution, &Output::kept(&execution))),
+            Found::Past(execution) => Ok(shown::execution(&place, &execution, &Output::kept(&execution)).await),
         }
     }
 
     async fn stop_execution(&self, arguments: Value) -> Outcome {
         let StopExecution { session_id, execution_id, signal } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let handle = self.app.node.execution(&place.pool, &place.key, &execution(&execution_id)?)?;
         let (how, wait) = match signal.unwrap_or(Signal::Interrupt) {
             // As long as the harder ways take.
@@ -356,7 +366,7 @@ impl Asked<'_> {
         };
         handle.stop(how).await?;
         let execution = handle.wait(wait).await;
-        let mut result = shown::execution(&place, &execution, &Output::of(&handle, 0));
+        let mut result = shown::execution(&place, &execution, &Output::of(&handle, 0)).await;
         // It is what was asked for.
         result.is_error = Some(false);
         Ok(result)
@@ -391,13 +401,19 @@ impl Asked<'_> {
 
     async fn read_file(&self, arguments: Value) -> Outcome {
         let ReadFile { session_id, path, offset, limit, encoding } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let path = absolute(&path)?;
         let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(PART).clamp(1, LARGEST_PART));
         let (data, size) = self.part(&place, &path, offset, limit).await?;
         let uri = place.file(&path);
-        let image = shown::image_kind(&data).filter(|_| offset == 0 && u64::try_from(data.len()) == Ok(size));
-        let wants_base64 = encoding == Some(Encoding::Base64);
+        if offset == 0
+            && encoding.is_none()
+            && size <= LARGEST_RESOURCE
+            && shown::image_kind(&data).is_some()
+            && let Some(answer) = self.image(&place, &path, size).await?
+        {
+            return Ok(answer);
+        }
         // A character that the limit cuts in half is read with the next part.
         let whole = match std::str::from_utf8(&data) {
             Ok(_) => Some(data.len()),
@@ -411,26 +427,32 @@ impl Asked<'_> {
         };
         let next = offset.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
         let is_cut = next < size;
-        let structured = |encoding: &str, content: &str| {
-            json!({
-                "path": path, "uri": uri, "size": size, "encoding": encoding, "content": content,
-                "truncated": is_cut, "next_offset": is_cut.then_some(next),
-            })
+        Ok(answered(json!({
+            "path": path, "uri": uri, "size": size, "encoding": encoding, "content": content,
+            "truncated": is_cut, "next_offset": is_cut.then_some(next),
+        })))
+    }
+
+    /// A file that is an image: it is seen, and not read letter by letter.
+    async fn image(&self, place: &Place, path: &str, size: u64) -> Result<Option<CallToolResult>, Told> {
+        let (data, _) = self.part(place, path, 0, size).await?;
+        let Some(kind) = shown::image_kind(&data) else { return Ok(None) };
+        let (kind, data) = match picture::seen(&data).await {
+            Seen::Whole => (kind, data),
+            Seen::Smaller(kind, data) => (kind, data),
+            Seen::Nothing => return Ok(None),
         };
-        Ok(match image {
-            // It is seen, and not read letter by letter.
-            Some(kind) if data.len() <= shown::LARGEST_IMAGE && !wants_base64 => {
-                let mut result = answered(structured("image", ""));
-                result.content.push(ContentBlock::image(STANDARD.encode(&data), kind));
-                result
-            }
-            _ => answered(structured(encoding, &content)),
-        })
+        let mut result = answered(json!({
+            "path": path, "uri": place.file(path), "size": size, "encoding": "image", "content": "",
+            "truncated": false, "next_offset": null,
+        }));
+        result.content.push(ContentBlock::image(STANDARD.encode(&data), kind));
+        Ok(Some(result))
     }
 
     async fn write_file(&self, arguments: Value) -> Outcome {
         let WriteFile { session_id, path, content, encoding } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let path = absolute(&path)?;
         let data = match encoding.unwrap_or(Encoding::Text) {
             Encoding::Text => content.into_bytes(),
@@ -446,7 +468,7 @@ impl Asked<'_> {
 
     async fn list_files(&self, arguments: Value) -> Outcome {
         let ListFiles { session_id, path, recursive, cursor } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let path = absolute(path.as_deref().unwrap_or_default())?;
         let recursive = recursive.unwrap_or(false);
         let listed = self.app.node.list_files(&place.pool, &place.key, &path, recursive, cursor, PAGE).await;
@@ -473,7 +495,7 @@ impl Asked<'_> {
 
     async fn close_session(&self, arguments: Value) -> Outcome {
         let CloseSession { session_id } = read(arguments)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let closed = match self.app.node.delete_session(&place.pool, &place.key).await {
             Ok(()) => true,
             Err(NodeError::NoSession(_)) => false,
@@ -486,7 +508,7 @@ impl Asked<'_> {
     pub(super) async fn resource(&self, uri: &str) -> Result<ReadResourceResult, Told> {
         let unknown = || Told::new(format!("There is nothing at {}.", uri.chars().take(200).collect::<String>()));
         let (session_id, thing) = parse(uri).ok_or_else(unknown)?;
-        let place = self.scope.place(&session_id)?;
+        let place = self.asker.place(&session_id)?;
         let contents = match thing {
             Thing::File(path) => {
                 let path = absolute(&path)?;
@@ -510,9 +532,17 @@ impl Asked<'_> {
     }
 
     async fn past(&self, place: &Place, id: ExecutionId) -> Result<Execution, Told> {
+        Ok(self.output(place, id).await?.0)
+    }
+
+    /// An execution as it is, and what it has printed.
+    pub(super) async fn output(&self, place: &Place, id: ExecutionId) -> Result<(Execution, Output), Told> {
         Ok(match self.find(place, id).await? {
-            Found::Alive(handle) => handle.snapshot(),
-            Found::Past(execution) => *execution,
+            Found::Alive(handle) => (handle.snapshot(), Output::of(&handle, 0)),
+            Found::Past(execution) => {
+                let output = Output::kept(&execution);
+                (*execution, output)
+            }
         })
     }
 }

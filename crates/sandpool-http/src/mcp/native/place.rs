@@ -18,7 +18,7 @@ use crate::problem::Problem;
 
 /// Who asks, and the pool that the address names.
 #[derive(Clone, Debug)]
-pub(super) struct Scope {
+pub(super) struct Asker {
     pub(super) principal: Principal,
     pub(super) pool: Option<PoolName>,
 }
@@ -39,7 +39,7 @@ pub(super) enum Thing {
     Image(ExecutionId, usize),
 }
 
-impl Scope {
+impl Asker {
     /// The session that `session_id` means.
     pub(super) fn place(&self, session_id: &str) -> Result<Place, Told> {
         let (named, identifier) = match session_id.split_once('/') {
@@ -144,13 +144,14 @@ mod tests {
             role: Role::Executor,
             pools: Some(vec![PoolName::parse("python").unwrap()]),
             session: None,
+            scopes: None,
             tenant: TenantName::default(),
         };
-        let everywhere = Scope { principal, pool: None };
+        let everywhere = Asker { principal, pool: None };
         assert_eq!(everywhere.place("python/chat-17").unwrap().session_id(), "python/chat-17");
         assert!(everywhere.place("shell/chat-17").is_err(), "the token is not for that pool");
         assert!(everywhere.place("chat-17").is_err(), "which pool?");
-        let here = Scope { pool: Some(PoolName::parse("python").unwrap()), ..everywhere };
+        let here = Asker { pool: Some(PoolName::parse("python").unwrap()), ..everywhere };
         assert_eq!(here.place("chat-17").unwrap().session_id(), "python/chat-17");
         assert_eq!(here.place("python/chat-17").unwrap().session_id(), "python/chat-17");
         assert!(here.place("node/chat-17").is_err(), "another pool's");

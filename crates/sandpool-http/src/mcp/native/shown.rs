@@ -7,16 +7,15 @@ use rmcp::model::{CallToolResult, ContentBlock, Resource, ResourceContents};
 use sandpool_node::{Event, Execution, ExecutionHandle, ExecutionState, Outcome, Rich};
 use serde_json::{Value, json};
 
+use super::picture::{self, Seen};
 use super::place::Place;
 use crate::azure::execution::reason;
 
 /// Bytes of each stream in one answer: half from its beginning, half from its end.
 const MOST_OUTPUT: usize = 16 * 1024;
 
-/// Images of one answer, and the largest of them in bytes. They are not scaled: to decode what a hostile sandbox calls an
-/// image is no work for the server. What is larger is a link.
+/// Images of one answer; more are links.
 const MOST_IMAGES: usize = 4;
-pub(super) const LARGEST_IMAGE: usize = 200 * 1024;
 
 /// Letters of a heartbeat's message.
 const LAST_LINE: usize = 200;
@@ -54,7 +53,7 @@ impl Output {
 }
 
 /// The answer about an execution.
-pub(super) fn execution(place: &Place, execution: &Execution, output: &Output) -> CallToolResult {
+pub(super) async fn execution(place: &Place, execution: &Execution, output: &Output) -> CallToolResult {
     let (status, exit_code, is_error) = match &execution.state {
         ExecutionState::Queued | ExecutionState::Running => ("running", None, false),
         ExecutionState::Ended(outcome) => match outcome {
@@ -92,12 +91,17 @@ pub(super) fn execution(place: &Place, execution: &Execution, output: &Output) -
         let uri = place.of_execution(id, &format!("images/{number}"));
         artifacts.push(json!({ "uri": uri, "mime_type": kind, "size": data.len() }));
         let size = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        if number < MOST_IMAGES && data.len() <= LARGEST_IMAGE {
+        let seen = if number < MOST_IMAGES { picture::seen(data).await } else { Seen::Nothing };
+        if seen == Seen::Whole {
             blocks.push(ContentBlock::image(STANDARD.encode(data), kind));
-        } else {
-            let link = Resource::new(uri, format!("image {number}")).with_mime_type(kind).with_size(size);
-            blocks.push(ContentBlock::resource_link(link));
+            continue;
         }
+        if let Seen::Smaller(kind, data) = seen {
+            blocks.push(ContentBlock::image(STANDARD.encode(data), kind));
+        }
+        // As it was.
+        let link = Resource::new(uri, format!("image {number}")).with_mime_type(kind).with_size(size);
+        blocks.push(ContentBlock::resource_link(link));
     }
     let error = execution.error.as_ref().map(|raised| {
         json!({

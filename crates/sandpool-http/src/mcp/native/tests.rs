@@ -5,6 +5,7 @@ use axum::http::{Method, Request};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::auth::Role;
 use crate::served::{Answer, Served, read};
 
 const MODERN: &str = "2026-07-28";
@@ -16,11 +17,15 @@ fn request(token: &str, path: &str, body: &Value) -> axum::http::request::Builde
         .header("host", "127.0.0.1")
         .header("authorization", format!("Bearer {token}"))
         .header("content-type", "application/json")
+        .header("content-length", body.to_string().len())
         .header("accept", "application/json, text/event-stream");
     if body["params"]["_meta"].is_object() {
         request = request.header("mcp-protocol-version", MODERN).header("mcp-method", body["method"].as_str().unwrap());
-        if let Some(name) = body["params"]["name"].as_str() {
+        if let Some(name) = body["params"]["name"].as_str().or(body["params"]["taskId"].as_str()) {
             request = request.header("mcp-name", name);
+        }
+        if let Some(session) = body["params"]["arguments"]["session_id"].as_str() {
+            request = request.header("mcp-param-session", session);
         }
     }
     request
@@ -29,6 +34,17 @@ fn request(token: &str, path: &str, body: &Value) -> axum::http::request::Builde
 async fn post(served: &Served, token: &str, path: &str, body: &Value) -> Answer {
     let request = request(token, path, body).body(Body::from(body.to_string())).unwrap();
     read(served.send(request).await).await
+}
+
+/// The last message of a stream of events.
+fn event(answer: &Answer) -> Value {
+    let data = answer.text().lines().rev().find_map(|line| line.strip_prefix("data:"));
+    serde_json::from_str(data.unwrap_or_else(|| panic!("{answer:?}"))).unwrap()
+}
+
+fn initialize() -> Value {
+    json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" } } })
 }
 
 fn call(name: &str, arguments: &Value) -> Value {
@@ -88,11 +104,9 @@ fn caller<'a>(served: &'a Served, path: &'static str) -> Caller<'a> {
 async fn both_eras_are_answered_on_one_address() {
     let served = Served::start().await;
     let token = served.token_for(Role::Executor, None, None);
-    let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
-        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" } } });
-    let answer = post(&served, &token, "/mcp", &initialize).await;
-    assert_eq!(answer.json()["result"]["protocolVersion"], "2025-11-25", "{answer:?}");
-    assert_eq!(answer.header("mcp-session-id"), "", "there is no session that could be lost");
+    let answer = post(&served, &token, "/mcp", &initialize()).await;
+    assert_eq!(event(&answer)["result"]["protocolVersion"], "2025-11-25", "{answer:?}");
+    assert_ne!(answer.header("mcp-session-id"), "", "cancellations find their calls");
     let note = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
     assert_eq!(post(&served, &token, "/mcp", &note).await.status.as_u16(), 202);
     let list = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {} });
@@ -180,7 +194,7 @@ async fn a_client_that_goes_away_stops_its_run_but_not_what_is_in_the_background
     let background = json!({ "session_id": session, "command": "wait", "background": true });
     let background = caller.tool("run_command", background).await;
     assert_eq!(background["status"], "running");
-    let place = Scope { principal: principal(), pool: None }.place("python/chat-17").unwrap();
+    let place = Asker { principal: principal(), pool: None }.place("python/chat-17").unwrap();
     let running = || served.node.executions(&place.pool, &place.key).unwrap();
     let body = call("run_code", &json!({ "session_id": session, "code": "out begun\nwait" }));
     let asked = request(&caller.token, "/mcp", &body).body(Body::from(body.to_string())).unwrap();
@@ -209,6 +223,7 @@ fn principal() -> Principal {
         role: Role::Executor,
         pools: None,
         session: None,
+        scopes: None,
         tenant: sandpool_core::ids::TenantName::default(),
     }
 }
@@ -246,4 +261,112 @@ async fn a_handle_gives_no_right_and_a_lost_one_says_what_to_do() {
     let gone = caller.result("run_code", code).await;
     assert_eq!(gone["structuredContent"]["session_lost"], true, "{gone}");
     assert_eq!(caller.tool("close_session", json!({ "session_id": session })).await["closed"], false);
+}
+
+#[tokio::test]
+async fn a_session_of_the_protocol_is_its_owners_only() {
+    let served = Served::start().await;
+    let (token, other) = (served.token().to_owned(), served.token_of("acme", Role::Executor));
+    let name = post(&served, &token, "/mcp", &initialize()).await.header("mcp-session-id").to_owned();
+    let list = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {} });
+    let ask = async |method: Method, token: &str, name: &str| {
+        let mut asked =
+            request(token, "/mcp", &list).header("mcp-session-id", name).header("mcp-protocol-version", "2025-11-25");
+        let mut body = Body::from(list.to_string());
+        if method == Method::DELETE {
+            asked.headers_mut().unwrap().remove("content-length");
+            body = Body::empty();
+        }
+        served.send(asked.method(method).body(body).unwrap()).await.status().as_u16()
+    };
+    assert_eq!(ask(Method::POST, &token, &name).await, 200);
+    assert_eq!(ask(Method::POST, &other, &name).await, 404, "somebody else's");
+    assert_eq!(ask(Method::DELETE, &other, &name).await, 404);
+    let (bare, mark) = name.split_once('.').unwrap();
+    assert_eq!(ask(Method::POST, &token, bare).await, 404, "it is bound to nobody");
+    assert_eq!(ask(Method::POST, &token, &format!("x{bare}.{mark}")).await, 404);
+    // Another server knows it too, once its owner comes with it.
+    let again = Served::start().await;
+    let asked = request(again.token(), "/mcp", &list).header("mcp-session-id", &name);
+    assert_eq!(again.send(asked.body(Body::from(list.to_string())).unwrap()).await.status().as_u16(), 200);
+    assert_eq!(ask(Method::DELETE, &token, &name).await, 202);
+    assert_eq!(ask(Method::POST, &token, &name).await, 404, "it was ended");
+}
+
+#[tokio::test]
+async fn what_takes_long_is_a_task_for_those_who_know_tasks() {
+    let served = Served::start().await;
+    let caller = caller(&served, "/mcp");
+    let session = caller.open(json!({ "name": "chat-17" })).await;
+    let ask = async |mut message: Value| {
+        message["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] =
+            json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } });
+        post(&served, &caller.token, "/mcp", &message).await.json()
+    };
+    let about = |method: &str, id: &Value| {
+        modern(json!({ "jsonrpc": "2.0", "id": 9, "method": method, "params": { "taskId": id } }))
+    };
+    let run =
+        |code: &str| modern(call("run_code", &json!({ "session_id": session, "code": code, "background": true })));
+    let task = ask(run("out begun\nwait")).await["result"].clone();
+    assert_eq!((&task["resultType"], &task["status"]), (&json!("task"), &json!("working")), "{task}");
+    let (_, execution) = task["taskId"].as_str().unwrap().rsplit_once('/').unwrap();
+    let same = json!({ "session_id": session, "execution_id": execution, "wait_seconds": 0 });
+    assert_eq!(caller.tool("wait_execution", same).await["status"], "running", "a task is an execution");
+    assert_eq!(ask(about("tasks/get", &task["taskId"])).await["result"]["status"], "working");
+    let cancelled = ask(about("tasks/cancel", &task["taskId"])).await;
+    assert_eq!(cancelled["result"]["resultType"], "complete", "{cancelled}");
+    let ended = async |id: &Value| loop {
+        let now = ask(about("tasks/get", id)).await["result"].clone();
+        if now["status"] != "working" {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(ended(&task["taskId"]).await["status"], "cancelled");
+    let task = ask(run("sleep 200\nraise A: b")).await["result"].clone();
+    let done = ended(&task["taskId"]).await;
+    assert_eq!((&done["status"], &done["result"]["isError"]), (&json!("completed"), &json!(true)), "{done}");
+    let unknown = ask(about("tasks/get", &json!("python/chat-17/none"))).await;
+    assert_eq!(unknown["error"]["code"], -32602, "{unknown}");
+    let never = post(&served, &caller.token, "/mcp", &run("value 1")).await.json();
+    assert!(
+        never["result"]["structuredContent"]["execution_id"].is_string(),
+        "it did not say that it knows them: {never}"
+    );
+    let refused = post(&served, &caller.token, "/mcp", &about("tasks/get", &task["taskId"])).await.json();
+    assert_eq!(refused["error"]["code"], -32021, "{refused}");
+}
+
+#[tokio::test]
+async fn who_lacks_a_scope_hears_which() {
+    let served = Served::start().await;
+    let whole = caller(&served, "/mcp");
+    let session = whole.open(json!({ "name": "chat-17" })).await;
+    let files = Caller { served: &served, token: served.token_with(&[Scope::Files]), path: "/mcp" };
+    let written = json!({ "session_id": session, "path": "a", "content": "x" });
+    assert_eq!(files.tool("write_file", written).await["bytes_written"], 1);
+    let run = call("run_code", &json!({ "session_id": session, "code": "value 1" }));
+    for refused in [run.clone(), modern(run)] {
+        let answer = post(&served, &files.token, "/mcp", &refused).await;
+        assert_eq!(answer.status.as_u16(), 403, "{answer:?}");
+        let challenge = answer.header("www-authenticate");
+        assert!(challenge.contains(r#"error="insufficient_scope", scope="sessions:execute""#), "{challenge}");
+        assert!(challenge.contains(r#"resource_metadata="http://127.0.0.1/.well-known/oauth-protected-resource/mcp""#));
+    }
+    let list = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {} });
+    assert_eq!(post(&served, &files.token, "/mcp", &list).await.status.as_u16(), 200);
+    let runs = Caller { served: &served, token: served.token_with(&[Scope::Execute]), path: "/mcp" };
+    assert_eq!(runs.tool("run_code", json!({ "session_id": session, "code": "value 1" })).await["status"], "done");
+    let read = json!({ "jsonrpc": "2.0", "id": 1, "method": "resources/read",
+        "params": { "uri": "sandbox://python/chat-17/files/mnt/data/a" } });
+    assert_eq!(post(&served, &runs.token, "/mcp", &read).await.status.as_u16(), 403);
+    assert_eq!(post(&served, &files.token, "/mcp", &read).await.json()["result"]["contents"][0]["text"], "x");
+    let unknown = Request::post("/mcp").header("host", "127.0.0.1").body(Body::empty()).unwrap();
+    let challenged = read_challenge(&served, unknown).await;
+    assert!(challenged.contains(r#"scope="sessions:execute sessions:files""#), "{challenged}");
+}
+
+async fn read_challenge(served: &Served, request: Request<Body>) -> String {
+    read(served.send(request).await).await.header("www-authenticate").to_owned()
 }
