@@ -203,9 +203,10 @@ class Ours:
 def test_a_client_that_goes_away_ends_its_processes_and_keeps_their_output(server, session):
     ours = Ours(server)
     handle = ours("open_session", name=session)["session_id"]
+    # It hears no interrupt, and so has to be killed.
     mark = "sleep 86399"
     with pytest.raises(requests.Timeout):
-        ours.answer("run_command", timeout=2, session_id=handle, command=f"echo begun; {mark}")
+        ours.answer("run_command", timeout=2, session_id=handle, command=f"trap '' INT TERM; echo begun; {mark}; {mark}")
 
     def is_gone():
         listed = ours("run_command", session_id=handle, command="ps -eo args || cat /proc/[0-9]*/cmdline")

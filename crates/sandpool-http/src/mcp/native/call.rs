@@ -34,6 +34,9 @@ const LONGEST_WAIT: f64 = 300.0;
 /// How often a client that wants to know hears that something still runs.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
+/// How long an execution whose client has gone may take to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Bytes of a file in one answer, by default and at most.
 const PART: u64 = 64 * 1024;
 const LARGEST_PART: u64 = 256 * 1024;
@@ -155,6 +158,9 @@ impl Drop for StopWhenGone {
             tokio::spawn(async move {
                 // It has ended, or its session has: nothing is left to stop.
                 let _ = handle.stop(Stop::Interrupt).await;
+                if !has_ended(&handle.wait(GRACE).await) {
+                    let _ = handle.stop(Stop::Kill).await;
+                }
             });
         }
     }
