@@ -4,6 +4,7 @@
 //! while disturbs both.
 
 mod blocks;
+mod egress;
 mod floors;
 mod noisy;
 mod whole;
@@ -13,6 +14,7 @@ use crate::report::{Goal, Unit};
 use crate::server::Setting;
 
 pub use blocks::Subject;
+pub(crate) use egress::SETTING as EGRESS;
 pub(crate) use floors::turn as turn_of_floor;
 pub(crate) use whole::{Measured, measure_whole};
 
@@ -44,6 +46,7 @@ pub enum Scenario {
     Capacity,
     Restart,
     Noisy,
+    Egress,
 }
 
 /// How much is measured.
@@ -79,7 +82,7 @@ pub struct Block {
 
 impl Scenario {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Warm,
         Self::Throughput8,
         Self::Throughput16,
@@ -100,6 +103,7 @@ impl Scenario {
         Self::Cold,
         Self::Restart,
         Self::Noisy,
+        Self::Egress,
         Self::MemoryNode,
         Self::Idle,
         Self::Memory,
@@ -115,7 +119,10 @@ impl Scenario {
     /// Whether it is made of turns, so that two programs can be compared by it.
     #[must_use]
     pub fn has_turns(self) -> bool {
-        !matches!(self, Self::Idle | Self::Memory | Self::MemoryNode | Self::Capacity | Self::Restart | Self::Noisy)
+        !matches!(
+            self,
+            Self::Idle | Self::Memory | Self::MemoryNode | Self::Capacity | Self::Restart | Self::Noisy | Self::Egress
+        )
     }
 
     /// Its name on the command line.
@@ -146,6 +153,7 @@ impl Scenario {
             Self::Capacity => "capacity",
             Self::Restart => "restart",
             Self::Noisy => "noisy",
+            Self::Egress => "egress",
         }
     }
 
@@ -177,6 +185,7 @@ impl Scenario {
             Self::Capacity => "idle Python sessions that fit (only when asked for: it takes the machine's memory)",
             Self::Restart => "a killed server until its pools are ready again",
             Self::Noisy => "print(1) of a quiet tenant beside a noisy one that asks for 20 times its share",
+            Self::Egress => "the first byte, and 64 MiB, from a session through the egress proxy",
         }
     }
 
@@ -208,6 +217,7 @@ impl Scenario {
             Self::Capacity => "reckoned: bare forks of a Python with the libraries that fit into memory",
             Self::Restart => "none",
             Self::Noisy => "the quiet tenant alone, on the same server in the same run",
+            Self::Egress => "the same code in a bare Python, to the address itself: no name is looked up",
         }
     }
 
@@ -243,6 +253,7 @@ impl Scenario {
             Self::Capacity => goal(9, Some(0.6), None),
             Self::Noisy => goal(15, None, Some(2.0)),
             Self::Restart
+            | Self::Egress
             | Self::Burst
             | Self::Upload1
             | Self::Upload128
@@ -263,6 +274,7 @@ impl Scenario {
             Self::Node => Setting { node: if scale.quick { 4 } else { 16 }, ..Setting::PLAIN },
             Self::Churn => Setting { python: 16, ..Setting::PLAIN },
             Self::Noisy => Setting { tenant_executions: 1, ..Setting::PLAIN },
+            Self::Egress => Setting { has_egress: true, ..Setting::PLAIN },
             Self::Cold => Setting { python: 0, ..Setting::PLAIN },
             Self::Idle | Self::Memory => Setting { max_sessions: 2_000, ..Setting::PLAIN },
             Self::Capacity => Setting { python: many.min(32), max_sessions: 20_000, ..Setting::PLAIN },
@@ -288,6 +300,7 @@ impl Scenario {
             Self::Upload128 | Self::Download128 => ((5, 3), (1, 1)),
             Self::Output | Self::Walls => ((10, 30), (2, 3)),
             Self::Restart => ((1, 5), (1, 1)),
+            Self::Egress => ((10, 20), (2, 2)),
             Self::Noisy => ((4, 300), (2, 20)),
             Self::MemoryNode => ((1, 20), (1, 2)),
             // The most of them.

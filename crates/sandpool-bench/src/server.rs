@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::http::{Answer, Client};
 use crate::load::milliseconds;
+use crate::scenario::EGRESS;
 
 /// How long a server may take until its pools are ready. It says itself what it waits for when that is too short.
 const START_LIMIT: Duration = Duration::from_secs(400);
@@ -36,11 +37,14 @@ pub struct Setting {
     pub max_sessions: u32,
     /// Executions that the tenant `noisy` may have at the same time, beside the tenant `quiet`; 0: there are no tenants.
     pub tenant_executions: u32,
+    /// Whether Python sessions may reach the server that the scenario `egress` starts.
+    pub has_egress: bool,
 }
 
 impl Setting {
     /// What most scenarios need: sessions that live on.
-    pub const PLAIN: Self = Self { python: 2, node: 2, shell: 2, max_sessions: 250, tenant_executions: 0 };
+    pub const PLAIN: Self =
+        Self { python: 2, node: 2, shell: 2, max_sessions: 250, tenant_executions: 0, has_egress: false };
 
     fn yaml(self) -> String {
         let mut text = String::from("listen: 127.0.0.1:0\n");
@@ -59,6 +63,9 @@ impl Setting {
                  dynamicPoolConfiguration: {{ lifecycleConfiguration: {{ cooldownPeriodInSeconds: 86400 }} }}\n",
                 self.max_sessions.max(ready),
             );
+            if self.has_egress && name == "python" {
+                let _ = writeln!(text, "      {EGRESS}");
+            }
         }
         text
     }

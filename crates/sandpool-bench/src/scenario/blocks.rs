@@ -96,7 +96,8 @@ impl Subject {
             | Scenario::MemoryNode
             | Scenario::Capacity
             | Scenario::Restart
-            | Scenario::Noisy => {
+            | Scenario::Noisy
+            | Scenario::Egress => {
                 bail!("{} is not made of turns", scenario.name())
             }
         }

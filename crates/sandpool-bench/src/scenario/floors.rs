@@ -67,7 +67,8 @@ pub(crate) async fn turn(
         | Scenario::MemoryNode
         | Scenario::Capacity
         | Scenario::Restart
-        | Scenario::Noisy => {
+        | Scenario::Noisy
+        | Scenario::Egress => {
             bail!("{} is not made of turns", scenario.name())
         }
     }

@@ -79,6 +79,7 @@ pub(crate) async fn measure_whole(
         Scenario::Capacity => capacity(subject, floor, scale).await,
         Scenario::Restart => restart(subject, scale).await,
         Scenario::Noisy => super::noisy::measure(subject, scale).await,
+        Scenario::Egress => super::egress::measure(subject, floor, scale).await,
         _ => bail!("{} is made of turns", scenario.name()),
     }
 }
