@@ -101,13 +101,22 @@ pub struct Meter {
     creates: Moment,
     /// Processor time is paid for up to then.
     cpu: Moment,
+    /// Refusals are paid for up to then.
+    refusals: Moment,
 }
+
+/// Refusals that a tenant hears at once, and each second after that. Who asks again so often does not heed what it is told, and costs others
+/// more than what it asks for would.
+const REFUSALS_PER_SECOND: u32 = 50;
+
+/// The longest that a refusal is held back.
+const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
 impl Meter {
     /// Nothing is used yet.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        Self { quota, sessions: 0, executions: 0, creates: Moment::ZERO, cpu: Moment::ZERO }
+        Self { quota, sessions: 0, executions: 0, creates: Moment::ZERO, cpu: Moment::ZERO, refusals: Moment::ZERO }
     }
 
     /// What it is held against.
@@ -193,6 +202,14 @@ impl Meter {
             let costs = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
             self.cpu = self.cpu.max(now).saturating_add(costs);
         }
+    }
+
+    /// It was refused something. How long it should wait before it hears so: nothing, as long as it does not ask without end.
+    pub fn refused(&mut self, now: Moment) -> Duration {
+        const SECOND: Duration = Duration::from_secs(1);
+        let most = now + SECOND + LONGEST_HOLD;
+        self.refusals = (self.refusals.max(now) + each(REFUSALS_PER_SECOND)).min(most);
+        (self.refusals - now).saturating_sub(SECOND)
     }
 
     /// Sessions and executions.

@@ -72,6 +72,18 @@ pub(crate) fn of_session(key: &SessionKey, error: DriverError) -> NodeError {
     }
 }
 
+/// A refusal, once its tenant may hear it: one that asks without end for more than its quota is slowed down, so that its asking costs the
+/// others little.
+async fn held(pool: &PoolState, error: NodeError) -> NodeError {
+    if let NodeError::OverQuota { tenant, .. } = &error {
+        let hold = pool.hold(tenant);
+        if !hold.is_zero() {
+            tokio::time::sleep(hold).await;
+        }
+    }
+    error
+}
+
 impl Node {
     /// Takes over what the driver already has, and begins to fill the reservoirs.
     ///
@@ -296,7 +308,10 @@ impl Node {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         let pool = self.state(pool)?;
-        let (session, new) = pool.open(key, open, caller).await?;
+        let (session, new) = match pool.open(key, open, caller).await {
+            Ok(opened) => opened,
+            Err(error) => return Err(held(pool, error).await),
+        };
         Ok(Opened { session: pool.describe_session(&session), new, took: began.elapsed() })
     }
 
@@ -411,8 +426,10 @@ impl Node {
             return Err(journal::unwritable());
         }
         let session = pool.existing(&pool.scoped(key)).await?;
-        let record = session.execute(pool, id, request)?;
-        Ok(ExecutionHandle { session, record })
+        match session.execute(pool, id, request) {
+            Ok(record) => Ok(ExecutionHandle { session, record }),
+            Err(error) => Err(held(pool, error).await),
+        }
     }
 
     /// An execution that was accepted earlier. The last 64 finished ones of a session are kept.

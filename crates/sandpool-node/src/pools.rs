@@ -596,6 +596,11 @@ impl PoolState {
         inner.trouble.clone().filter(|_| booting == 0 && (has_waited || far))
     }
 
+    /// How long a tenant that was refused something should wait before it hears so.
+    pub(crate) fn hold(&self, tenant: &TenantName) -> Duration {
+        self.tenants.get(tenant).hold(self.now())
+    }
+
     /// One look at the rules, for a caller that may have a place in the line.
     fn claim(
         self: &Arc<Self>,

@@ -62,6 +62,11 @@ impl TenantState {
         NodeError::OverQuota { tenant: self.name.clone(), resource, limit, retry_after }
     }
 
+    /// It was refused something. How long it should wait before it hears so.
+    pub(crate) fn hold(&self, now: Moment) -> Duration {
+        self.meter().map_or(Duration::ZERO, |mut meter| meter.refused(now))
+    }
+
     /// Whether it may have one more session.
     pub(crate) fn may_open(&self, now: Moment) -> Result<(), NodeError> {
         self.meter().map_or(Ok(()), |meter| meter.may_open(now)).map_err(|refusal| self.refused(refusal))

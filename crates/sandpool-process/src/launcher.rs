@@ -264,6 +264,10 @@ struct Stopping {
     code: u8,
 }
 
+/// For how long a process of ours computes at a stretch while others wait. Requests are made of many short ones, which do not wait for
+/// the end of somebody's computing: the p99 of a quiet tenant beside one that computes was 2.3 times its own with the kernel's 1.4 ms.
+const TIME_SLICE: Duration = Duration::from_micros(300);
+
 /// Becomes the launcher: starts the server and serves it until it ends well, gives up ([`SERVER_GIVES_UP`]) or SIGTERM
 /// or SIGINT comes. Every sandbox ends with it.
 ///
@@ -289,6 +293,8 @@ impl Launcher {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| io::Error::other(format!("another sandpool runs with {}", config.home.display())))?;
         allow_descriptors(config.max_sandboxes)?;
+        // For the server and all sandboxes, which inherit it. Whoever cannot have it is as fast as before.
+        let _ = sys::set_time_slice(TIME_SLICE);
         let home = std::fs::metadata(&config.home)?;
         let groups = Groups::open(&format!("{:x}-{:x}", home.dev(), home.ino()))?;
         let agent = sealed(config.agent)?;

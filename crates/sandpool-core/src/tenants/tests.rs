@@ -152,3 +152,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_asks_without_end_hears_its_refusals_later_and_at_last_at_an_even_rate() {
+    let mut meter = Meter::new(Quota { executions: Some(1), ..Quota::default() });
+    let now = Moment::from_secs(1_000);
+    for _ in 0..REFUSALS_PER_SECOND {
+        assert_eq!(meter.refused(now), Duration::ZERO, "a second's worth at once");
+    }
+    let each = each(REFUSALS_PER_SECOND);
+    assert_eq!(meter.refused(now), each);
+    assert_eq!(meter.refused(now), 2 * each);
+    // One caller that waits each time is held to the rate.
+    let (mut at, mut heard) = (now + 2 * each, 0);
+    while at < now + Duration::from_secs(10) {
+        at += meter.refused(at);
+        heard += 1;
+    }
+    assert!((REFUSALS_PER_SECOND * 9..=REFUSALS_PER_SECOND * 10 + 1).contains(&heard), "{heard}");
+    for _ in 0..100_000 {
+        assert!(meter.refused(at) <= LONGEST_HOLD);
+    }
+    let later = at + Duration::from_secs(2);
+    assert_eq!(meter.refused(later), Duration::ZERO, "it is forgotten");
+}
