@@ -185,8 +185,27 @@ class Pool:
             connection.close()
 
 
+def authority(place: Path, *names: str) -> tuple[ssl.SSLContext, str]:
+    """What a TLS server for these names needs, and the certificate of an authority that nobody else trusts."""
+
+    def openssl(*words):
+        subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout")
+    openssl("req", "-x509", *key, "ca.key", "-out", "ca.pem", "-subj", "/CN=target authority", "-days", "2",
+        "-addext", "basicConstraints=critical,CA:true")  # fmt: skip
+    openssl("req", *key, "server.key", "-out", "server.csr", "-subj", "/CN=target")
+    (place / "names").write_text(f"subjectAltName={','.join(f'DNS:{name}' for name in names)}\n")
+    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem",
+        "-days", "2", "-extfile", "names")  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(place / "server.pem", place / "server.key")
+    return context, (place / "ca.pem").read_text()
+
+
 class Target(http.server.ThreadingHTTPServer):
-    """A server of the test's own, that sessions reach through the proxy. `answer` gets each request, and gives the body and more headers."""
+    """A server of the test's own, that sessions reach through the proxy. `answer` gets each request, and gives the body and more headers,
+    or nothing, for what is not there."""
 
     daemon_threads = True
 
@@ -195,8 +214,9 @@ class Target(http.server.ThreadingHTTPServer):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                body, headers = answer(self)
-                self.send_response(200)
+                answered = answer(self)
+                body, headers = answered or (b"", {})
+                self.send_response(200 if answered else 404)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
                 self.end_headers()

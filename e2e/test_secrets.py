@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 
-from sandpool import Server, Target, command
+from sandpool import Server, Target, authority, command
 
 VALUE = "sk-test-5a1f0c2e9b7d4e68"
 OTHER = "other-value-0123456789"
@@ -43,15 +43,6 @@ pools:
 def target(tmp_path_factory):
     """A TLS server with a certificate of an authority of its own; it remembers what it was sent, and says it again."""
     place = tmp_path_factory.mktemp("target")
-    run = lambda *words: subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)  # noqa: E731
-    run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key", "-out", "ca.pem",
-        "-subj", "/CN=target authority", "-days", "2", "-addext", "basicConstraints=critical,CA:true")
-    run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "server.key", "-out", "server.csr",
-        "-subj", "/CN=target")
-    (place / "names").write_text("subjectAltName=DNS:api.test,DNS:other.test\n")
-    run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem",
-        "-days", "2", "-extfile", "names")
-
     seen = defaultdict(list)
 
     def answer(request):
@@ -60,10 +51,9 @@ def target(tmp_path_factory):
         # As those do that help with debugging.
         return f"{given} {request.path}\n".encode() * 3, {"X-Seen": given or ""}
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(place / "server.pem", place / "server.key")
+    context, trusted = authority(place, "api.test", "other.test")
     target = Target(answer, context)
-    target.seen, target.authority = seen, (place / "ca.pem").read_text()
+    target.seen, target.authority = seen, trusted
     yield target
     target.close()
 
