@@ -60,9 +60,9 @@ def command(*arguments: str, home: Path | None = None, check: bool = True, timeo
 class Server:
     """A running server. `start` is `up` or `serve`, with its arguments."""
 
-    def __init__(self, *start: str, config: str | None = None):
+    def __init__(self, *start: str, config: str | None = None, home: Path | None = None):
         # Not below pytest's own directory, which nobody but root may enter: the server is not root.
-        self.home = Path(tempfile.mkdtemp(prefix="sandpool-e2e-", dir="/var/tmp"))
+        self.home = home or Path(tempfile.mkdtemp(prefix="sandpool-e2e-", dir="/var/tmp"))
         self.home.chmod(0o755)
         if config is not None:
             (self.home / "config.yaml").write_text(config)

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::Request;
@@ -32,6 +32,9 @@ const MAX_STREAMS: u32 = 256;
 /// Stands in the extensions of a request that came over TLS.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Secure;
+
+/// How often the log hears that connections cannot be accepted.
+const COMPLAINT: Duration = Duration::from_secs(5);
 
 /// Where connections come from.
 pub enum Listener {
@@ -66,6 +69,7 @@ async fn accept(
         Listener::Plain(socket) => (socket, None),
         Listener::Tls(socket, config) => (socket, Some(TlsAcceptor::from(config))),
     };
+    let mut complained = None::<Instant>;
     loop {
         let permit = tokio::select! {
             biased;
@@ -81,7 +85,10 @@ async fn accept(
             Ok((stream, _)) => stream,
             // The client was gone again, or this process has no descriptor left for it: neither ends the others.
             Err(error) => {
-                tracing::warn!("a connection could not be accepted: {error}");
+                if complained.is_none_or(|at| at.elapsed() >= COMPLAINT) {
+                    tracing::warn!("a connection could not be accepted: {error}");
+                    complained = Some(Instant::now());
+                }
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     () = tokio::time::sleep(Duration::from_millis(50)) => continue,

@@ -218,6 +218,18 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     }
 }
 
+/// As [`receive`], in the server: a message whose descriptor cannot be had, since the server has as many as it may, comes without it.
+///
+/// # Errors
+/// As [`receive`].
+pub(crate) fn receive_from_launcher(socket: impl AsFd) -> io::Result<Option<(FromLauncher, Option<OwnedFd>)>> {
+    let mut buffer = vec![0; MAX_PACKET];
+    match packet::receive_what_fits(socket, &mut buffer)? {
+        (0, _) => Ok(None),
+        (length, fds) => Ok(Some((decode(&buffer[..length])?, fds.and_then(|mut fds| fds.pop())))),
+    }
+}
+
 /// One packet's message.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
     match postcard::take_from_bytes(bytes) {

@@ -136,7 +136,7 @@ impl ProcessDriver {
     async fn listen(self: Arc<Self>) {
         loop {
             let Ok(mut ready) = self.socket.readable().await else { break };
-            match control::receive::<FromLauncher>(self.socket.get_ref()) {
+            match control::receive_from_launcher(self.socket.get_ref()) {
                 Ok(Some((FromLauncher::Reply { request, result }, fd))) => {
                     let waiting = self.state().waiting.remove(&request);
                     if let Some(waiting) = waiting {

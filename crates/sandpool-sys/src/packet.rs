@@ -39,6 +39,18 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
 /// # Errors
 /// `WouldBlock` when there is none; `InvalidData` for one that is longer than the buffer or carries too many descriptors.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    match receive_what_fits(socket, buffer)? {
+        (length, Some(fds)) => Ok((length, fds)),
+        (_, None) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// As [`receive`], from somebody who is trusted: `None` in place of the descriptors when not all of them could be had, since this process
+/// may have no more, or there were too many. Those that could are closed.
+///
+/// # Errors
+/// `WouldBlock` when there is none; `InvalidData` for one that is longer than the buffer.
+pub fn receive_what_fits(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Option<Vec<OwnedFd>>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -49,8 +61,8 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
             fds.extend(rights);
         }
     }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok((received.bytes, fds))
+    Ok((received.bytes, (!received.flags.contains(ReturnFlags::CTRUNC)).then_some(fds)))
 }
