@@ -215,7 +215,7 @@ impl Scenario {
             Self::Memory => "a bare fork of a Python with the libraries that has run something: no walls, no agent",
             Self::MemoryNode => "a bare Node that has run something",
             Self::Capacity => "reckoned: bare forks of a Python with the libraries that fit into memory",
-            Self::Restart => "none",
+            Self::Restart => "the program itself, begun and ended: the least that a new process of it takes",
             Self::Noisy => "the quiet tenant alone, on the same server in the same run",
             Self::Egress => "the same code in a bare Python, to the address itself: no name is looked up",
         }

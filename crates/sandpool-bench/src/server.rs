@@ -99,6 +99,14 @@ impl Server {
         Self::start_with(program, images, &setting.yaml(), setting).await
     }
 
+    /// Begins the program and waits for its end: it says its version, and does nothing else.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) fn begin_and_end(&self) -> Result<()> {
+        self.running.begin_and_end()
+    }
+
     /// Starts `program` with this configuration file, which must say `listen: 127.0.0.1:0`, and waits until its pools are
     /// ready. Must be called in a `LocalSet`.
     ///
@@ -315,6 +323,12 @@ impl Server {
 }
 
 impl Running {
+    fn begin_and_end(&self) -> Result<()> {
+        let ended = self.command(&["--version"]).stdout(Stdio::null()).status()?;
+        ensure!(ended.success(), "the program does not say its version: {ended}");
+        Ok(())
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         // Nothing of the caller's environment points anywhere else.

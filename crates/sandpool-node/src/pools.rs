@@ -38,6 +38,12 @@ const ORIGIN: Moment = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How often a call may get a sandbox that turns out to be gone, before it gives up.
 const ATTEMPTS: usize = 3;
 
+/// How often a sandbox is tried to be destroyed after that: for an hour.
+const LATER_ATTEMPTS: u32 = 64;
+
+/// The pause between two attempts to reach a sandbox that has a session.
+const REDIAL: Duration = Duration::from_millis(200);
+
 /// Callers of one tenant that may wait for a place in a full pool.
 const IN_LINE: usize = 64;
 
@@ -501,16 +507,29 @@ impl PoolState {
         }
     }
 
+    /// Destroys a sandbox. The task ends when it is destroyed, or after some attempts; then others go on trying, since what is left
+    /// takes up room for as long as this server lives.
     fn destroy(&self, sandbox: SandboxId) -> JoinHandle<()> {
         let driver = Arc::clone(&self.driver.0);
         tokio::spawn(async move {
             for _ in 0..ATTEMPTS {
                 match driver.destroy(sandbox).await {
-                    Ok(()) => return,
+                    Ok(()) | Err(DriverError::Gone(_)) => return,
                     Err(error) => tracing::error!(%sandbox, "a sandbox could not be destroyed: {error}"),
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+            tokio::spawn(async move {
+                let mut pause = Duration::from_secs(2);
+                for _ in 0..LATER_ATTEMPTS {
+                    if matches!(driver.destroy(sandbox).await, Ok(()) | Err(DriverError::Gone(_))) {
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(60));
+                }
+                tracing::error!(%sandbox, "a sandbox could not be destroyed in an hour: it is given up");
+            });
         })
     }
 
@@ -715,6 +734,16 @@ impl PoolState {
         self.driver.0.dial(sandbox).await
     }
 
+    /// The stream to a sandbox whose session was there before this server: it is worth more than one attempt. Whoever calls sets the limit.
+    async fn dial_patiently(&self, sandbox: SandboxId) -> Result<sandpool_driver::Stream, DriverError> {
+        loop {
+            match self.dial(sandbox).await {
+                Err(DriverError::Unavailable { .. }) => tokio::time::sleep(REDIAL).await,
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Makes a sandbox a session's own (unless it is already), and opens the stream to it.
     async fn connect(
         self: &Arc<Self>,
@@ -736,7 +765,7 @@ impl PoolState {
         let driver = &self.driver.0;
         let failed = |error: DriverError| NodeError::Unavailable(error.to_string());
         let stream = if adopted {
-            driver.dial(sandbox).await
+            self.dial_patiently(sandbox).await
         } else {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| NodeError::Unavailable(error.to_string()))?;

@@ -316,7 +316,7 @@ async fn beside_active(subject: &Subject, active: usize, turns: usize, each: usi
 /// A killed server until it serves again, with its sessions.
 async fn restart(subject: &Subject, scale: Scale) -> Result<Vec<Measured>> {
     let server = subject.shared();
-    let mut block = Block::default();
+    let (mut block, mut bare) = (Block::default(), Vec::new());
     server.execute("python", "bench-kept", r#"{"code": "kept = 41"}"#).await?;
     for _ in 0..if scale.quick { 1 } else { 5 } {
         server.full("python").await?;
@@ -330,6 +330,9 @@ async fn restart(subject: &Subject, scale: Scale) -> Result<Vec<Measured>> {
         block.samples.push(milliseconds(begun.elapsed()));
         let kept = server.execute("python", "bench-kept", r#"{"code": "print(kept + 1)"}"#).await?;
         ensure!(kept.says("42"), "a session's state was lost with the server");
+        let begun = Instant::now();
+        server.begin_and_end()?;
+        bare.push(milliseconds(begun.elapsed()));
         // The launcher waits longer when a server ends again at once.
         tokio::time::sleep(Duration::from_secs(if scale.quick { 0 } else { 12 })).await;
     }
@@ -337,7 +340,7 @@ async fn restart(subject: &Subject, scale: Scale) -> Result<Vec<Measured>> {
         measure: "a killed server until its pools are ready again, one live session kept".to_owned(),
         unit: Unit::Milliseconds,
         ours: vec![block.samples],
-        floor: Vec::new(),
+        floor: vec![bare],
         goal: None,
         notes: Vec::new(),
         spoilt: false,
