@@ -17,6 +17,7 @@ import time
 import urllib.parse
 from pathlib import Path
 
+import pytest
 import requests
 
 LEGACY = "2024-02-02-preview"
@@ -55,6 +56,15 @@ def command(*arguments: str, home: Path | None = None, check: bool = True, timeo
     if check:
         assert done.returncode == 0, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def installed(variable: str) -> Path:
+    """Where `e2e/run` has put something that tests need."""
+    if variable not in os.environ:
+        if os.environ.get("SANDPOOL_MUST") == "1":
+            pytest.fail(f"SANDPOOL_MUST=1, and {variable} is not set: e2e/run sets it")
+        pytest.skip(f"SKIPPED: {variable} is not set: e2e/run sets it")
+    return Path(os.environ[variable])
 
 
 class Server:

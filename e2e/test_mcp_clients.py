@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandpool import CLEAN, PROGRAM
+from sandpool import CLEAN, PROGRAM, installed
 
 HERE = Path(__file__).parent
 GUIDE = (HERE.parent / "docs/mcp-clients.md").read_text()
@@ -30,15 +30,6 @@ TOOLS = [
 # Each client has a minute on a machine that has better to do.
 pytestmark = pytest.mark.timeout(300)
 PATIENCE = 240
-
-
-def installed(variable: str) -> Path:
-    """Where `e2e/run` has put these clients."""
-    if variable not in os.environ:
-        if os.environ.get("SANDPOOL_MUST") == "1":
-            pytest.fail(f"SANDPOOL_MUST=1, and {variable} is not set: e2e/run sets it")
-        pytest.skip(f"SKIPPED: {variable} is not set: e2e/run sets it")
-    return Path(os.environ[variable])
 
 
 def python(generation: str) -> Path:

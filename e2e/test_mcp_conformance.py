@@ -4,19 +4,16 @@ the suite's own fixtures behind it, and what needs no fixtures against the serve
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import socket
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
-from sandpool import CLEAN
+from sandpool import CLEAN, installed
 
-HERE = Path(__file__).parent
 PATIENCE = 240
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,14 +31,6 @@ DIAGNOSTIC = {
     "sep-2575-http-server-no-independent-requests-on-stream",
     "sep-2575-server-no-log-without-loglevel",
 }
-
-
-def needed(variable: str) -> Path:
-    if variable not in os.environ:
-        if os.environ.get("SANDPOOL_MUST") == "1":
-            pytest.fail(f"SANDPOOL_MUST=1, and {variable} is not set: e2e/run sets it")
-        pytest.skip(f"SKIPPED: {variable} is not set: e2e/run sets it")
-    return Path(os.environ[variable])
 
 
 class WithToken:
@@ -99,7 +88,7 @@ class WithToken:
 @pytest.fixture(scope="module")
 def fixtures():
     """The suite's own tools, prompts and resources behind our transport."""
-    program = needed("SANDPOOL_E2E_CONFORMANCE")
+    program = installed("SANDPOOL_E2E_CONFORMANCE")
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=CLEAN) as process:
         url, token = process.stdout.readline().split()
         door = WithToken(int(re.search(r":(\d+)/", url)[1]), token)
@@ -117,7 +106,7 @@ def real(server):
 
 
 def suite(url: str, *words: str) -> tuple[int, str]:
-    modules = needed("SANDPOOL_E2E_NODE") / "node_modules"
+    modules = installed("SANDPOOL_E2E_NODE") / "node_modules"
     machine = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
     node = modules / f"node-linux-{machine}/bin/node"
     script = modules / "@modelcontextprotocol/conformance/dist/index.js"
