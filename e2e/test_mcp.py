@@ -268,6 +268,25 @@ def test_ten_megabytes_of_output_are_bounded_and_the_rest_is_a_resource(server, 
     assert len(whole) == rest["size"] and whole.startswith("0123456789abcde\n")
 
 
+def test_a_command_has_the_directory_and_the_variables_it_was_given(server, session):
+    ours = Ours(server)
+    handle = ours("open_session", name=session)["session_id"]
+    ours("run_command", session_id=handle, command="mkdir -p 'a b'")
+    given = {"session_id": handle, "cwd": "a b", "env": {"WORD": "it's $HOME", "EMPTY": ""}}
+    line = ours("run_command", command='pwd; echo "$WORD${EMPTY-unset}"', **given)
+    assert line["stdout"] == "/mnt/data/a b\nit's $HOME\n", line
+    program = ours("run_command", argv=["sh", "-c", 'pwd; echo "$WORD"'], **given)
+    assert program["stdout"] == "/mnt/data/a b\nit's $HOME\n", program
+    assert ours("run_command", session_id=handle, command="pwd; echo ${WORD-none}")["stdout"] == "/mnt/data\nnone\n", "once"
+    missing = ours("run_command", session_id=handle, command="echo never", cwd="none")
+    assert missing["exit_code"] != 0 and "never" not in missing["stdout"]
+    refused = ours.answer("run_command", session_id=handle, command="true", env={"A B": "1"})
+    assert refused["isError"] and "is no variable" in refused["content"][0]["text"]
+    for number in range(3):
+        ours("write_file", session_id=handle, path="log", content=f"{number}\n", append=True)
+    assert ours("read_file", session_id=handle, path="log")["content"] == "0\n1\n2\n"
+
+
 def test_another_tenants_handle_is_a_name_and_no_more(start):
     server = start(config=TENANTS)
     acme, globex = (Ours(server, token=server.token("--tenant", tenant)) for tenant in ("acme", "globex"))

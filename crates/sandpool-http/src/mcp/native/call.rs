@@ -1,5 +1,6 @@
 //! The nine tools, and resources.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -76,6 +77,9 @@ struct RunCommand {
     session_id: String,
     command: Option<String>,
     argv: Option<Vec<String>>,
+    cwd: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
     stdin: Option<String>,
     #[serde(flatten)]
     waits: Waits,
@@ -125,6 +129,8 @@ struct WriteFile {
     path: String,
     content: String,
     encoding: Option<Encoding>,
+    #[serde(default)]
+    append: bool,
 }
 
 #[derive(Deserialize)]
@@ -276,13 +282,14 @@ impl Asked<'_> {
     }
 
     async fn run_command(&self, arguments: Value) -> Result<CallToolResponse, Told> {
-        let RunCommand { session_id, command, argv, stdin, waits } = read(arguments)?;
+        let RunCommand { session_id, command, argv, cwd, env, stdin, waits } = read(arguments)?;
+        let place_of = surroundings(cwd.as_deref(), &env)?;
         let place = self.asker.place(&session_id)?;
         let stdin = stdin.map_or(Stdin::Empty, |text| Stdin::Bytes(text.into_bytes()));
         let (command, argv) = (command.filter(|line| !line.is_empty()), argv.filter(|argv| !argv.is_empty()));
         let work = match (command, argv) {
-            (Some(command), None) => Work::Shell { command, stdin },
-            (None, Some(argv)) => Work::Argv { argv, stdin },
+            (Some(command), None) => Work::Shell { command: around_a_line(&place_of, &command), stdin },
+            (None, Some(argv)) => Work::Argv { argv: around_a_program(&place_of, argv)?, stdin },
             _ => return Err(Told::new("Give exactly one of command and argv.")),
         };
         self.run(&place, work, &waits).await
@@ -457,7 +464,7 @@ impl Asked<'_> {
     }
 
     async fn write_file(&self, arguments: Value) -> Outcome {
-        let WriteFile { session_id, path, content, encoding } = read(arguments)?;
+        let WriteFile { session_id, path, content, encoding, append } = read(arguments)?;
         let place = self.asker.place(&session_id)?;
         let path = absolute(&path)?;
         let data = match encoding.unwrap_or(Encoding::Text) {
@@ -467,9 +474,25 @@ impl Asked<'_> {
                 .map_err(|error| Told::new(format!("The content is no base64: {error}.")))?,
         };
         let length = data.len();
+        let data = if append { self.appended(&place, &path, data).await? } else { data };
         let data = futures::stream::iter([Ok(Bytes::from(data))]).boxed();
         self.app.node.write_file(&place.pool, &place.key, &path, data).await?;
         Ok(answered(json!({ "path": path, "uri": place.file(&path), "bytes_written": length })))
+    }
+
+    /// What a file has, and these bytes after it. One that is not there has nothing.
+    async fn appended(&self, place: &Place, path: &str, data: Vec<u8>) -> Result<Vec<u8>, Told> {
+        match self.part(place, path, 0, LARGEST_RESOURCE).await {
+            Ok((_, size)) if size > LARGEST_RESOURCE => Err(Told::new(format!(
+                "The file has {size} bytes; append is for those of up to {LARGEST_RESOURCE}. Append to this one with run_command."
+            ))),
+            Ok((mut whole, _)) => {
+                whole.extend_from_slice(&data);
+                Ok(whole)
+            }
+            Err(NodeError::NoFile(_)) => Ok(data),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn list_files(&self, arguments: Value) -> Outcome {
@@ -551,6 +574,56 @@ impl Asked<'_> {
             }
         })
     }
+}
+
+/// Where a command runs, and with what variables.
+struct Surroundings {
+    cwd: Option<String>,
+    env: Vec<(String, String)>,
+}
+
+fn surroundings(cwd: Option<&str>, env: &BTreeMap<String, String>) -> Result<Surroundings, Told> {
+    let cwd = cwd.filter(|path| !path.is_empty()).map(absolute).transpose()?;
+    for (name, value) in env {
+        let is_name = !name.is_empty()
+            && !name.starts_with(|letter: char| letter.is_ascii_digit())
+            && name.bytes().all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
+        if !is_name || value.contains('\0') {
+            let name: String = name.chars().take(40).collect();
+            return Err(Told::new(format!(
+                "{name:?} is no variable: a name has letters, digits and _, a value no NUL."
+            )));
+        }
+    }
+    Ok(Surroundings { cwd, env: env.iter().map(|(name, value)| (name.clone(), value.clone())).collect() })
+}
+
+/// The line with what has to be done before it.
+fn around_a_line(surroundings: &Surroundings, line: &str) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let mut before = String::new();
+    if let Some(cwd) = &surroundings.cwd {
+        before.push_str(&format!("cd -- {} || exit\n", quoted(cwd)));
+    }
+    for (name, value) in &surroundings.env {
+        before.push_str(&format!("export {name}={}\n", quoted(value)));
+    }
+    before + line
+}
+
+/// The program behind `env`, when there is something for that to do.
+fn around_a_program(surroundings: &Surroundings, argv: Vec<String>) -> Result<Vec<String>, Told> {
+    if surroundings.cwd.is_none() && surroundings.env.is_empty() {
+        return Ok(argv);
+    }
+    if argv[0].contains('=') {
+        return Err(Told::new("With cwd or env, the program's name has no `=` in it."));
+    }
+    let mut words = vec!["env".to_owned()];
+    words.extend(surroundings.cwd.iter().map(|cwd| format!("--chdir={cwd}")));
+    words.extend(surroundings.env.iter().map(|(name, value)| format!("{name}={value}")));
+    words.extend(argv);
+    Ok(words)
 }
 
 /// An execution that is known.
