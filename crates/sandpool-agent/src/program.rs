@@ -3,7 +3,7 @@
 //! ```text
 //! running --its process ended--> lingering --its output ended, or a moment passed--> done
 //!    |  time is up, or Kill: all that it started is ended by SIGKILL
-//!    +- Interrupt: SIGINT to its group; SIGTERM after 2 s; SIGKILL to all after 5 s more
+//!    +- Interrupt: SIGINT to its group; SIGTERM after 2 s; SIGKILL to all after 5 s more, and once its process has ended
 //! ```
 
 use std::ffi::OsString;
@@ -256,8 +256,11 @@ impl Program {
         }
     }
 
-    /// Its process has ended.
+    /// Its process has ended. One that was told to leaves nothing behind, be it in the background or in a session of its own.
     pub fn exit(&mut self, code: i32, now: Instant) {
+        if self.ending != Ending::No {
+            procs::kill(&self.belonging);
+        }
         self.exited = Some((code, now + LINGER));
     }
 
