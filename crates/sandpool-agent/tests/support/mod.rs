@@ -146,9 +146,12 @@ impl Client {
                 return Some(message);
             }
             let mut piece = [0; 64 * 1024];
-            match self.stream.read(&mut piece).expect("an answer in time") {
-                0 => return None,
-                count => self.buffer.extend_from_slice(&piece[..count]),
+            match self.stream.read(&mut piece) {
+                Ok(0) => return None,
+                Ok(count) => self.buffer.extend_from_slice(&piece[..count]),
+                // A read with a time limit is broken off when the machine is stopped for a moment.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("no answer in time: {error}"),
             }
         }
     }
