@@ -6,6 +6,7 @@ import http.client
 import http.server
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -65,6 +66,13 @@ def installed(variable: str) -> Path:
             pytest.fail(f"SANDPOOL_MUST=1, and {variable} is not set: e2e/run sets it")
         pytest.skip(f"SKIPPED: {variable} is not set: e2e/run sets it")
     return Path(os.environ[variable])
+
+
+def node_modules() -> tuple[Path, Path]:
+    """What npm has installed for the tests, and where the Node.js that came with it is."""
+    modules = installed("SANDPOOL_E2E_NODE") / "node_modules"
+    machine = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
+    return modules, modules / f"node-linux-{machine}/bin"
 
 
 class Server:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from sandpool import CLEAN, PROGRAM, installed
+from sandpool import CLEAN, PROGRAM, installed, node_modules
 
 HERE = Path(__file__).parent
 GUIDE = (HERE.parent / "docs/mcp-clients.md").read_text()
@@ -38,9 +37,8 @@ def python(generation: str) -> Path:
 
 def node(work: Path) -> dict[str, str]:
     """Variables with which the clients' Node.js, and what came with it, are found first."""
-    modules = installed("SANDPOOL_E2E_NODE") / "node_modules"
-    machine = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
-    places = [modules / f"node-linux-{machine}/bin", modules / ".bin"]
+    modules, programs = node_modules()
+    places = [programs, modules / ".bin"]
     (work / "node_modules").symlink_to(modules)
     # The Inspector keeps what it has seen in the home of whoever runs it.
     return {"PATH": os.pathsep.join([*map(str, places), os.environ["PATH"]]), "HOME": str(work)}

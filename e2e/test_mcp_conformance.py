@@ -4,7 +4,6 @@ the suite's own fixtures behind it, and what needs no fixtures against the serve
 from __future__ import annotations
 
 import json
-import platform
 import re
 import socket
 import subprocess
@@ -12,7 +11,7 @@ import threading
 
 import pytest
 
-from sandpool import CLEAN, installed
+from sandpool import CLEAN, installed, node_modules
 
 PATIENCE = 240
 pytestmark = pytest.mark.timeout(300)
@@ -106,12 +105,10 @@ def real(server):
 
 
 def suite(url: str, *words: str) -> tuple[int, str]:
-    modules = installed("SANDPOOL_E2E_NODE") / "node_modules"
-    machine = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
-    node = modules / f"node-linux-{machine}/bin/node"
+    modules, programs = node_modules()
     script = modules / "@modelcontextprotocol/conformance/dist/index.js"
     done = subprocess.run(
-        [node, script, "server", "--url", url, *words],
+        [programs / "node", script, "server", "--url", url, *words],
         env=CLEAN,
         capture_output=True,
         text=True,

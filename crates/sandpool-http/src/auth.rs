@@ -176,6 +176,15 @@ pub struct Mint {
     pub ttl: Option<Duration>,
 }
 
+impl Mint {
+    /// A token for somebody of the default tenant, who may do everything of that role, everywhere, for the usual time.
+    #[must_use]
+    pub fn new(subject: impl Into<String>, role: Role) -> Self {
+        let (subject, tenant) = (subject.into(), TenantName::default());
+        Self { subject, role, pools: None, session: None, scopes: None, tenant, ttl: None }
+    }
+}
+
 /// A token that was made.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -167,42 +167,21 @@ impl Served {
     }
 
     pub(crate) fn token_of(&self, name: &str, role: Role) -> String {
-        let (subject, tenant) = (format!("{name}-person"), tenant(name));
-        self.auth
-            .mint(&Mint { subject, role, pools: None, session: None, scopes: None, tenant, ttl: None })
-            .unwrap()
-            .token
+        self.minted(&Mint { tenant: tenant(name), ..Mint::new(format!("{name}-person"), role) })
     }
 
     pub(crate) fn token_with(&self, scopes: &[Scope]) -> String {
-        let (subject, scopes) = ("limited".to_owned(), Some(scopes.to_vec()));
-        let mint = Mint {
-            subject,
-            role: Role::Admin,
-            pools: None,
-            session: None,
-            scopes,
-            tenant: Default::default(),
-            ttl: None,
-        };
-        self.auth.mint(&mint).unwrap().token
+        self.minted(&Mint { scopes: Some(scopes.to_vec()), ..Mint::new("limited", Role::Admin) })
     }
 
     pub(crate) fn token_for(&self, role: Role, pool: Option<&str>, session: Option<&str>) -> String {
         let pools = pool.map(|pool| vec![PoolName::parse(pool).unwrap()]);
         let session = session.map(str::to_owned);
-        self.auth
-            .mint(&Mint {
-                subject: "tester".to_owned(),
-                role,
-                pools,
-                session,
-                scopes: None,
-                tenant: Default::default(),
-                ttl: None,
-            })
-            .unwrap()
-            .token
+        self.minted(&Mint { pools, session, ..Mint::new("tester", role) })
+    }
+
+    fn minted(&self, mint: &Mint) -> String {
+        self.auth.mint(mint).unwrap().token
     }
 
     /// Sends a request as it is.

@@ -211,11 +211,8 @@ pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
 /// `WouldBlock` when there is none; `InvalidData` for one that is too long or not a `T`.
 pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
     let mut buffer = vec![0; MAX_PACKET];
-    match packet::receive(socket, &mut buffer)? {
-        (0, _) => Ok(None),
-        (_, fds) if fds.len() > 1 => Err(io::ErrorKind::InvalidData.into()),
-        (length, mut fds) => Ok(Some((decode(&buffer[..length])?, fds.pop()))),
-    }
+    let (length, fds) = packet::receive(socket, &mut buffer)?;
+    message(&buffer[..length], fds)
 }
 
 /// As [`receive`], in the server: a message whose descriptor cannot be had, since the server has as many as it may, comes without it.
@@ -224,9 +221,16 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
 /// As [`receive`].
 pub(crate) fn receive_from_launcher(socket: impl AsFd) -> io::Result<Option<(FromLauncher, Option<OwnedFd>)>> {
     let mut buffer = vec![0; MAX_PACKET];
-    match packet::receive_what_fits(socket, &mut buffer)? {
-        (0, _) => Ok(None),
-        (length, fds) => Ok(Some((decode(&buffer[..length])?, fds.and_then(|mut fds| fds.pop())))),
+    let (length, fds) = packet::receive_what_fits(socket, &mut buffer)?;
+    message(&buffer[..length], fds.unwrap_or_default())
+}
+
+/// What a packet brought, which is nothing at the end of a connection, and one descriptor at most.
+fn message<T: DeserializeOwned>(bytes: &[u8], mut fds: Vec<OwnedFd>) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    match (bytes, fds.len()) {
+        ([], _) => Ok(None),
+        (_, 0 | 1) => Ok(Some((decode(bytes)?, fds.pop()))),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

@@ -515,11 +515,12 @@ pub(crate) struct BenchCompare {
     pub(crate) scenarios: Vec<Scenario>,
 }
 
-/// Reads `90`, `90s`, `15m`, `12h` or `7d`.
+/// Reads the name of a scope.
 fn parse_scope(text: &str) -> Result<Scope, String> {
     Scope::parse(text).ok_or_else(|| format!("a scope is one of {}", Scope::ALL.map(Scope::word).join(", ")))
 }
 
+/// Reads `90`, `90s`, `15m`, `12h` or `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time; write seconds, or a number with s, m, h or d, such as 90s or 12h");
     let (number, unit) = match text.char_indices().last() {

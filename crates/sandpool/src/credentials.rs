@@ -33,15 +33,7 @@ pub(crate) fn client_token(context: &Context) -> Result<String, Failure> {
     if let Some(token) = std::env::var("SANDPOOL_TOKEN").ok().filter(|token| !token.is_empty()) {
         return Ok(token);
     }
-    let own = Mint {
-        subject: "cli".into(),
-        role: Role::Admin,
-        pools: None,
-        session: None,
-        scopes: None,
-        tenant: TenantName::default(),
-        ttl: Some(OWN_TTL),
-    };
+    let own = Mint { ttl: Some(OWN_TTL), ..Mint::new("cli", Role::Admin) };
     with_issuer(context, |auth| auth.mint(&own)).map(|made| made.token)
 }
 

@@ -15,7 +15,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use sandpool_core::ids::TenantName;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
@@ -127,15 +126,7 @@ fn managed_identity(auth: &Auth, asked: &Asked) -> Response {
         let text = format!("the resource is unknown here; ask for one of: {}", AUDIENCES.join(", "));
         return refused(StatusCode::BAD_REQUEST, "invalid_resource", &text);
     };
-    let request = Mint {
-        subject: "managed-identity".to_owned(),
-        role: Role::Executor,
-        pools: None,
-        session: None,
-        scopes: None,
-        tenant: TenantName::default(),
-        ttl: None,
-    };
+    let request = Mint::new("managed-identity", Role::Executor);
     let client = asked.client_id.as_deref().unwrap_or("managed-identity");
     answer(auth, &request, |minted| {
         json!({

@@ -7,13 +7,6 @@ use axum::http::StatusCode;
 
 use super::{LONGEST_TTL, Role, Scope};
 
-/// What a token is told that has not the scope that is needed.
-const INSUFFICIENT: [&str; 3] = [
-    r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:execute""#,
-    r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:files""#,
-    r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:admin""#,
-];
-
 /// Why tokens cannot be made or checked at all.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
@@ -147,9 +140,15 @@ impl AuthFailure {
     #[must_use]
     pub fn challenge(&self) -> Option<&'static str> {
         match self {
-            Self::Scope(Scope::Execute) => Some(INSUFFICIENT[0]),
-            Self::Scope(Scope::Files) => Some(INSUFFICIENT[1]),
-            Self::Scope(Scope::Admin) => Some(INSUFFICIENT[2]),
+            Self::Scope(Scope::Execute) => {
+                Some(r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:execute""#)
+            }
+            Self::Scope(Scope::Files) => {
+                Some(r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:files""#)
+            }
+            Self::Scope(Scope::Admin) => {
+                Some(r#"Bearer realm="sandpool", error="insufficient_scope", scope="sessions:admin""#)
+            }
             _ if self.status() != StatusCode::UNAUTHORIZED => None,
             Self::Missing | Self::NoPoolKey => Some(r#"Bearer realm="sandpool""#),
             _ => Some(r#"Bearer realm="sandpool", error="invalid_token""#),

@@ -27,15 +27,7 @@ fn config(name: &str) -> AuthConfig {
 }
 
 fn mint(role: Role) -> Mint {
-    Mint {
-        subject: "me".to_owned(),
-        role,
-        pools: None,
-        session: None,
-        scopes: None,
-        tenant: Default::default(),
-        ttl: None,
-    }
+    Mint::new("me", role)
 }
 
 fn with(token: &str) -> HeaderMap {

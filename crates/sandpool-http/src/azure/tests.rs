@@ -61,17 +61,7 @@ async fn world(name: &str) -> World {
     .unwrap();
     let mint = |role, session: Option<&str>| {
         let session = session.map(str::to_owned);
-        auth.mint(&Mint {
-            subject: "me".to_owned(),
-            role,
-            pools: None,
-            session,
-            scopes: None,
-            tenant: Default::default(),
-            ttl: None,
-        })
-        .unwrap()
-        .token
+        auth.mint(&Mint { session, ..Mint::new("me", role) }).unwrap().token
     };
     let tokens = BTreeMap::from([
         ("executor", mint(Role::Executor, None)),

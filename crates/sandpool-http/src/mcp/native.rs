@@ -45,7 +45,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::app::App;
-use crate::auth::{API_KEY, Principal, Scope};
+use crate::auth::{API_KEY, AuthFailure, Principal, Scope};
 use crate::problem::Problem;
 use entrance::Entrance;
 use place::Asker;
@@ -149,6 +149,12 @@ impl Told {
     }
 }
 
+impl From<AuthFailure> for Told {
+    fn from(failure: AuthFailure) -> Self {
+        Self::new(Problem::from(failure).message)
+    }
+}
+
 impl From<NodeError> for Told {
     fn from(error: NodeError) -> Self {
         let is_lost = matches!(error, NodeError::NoSession(_) | NodeError::SessionLost { .. });
@@ -222,7 +228,7 @@ impl ServerHandler for Server {
     ) -> Result<CallToolResponse, ErrorData> {
         let asked = self.asked(&context)?;
         if let Err(failure) = asked.principal().allows(scope_of(&request.name)) {
-            return Ok(Told::new(Problem::from(failure).message).into_result().into());
+            return Ok(Told::from(failure).into_result().into());
         }
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let Some(outcome) = asked.call(&request.name, arguments).await else {
@@ -295,7 +301,7 @@ impl ServerHandler for Server {
     ) -> Result<ReadResourceResponse, ErrorData> {
         let asked = self.asked(&context)?;
         if let Err(failure) = asked.principal().allows(scope_of_resource(&request.uri)) {
-            return Err(ErrorData::invalid_params(Problem::from(failure).message, None));
+            return Err(ErrorData::invalid_params(Told::from(failure).text, None));
         }
         match asked.resource(&request.uri).await {
             Ok(result) => Ok(result.into()),

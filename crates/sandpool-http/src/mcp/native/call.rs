@@ -423,7 +423,7 @@ impl Asked<'_> {
             && encoding.is_none()
             && size <= LARGEST_RESOURCE
             && shown::image_kind(&data).is_some()
-            && let Some(answer) = self.image(&place, &path, size).await?
+            && let Some(answer) = self.image(&place, &path, &data, size).await?
         {
             return Ok(answer);
         }
@@ -446,9 +446,10 @@ impl Asked<'_> {
         })))
     }
 
-    /// A file that is an image: it is seen, and not read letter by letter.
-    async fn image(&self, place: &Place, path: &str, size: u64) -> Result<Option<CallToolResult>, Told> {
-        let (data, _) = self.part(place, path, 0, size).await?;
+    /// A file that is an image, of which `begin` has been read: it is seen, and not read letter by letter.
+    async fn image(&self, place: &Place, path: &str, begin: &[u8], size: u64) -> Result<Option<CallToolResult>, Told> {
+        let is_whole = u64::try_from(begin.len()) == Ok(size);
+        let data = if is_whole { begin.to_vec() } else { self.part(place, path, 0, size).await?.0 };
         let Some(kind) = shown::image_kind(&data) else { return Ok(None) };
         let (kind, data) = match picture::seen(&data).await {
             Seen::Whole => (kind, data),

@@ -107,12 +107,11 @@ impl<H: ServerHandler + Clone> Entrance<H> {
 
     /// Answers a request, for the pool that its address names.
     pub(super) async fn enter(&self, pool: Option<&str>, request: Request) -> Response {
-        let (mut parts, body) = request.into_parts();
+        let (mut parts, mut body) = request.into_parts();
         let asker = match self.asker(pool, &parts).await {
             Ok(asker) => asker,
             Err(problem) => return refusal(problem, &parts),
         };
-        let mut body = body;
         if asker.principal.scopes.is_some() {
             let Ok(whole) = axum::body::to_bytes(body, MAX_BODY).await else { return too_large(MAX_BODY) };
             // What it is in the end is asked again there. Here a client hears in time what to ask its user for.
@@ -242,8 +241,11 @@ struct Message {
 
 /// Whether it is the old protocol's `initialize`. The new one has none, and says its version with each request.
 fn is_opening(body: &[u8]) -> bool {
-    let Ok(message) = serde_json::from_slice::<Value>(body) else { return false };
-    message["method"] == "initialize" && message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"].is_null()
+    // Most are something else, which is seen without keeping what they carry.
+    let is_initialize = |message: Message| message.method.as_deref() == Some("initialize");
+    serde_json::from_slice(body).is_ok_and(is_initialize)
+        && serde_json::from_slice::<Value>(body)
+            .is_ok_and(|message| message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"].is_null())
 }
 
 /// Whose a session of the protocol is.

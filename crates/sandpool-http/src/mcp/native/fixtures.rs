@@ -15,11 +15,11 @@ use axum::routing::any;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, CompleteRequestParams, CompleteResult,
     CompletionInfo, ContentBlock, GetPromptRequestParams, GetPromptResponse, GetPromptResult, Implementation,
-    InputRequiredResult, InputResponses, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-    ListToolsResult, LoggingLevel, LoggingMessageNotificationParam, PaginatedRequestParams, ProgressNotificationParam,
-    ReadResourceRequestParams, ReadResourceResponse, RequestStateCodec, ResourceContents, ResultType,
-    ServerCapabilities, ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
-    UnsubscribeRequestParams,
+    InputRequiredResult, InputResponses, JsonObject, ListPromptsResult, ListResourceTemplatesResult,
+    ListResourcesResult, ListToolsResult, LoggingLevel, LoggingMessageNotificationParam, PaginatedRequestParams,
+    ProgressNotificationParam, ReadResourceRequestParams, ReadResourceResponse, RequestStateCodec, ResourceContents,
+    ResultType, ServerCapabilities, ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter,
+    Tool, UnsubscribeRequestParams,
 };
 use rmcp::service::{RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -70,6 +70,11 @@ fn read<T: DeserializeOwned>(value: &Value) -> T {
 
 fn text(text: impl Into<String>) -> CallToolResult {
     CallToolResult::success(vec![ContentBlock::text(text.into())])
+}
+
+/// A text among the arguments.
+fn argument(arguments: Option<&JsonObject>, name: &str) -> String {
+    arguments.and_then(|arguments| arguments.get(name)?.as_str()).unwrap_or_default().to_owned()
 }
 
 fn internal(error: impl std::fmt::Display) -> ErrorData {
@@ -247,10 +252,7 @@ impl ServerHandler for Fixtures {
         if let Some(answer) = self.with_inputs(&request, &able)? {
             return Ok(answer);
         }
-        let argument = |name: &str| {
-            let arguments = request.arguments.as_ref();
-            arguments.and_then(|arguments| arguments.get(name)?.as_str()).unwrap_or_default().to_owned()
-        };
+        let argument = |name: &str| argument(request.arguments.as_ref(), name);
         let done = || text("It is done.");
         let result = match &*request.name {
             "test_tool_with_logging" => {
@@ -358,10 +360,7 @@ impl ServerHandler for Fixtures {
         request: GetPromptRequestParams,
         _: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
-        let argument = |name: &str| {
-            let arguments = request.arguments.as_ref();
-            arguments.and_then(|arguments| arguments.get(name)?.as_str()).unwrap_or_default().to_owned()
-        };
+        let argument = |name: &str| argument(request.arguments.as_ref(), name);
         let say = |words: String| json!({ "role": "user", "content": { "type": "text", "text": words } });
         let messages = match &*request.name {
             "test_simple_prompt" => json!([say("This is a simple prompt for testing.".to_owned())]),

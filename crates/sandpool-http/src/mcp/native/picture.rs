@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 const MOST_SIDE: u32 = 1_568;
 
 /// The most bytes of what is shown.
-pub(super) const MOST_BYTES: usize = 200 * 1024;
+const MOST_BYTES: usize = 200 * 1024;
 
 /// The longest side of what is read, in pixels, and the memory that reading may take, in bytes.
 const MOST_READ_SIDE: u32 = 16_384;

@@ -14,7 +14,6 @@ use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SessionKey};
 use super::Told;
 use crate::app::SEGMENT;
 use crate::auth::{Principal, Role};
-use crate::problem::Problem;
 
 /// Who asks, and the pool that the address names.
 #[derive(Clone, Debug)]
@@ -63,7 +62,7 @@ impl Asker {
     /// The session of that name in that pool.
     pub(super) fn at(&self, pool: PoolName, identifier: Identifier) -> Result<Place, Told> {
         let may = self.principal.may(Role::Executor, &pool, Some(&identifier));
-        may.map_err(|error| Told::new(Problem::from(error).message))?;
+        may?;
         Ok(Place { pool, key: SessionKey::new(self.principal.tenant.clone(), identifier) })
     }
 }

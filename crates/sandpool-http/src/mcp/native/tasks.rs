@@ -8,14 +8,12 @@ use rmcp::ErrorData;
 use rmcp::model::{CreateTaskResult, DetailedTask, GetTaskResult, Task, TaskPayload, TaskStatus};
 use sandpool_core::ids::ExecutionId;
 use sandpool_node::{Execution, ExecutionState, Outcome, Stop};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::place::Place;
 use super::shown;
 use super::{Asked, Told};
 use crate::auth::Scope;
-use crate::problem::Problem;
+use crate::native::shown::instant;
 
 /// How long a run is waited for before its client has a task.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,10 +44,6 @@ fn task(place: &Place, execution: &Execution) -> Task {
     Task::new(id, status, instant(created), instant(changed)).with_poll_interval_ms(POLL_MS).with_status_message(told)
 }
 
-fn instant(at: SystemTime) -> String {
-    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
-}
-
 /// What a client that knows tasks is answered about a run that goes on.
 pub(super) fn created(place: &Place, execution: &Execution) -> CreateTaskResult {
     CreateTaskResult::new(task(place, execution))
@@ -67,9 +61,7 @@ impl Asked<'_> {
             || invalid(Told::new(format!("There is no task {:?}.", task.chars().take(200).collect::<String>())));
         let (session_id, id) = task.rsplit_once('/').ok_or_else(unknown)?;
         let id = ExecutionId::parse(id).ok_or_else(unknown)?;
-        self.principal()
-            .allows(Scope::Execute)
-            .map_err(|failure| invalid(Told::new(Problem::from(failure).message)))?;
+        self.principal().allows(Scope::Execute).map_err(|failure| invalid(failure.into()))?;
         Ok((self.asker.place(session_id).map_err(invalid)?, id))
     }
 
