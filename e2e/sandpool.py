@@ -84,7 +84,7 @@ class Server:
         self.home.chmod(0o755)
         if config is not None:
             (self.home / "config.yaml").write_text(config)
-            start = ("serve", "--config", str(self.home / "config.yaml"), "--detach")
+            start = ("serve", "--config", str(self.home / "config.yaml"), "--detach", *start)
         else:
             start = ("up", "--listen", "127.0.0.1:0", "--detach", *start)
         try:
@@ -120,8 +120,15 @@ class Server:
 
     def process(self) -> int:
         """The unprivileged process that answers; the launcher is its parent."""
+        return self.child("__server")
+
+    def proxy(self) -> int:
+        """The egress proxy's process."""
+        return self.child("__egress")
+
+    def child(self, word: str) -> int:
         for pid in children(self.launcher):
-            if "__server" in of_process(pid, "cmdline"):
+            if word in of_process(pid, "cmdline"):
                 return pid
         return 0
 

@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 import requests
 
-from sandpool import Server, Target, children, command, descendants, json, kill, of_process, start_time, wait_for
+from sandpool import Server, Target, command, descendants, json, kill, of_process, start_time, wait_for
 from test_life import cgroups, left_behind
 
 KILLS = int(os.environ.get("SANDPOOL_KILLS", "8"))
@@ -70,12 +70,6 @@ class World:
         self.asked[request.headers["Host"].partition(":")[0]] += 1
         return request.path.encode(), {}
 
-    def part(self, word: str) -> int:
-        for pid in children(self.server.launcher):
-            if word in of_process(pid, "cmdline"):
-                return pid
-        return 0
-
     def note(self):
         for pid in {self.server.launcher, *descendants(self.server.launcher)}:
             self.seen.setdefault(pid, start_time(pid))
@@ -90,11 +84,11 @@ class World:
         return [pid for pid in descendants(self.server.launcher) if is_first(pid)]
 
     def is_whole(self) -> bool:
-        return self.part("__server") != 0 and self.part("__egress") != 0 and self.server.is_ready()
+        return self.server.process() != 0 and self.server.proxy() != 0 and self.server.is_ready()
 
     def kill_part(self, word: str):
         # It may be between two lives, from the kill before.
-        kill(wait_for(lambda: self.part(word), f"{word} to kill", WHOLE))
+        kill(wait_for(lambda: self.server.child(word), f"{word} to kill", WHOLE))
 
     def kill_agent(self, rng: random.Random):
         try:

@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 
-from sandpool import Server, Target, authority, command
+from sandpool import Server, Target, authority, command, kill, wait_for
 
 VALUE = "sk-test-5a1f0c2e9b7d4e68"
 OTHER = "other-value-0123456789"
@@ -199,6 +199,86 @@ const tunnel = (path) => new Promise((done, failed) => {{
 }});
 await tunnel('/node')""", pool="node")
     assert target.seen["api.test"] == [(VALUE, "/node")], said
+
+
+OWN = """
+listen: 127.0.0.1:0
+pools:
+  - apiVersion: sandpool.dev/v1alpha1
+    kind: SessionPool
+    metadata: {{ name: python }}
+    spec:
+      containerType: PythonLTS
+      scaleConfiguration: {{ maxConcurrentSessions: 4, readySessionInstances: 1 }}
+      egress:
+        mode: allow-list
+        allow: ["api.test:{port}", "other.test:{port}"]
+        allowAddresses: [127.0.0.0/8]
+        hosts: {{ api.test: [127.0.0.1], other.test: [127.0.0.1] }}
+      sessionSecrets: true
+      secrets:
+        - name: SHARED_KEY
+          from: {{ file: {home}/key }}
+          hosts: ["api.test:{port}"]
+          trust: {home}/own-ca.pem
+"""
+
+
+def test_a_session_brings_secrets_of_its_own(start, target, tmp_path):
+    (tmp_path / "key").write_text(OTHER)
+    (tmp_path / "own-ca.pem").write_text(target.authority)
+    server = start(config=OWN.format(port=target.port, home=tmp_path))
+    target.seen.clear()
+    url = f"https://api.test:{target.port}"
+    values = {name: f"own-value-of-{name}-4711" for name in ("mine", "other")}
+    for name, value in values.items():
+        secret = {"name": "OWN_KEY", "value": value, "hosts": [f"api.test:{target.port}"]}
+        made = server.native("PUT", f"/pools/python/sessions/{name}", json={"secrets": [secret], "env": {"STAGE": name}})
+        assert made.status_code == 201 and value not in made.text, made.text
+    use = f"""
+import os, requests
+requests.get('{url}/' + os.environ['STAGE'], headers={{'Authorization': os.environ['OWN_KEY']}})
+requests.get('{url}/shared', headers={{'Authorization': os.environ['SHARED_KEY']}})
+requests.get('https://other.test:{target.port}/elsewhere', verify=False, headers={{'Authorization': os.environ['OWN_KEY']}}).text
+os.environ['OWN_KEY'] + ' ' + open('/etc/ssl/sandpool.pem').read()"""
+    given = {name: run(server, use, session=name)["json"].split(" ", 1) for name in values}
+    # Each has its own value at its own host, and its pool's; elsewhere a placeholder.
+    assert target.seen["api.test"] == [(values["mine"], "/mine"), (OTHER, "/shared"), (values["other"], "/other"), (OTHER, "/shared")]
+    assert [key for key, _ in target.seen["other.test"]] == [given["mine"][0], given["other"][0]]
+    # The same from the command line, which takes the value from its own environment.
+    opened = server.run("session", "open", "from-cli", "--env", "STAGE=cli", "--secret", f"OWN_KEY=api.test:{target.port}",
+                        env={"OWN_KEY": values["mine"]})
+    assert values["mine"] not in opened.stdout + opened.stderr
+    run(server, f"import os, requests; requests.get('{url}/' + os.environ['STAGE'], headers={{'Authorization': os.environ['OWN_KEY']}}).text",
+        session="from-cli")
+    assert target.seen["api.test"][-1] == (values["mine"], "/cli")
+    refused = server.run("session", "open", "never", "--secret", "MISSING_KEY=api.test", check=False)
+    assert refused.returncode != 0 and "MISSING_KEY" in refused.stderr
+    # Each has an authority of its own, and another one's placeholder is of no use.
+    assert given["mine"][0] != given["other"][0] and given["mine"][1] != given["other"][1]
+    steal = f"import requests; requests.get('{url}/stolen', headers={{'Authorization': '{given['mine'][0]}'}}).status_code"
+    run(server, steal, session="other")
+    assert target.seen["api.test"][-1] == (given["mine"][0], "/stolen")
+    # A server that was killed, and a proxy that was, change nothing about it.
+    kill(server.process())
+    wait_for(server.is_ready, "the server is back")
+    kill(server.proxy())
+    again = f"import os, requests; requests.get('{url}/again', headers={{'Authorization': os.environ['OWN_KEY']}}).status_code"
+    wait_for(lambda: run(server, f"try:\n    {again.replace('; ', chr(10) + '    ')}\n    done = True\nexcept OSError:\n    done = False\ndone",
+                         session="mine")["json"], "the proxy is back")
+    assert target.seen["api.test"][-1] == (values["mine"], "/again")
+    # It is nowhere on the server's side: not in the sandbox, the store, a log or the record.
+    half, rest = values["mine"][:12].encode().hex(), values["mine"][12:].encode().hex()
+    own = "import ctypes\ndef own(needle):\n    import sys\n    return range(id(needle), id(needle) + sys.getsizeof(needle))\n"
+    assert run(server, own + SEARCH.format(half=half, rest=rest), session="mine")["text"] == "[]"
+    for file in [*server.home.glob("state/*"), *server.home.glob("egress/*"), *server.home.glob("run/*"), *server.home.glob("log/*")]:
+        assert values["mine"].encode() not in file.read_bytes(), file
+    # What cannot be is refused, and makes nothing.
+    for secret in ({"hosts": ["10.0.0.1"]}, {"hosts": ["*"]}, {"value": "short"}, {"name": "SHARED_KEY"}):
+        bad = {"name": "KEY", "value": "long-enough-value", "hosts": ["api.test"]} | secret
+        said = server.native("PUT", "/pools/python/sessions/never", json={"secrets": [bad]})
+        assert said.status_code == 400 and "secrets" in said.json()["error"]["target"] and "long-enough-value" not in said.text
+        assert server.native("GET", "/pools/python/sessions/never").status_code == 404
 
 
 def test_secrets_that_cannot_be_used_are_refused_at_the_start(target, tmp_path):

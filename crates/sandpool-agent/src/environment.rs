@@ -18,6 +18,20 @@ pub const DIRECTORY: &str = "/mnt/data";
 /// Bytes of names and values that a session may bring.
 const MAX_BYTES: usize = 128 * 1024;
 
+const BASH: &str = "/bin/bash";
+
+/// Whether the image has bash.
+#[must_use]
+pub fn has_bash() -> bool {
+    rustix::fs::access(BASH, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// What runs commands: bash, or in an image without it, what it has as `sh`.
+#[must_use]
+pub fn shell() -> &'static str {
+    if has_bash() { BASH } else { "/bin/sh" }
+}
+
 /// The layers of the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -43,7 +57,7 @@ impl Environment {
             ("HOME", "/home/sandbox"),
             ("USER", "sandbox"),
             ("LOGNAME", "sandbox"),
-            ("SHELL", "/bin/bash"),
+            ("SHELL", shell()),
             ("LANG", "C.UTF-8"),
             ("TMPDIR", "/tmp"),
             // What a program wrote before its time was up must not be lost in its own buffer.

@@ -17,7 +17,7 @@ use rustix::termios::Winsize;
 use sandpool_sys::workload::{Identity, Workload};
 use sandpool_wire::agent::{Outcome, Stdin, Stop, Work};
 
-use crate::environment::Environment;
+use crate::environment::{Environment, has_bash, shell};
 use crate::log::{Channel, Log};
 use crate::login::Login;
 use crate::pipe::{self, Sink};
@@ -37,6 +37,9 @@ const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 
 /// Where a longer command is found by the shell.
 const SCRIPT: i32 = 9;
+
+/// The same for any shell. Its descriptor stays open to what it starts.
+const PLAIN_LOADER: &str = ". /dev/fd/9";
 
 /// Reads the command from its descriptor, closes that, and runs it with no trace left in variables.
 const LOADER: &str = "__c=$(</dev/fd/9); exec 9<&-; eval \"unset -v __c; $__c\"";
@@ -146,11 +149,12 @@ impl Program {
                     pass.extend(descriptors);
                     (words, stdin, None)
                 }
-                None => (vec![SHELL.into(), "-lc".into(), command], stdin, None),
+                None => (vec![shell().into(), "-lc".into(), command], stdin, None),
             },
             Work::Shell { command, stdin } => {
                 pass.push((script(command.as_bytes())?, SCRIPT));
-                (vec![SHELL.into(), "-lc".into(), LOADER.into()], stdin, None)
+                let loader = if has_bash() { LOADER } else { PLAIN_LOADER };
+                (vec![shell().into(), "-lc".into(), loader.into()], stdin, None)
             }
             Work::Argv { argv, stdin } => (argv, stdin, None),
             Work::Service { argv, .. } => (argv, Stdin::Stream, None),
@@ -287,9 +291,6 @@ impl Program {
     }
 }
 
-/// What runs commands.
-const SHELL: &str = "/bin/bash";
-
 /// The version of the shell, which shows that it can be started: as the image says it, or else as the shell says itself,
 /// and then waits for it, since nothing runs beside it yet.
 ///
@@ -297,14 +298,14 @@ const SHELL: &str = "/bin/bash";
 /// Why it could not be started, or did not answer.
 pub fn shell_version(environment: &Environment, identity: Option<Identity>) -> std::io::Result<String> {
     // The image's build asked the shell itself: to ask again in each sandbox took a fifth of what the sandbox took in all.
-    if !environment.version().is_empty() && rustix::fs::access(SHELL, rustix::fs::Access::EXEC_OK).is_ok() {
+    if !environment.version().is_empty() && rustix::fs::access(shell(), rustix::fs::Access::EXEC_OK).is_ok() {
         return Ok(environment.version().chars().take(64).collect());
     }
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let pid = sandpool_sys::workload::spawn(Workload {
         file: None,
-        argv: [SHELL, "-c", r#"printf %s "$BASH_VERSION""#].into_iter().map(Into::into).collect(),
+        argv: [shell(), "-c", r#"printf %s "${BASH_VERSION:-sh}""#].into_iter().map(Into::into).collect(),
         env: environment.with(&[]),
         directory: environment.directory().to_owned(),
         identity,

@@ -327,6 +327,12 @@ pub const QUIET: &[Probe] = &[
         "EPERM\nEPERM",
     ),
     probe(
+        "RS3-its-slice-is-not-its-own-to-say",
+        // sched_setattr(2), with the ordinary policy and a slice of 0.1 ms.
+        "tell(call(314, 0, struct.pack('IIQiIQQQ', 48, 0, 0, 0, 0, 100000, 0, 0), 0))",
+        "EPERM",
+    ),
+    probe(
         "RS1-goes-first",
         "tell(text('/proc/self/oom_score_adj').strip(), attempt(lambda: os.write(os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1000')))",
         "1000\nEACCES",

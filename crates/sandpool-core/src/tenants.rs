@@ -10,8 +10,11 @@ use std::time::Duration;
 use crate::ids::TenantName;
 use crate::pool::Moment;
 
-/// In how long a tenant's processor time comes again.
+/// In how long a tenant's processor time, and the bytes that it may move, come again.
 pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// When to come again for room that is looked at every few seconds.
+const WHEN_LOOKED_AT: Duration = Duration::from_secs(5);
 
 /// When to come again for what only comes back when the tenant itself gives something up.
 const WHEN_GIVEN_BACK: Duration = Duration::from_secs(1);
@@ -46,6 +49,10 @@ pub struct Quota {
     pub executions: Option<u32>,
     /// Processor time per hour; as much may be used at once.
     pub cpu_per_hour: Option<Duration>,
+    /// Bytes of files that its sessions have at the same time.
+    pub stored_bytes: Option<u64>,
+    /// Bytes per hour that its sessions send out and get from outside; as many may be moved at once.
+    pub egress_bytes_per_hour: Option<u64>,
 }
 
 impl Quota {
@@ -53,6 +60,12 @@ impl Quota {
     #[must_use]
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Whether it has to be looked, from time to time, what sandboxes have used.
+    #[must_use]
+    pub fn is_of_usage(&self) -> bool {
+        self.cpu_per_hour.is_some() || self.stored_bytes.is_some() || self.egress_bytes_per_hour.is_some()
     }
 }
 
@@ -67,6 +80,10 @@ pub enum Resource {
     Executions,
     /// [`Quota::cpu_per_hour`], in seconds.
     Cpu,
+    /// [`Quota::stored_bytes`].
+    Stored,
+    /// [`Quota::egress_bytes_per_hour`].
+    Egress,
 }
 
 impl fmt::Display for Resource {
@@ -76,6 +93,8 @@ impl fmt::Display for Resource {
             Self::Creates => "new sessions per second",
             Self::Executions => "concurrent executions",
             Self::Cpu => "CPU seconds per hour",
+            Self::Stored => "stored bytes",
+            Self::Egress => "egress bytes per hour",
         })
     }
 }
@@ -99,10 +118,43 @@ pub struct Meter {
     executions: u32,
     /// New sessions are paid for up to then.
     creates: Moment,
-    /// Processor time is paid for up to then.
-    cpu: Moment,
+    cpu: Hourly,
+    egress: Hourly,
+    /// Bytes of files.
+    stored: u64,
     /// Refusals are paid for up to then.
     refusals: Moment,
+}
+
+/// What comes again within an hour: it is paid for up to then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hourly(Moment);
+
+impl Hourly {
+    /// Uses so much of what there is in an hour. It may be more than there was: then the tenant waits longer.
+    fn uses(&mut self, used: u128, budget: u128, now: Moment) {
+        let nanoseconds = used.saturating_mul(HOUR.as_nanos()) / budget.max(1);
+        let costs = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        self.0 = self.0.max(now).saturating_add(costs);
+    }
+
+    /// When there is something again, if there is nothing now: a little later than the moment of nothing left.
+    fn comes_again(self, now: Moment) -> Option<Duration> {
+        (self.0 >= now + HOUR).then(|| self.0 - (now + HOUR) + Duration::from_secs(1))
+    }
+}
+
+/// What a session has used since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Processor time.
+    pub cpu: Duration,
+    /// Bytes that it moved, both ways.
+    pub moved: u64,
+    /// Bytes of its files at the last look.
+    pub stored_before: u64,
+    /// And now.
+    pub stored: u64,
 }
 
 /// Refusals that a tenant hears at once, and each second after that. Who asks again so often does not heed what it is told, and costs others
@@ -116,7 +168,16 @@ impl Meter {
     /// Nothing is used yet.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        Self { quota, sessions: 0, executions: 0, creates: Moment::ZERO, cpu: Moment::ZERO, refusals: Moment::ZERO }
+        Self {
+            quota,
+            sessions: 0,
+            executions: 0,
+            creates: Moment::ZERO,
+            cpu: Hourly::default(),
+            egress: Hourly::default(),
+            stored: 0,
+            refusals: Moment::ZERO,
+        }
     }
 
     /// What it is held against.
@@ -140,7 +201,8 @@ impl Meter {
                 return Err(refusal(Resource::Creates, rate.into(), earliest - now));
             }
         }
-        self.may_compute(now)
+        self.may_store()?;
+        self.may_go_on(now)
     }
 
     /// There is one more session: one that is new.
@@ -169,7 +231,7 @@ impl Meter {
         if let Some(limit) = self.quota.executions.filter(|limit| self.executions >= *limit) {
             return Err(refusal(Resource::Executions, limit.into(), WHEN_GIVEN_BACK));
         }
-        self.may_compute(now)?;
+        self.may_go_on(now)?;
         self.executions = self.executions.saturating_add(1);
         Ok(())
     }
@@ -184,24 +246,37 @@ impl Meter {
         self.executions = self.executions.saturating_sub(1);
     }
 
-    fn may_compute(&self, now: Moment) -> Result<(), Refusal> {
-        match self.quota.cpu_per_hour {
-            Some(budget) if self.cpu >= now + HOUR => {
-                // A little later than the moment of nothing left, so that there is something to use then.
-                let retry_after = self.cpu - (now + HOUR) + Duration::from_secs(1);
-                Err(refusal(Resource::Cpu, budget.as_secs(), retry_after))
-            }
+    fn may_go_on(&self, now: Moment) -> Result<(), Refusal> {
+        let Quota { cpu_per_hour, egress_bytes_per_hour, .. } = self.quota;
+        if let (Some(budget), Some(retry_after)) = (cpu_per_hour, self.cpu.comes_again(now)) {
+            return Err(refusal(Resource::Cpu, budget.as_secs(), retry_after));
+        }
+        if let (Some(budget), Some(retry_after)) = (egress_bytes_per_hour, self.egress.comes_again(now)) {
+            return Err(refusal(Resource::Egress, budget, retry_after));
+        }
+        Ok(())
+    }
+
+    /// Whether more may be stored by who asks us to.
+    ///
+    /// # Errors
+    /// The quota that is used up.
+    pub fn may_store(&self) -> Result<(), Refusal> {
+        match self.quota.stored_bytes {
+            Some(limit) if self.stored >= limit => Err(refusal(Resource::Stored, limit, WHEN_LOOKED_AT)),
             _ => Ok(()),
         }
     }
 
-    /// So much processor time has been used. It may be more than there was: then the tenant waits longer.
-    pub fn computed(&mut self, used: Duration, now: Moment) {
+    /// A session has used so much.
+    pub fn used(&mut self, used: Used, now: Moment) {
         if let Some(budget) = self.quota.cpu_per_hour {
-            let nanoseconds = used.as_nanos().saturating_mul(HOUR.as_nanos()) / budget.as_nanos().max(1);
-            let costs = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
-            self.cpu = self.cpu.max(now).saturating_add(costs);
+            self.cpu.uses(used.cpu.as_nanos(), budget.as_nanos(), now);
         }
+        if let Some(budget) = self.quota.egress_bytes_per_hour {
+            self.egress.uses(used.moved.into(), budget.into(), now);
+        }
+        self.stored = self.stored.saturating_sub(used.stored_before).saturating_add(used.stored);
     }
 
     /// It was refused something. How long it should wait before it hears so: nothing, as long as it does not ask without end.

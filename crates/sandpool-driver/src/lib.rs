@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
 use sandpool_wire::agent::{Activation, Runtime};
-use sandpool_wire::egress::Policy;
+use sandpool_wire::egress::{Policy, SecretValue};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 
@@ -102,6 +102,13 @@ pub trait Driver: Send + Sync + 'static {
     /// `Invalid` for a policy that cannot be used or a pool from which nothing is reached, `Gone` when the sandbox is not
     /// there.
     async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError>;
+
+    /// Gives a sandbox's session secrets of its own: its egress puts their values in for their placeholders, at their hosts. Those that
+    /// it had are replaced; the values are kept by no server. When it answers, they are in use.
+    ///
+    /// # Errors
+    /// `Invalid` for secrets that cannot be used, or where sessions have none of their own; `Gone` when the sandbox is not there.
+    async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError>;
 
     /// What a sandbox is narrowed to.
     ///
@@ -237,6 +244,12 @@ pub struct Usage {
     pub cpu_us: u64,
     /// Processes the kernel killed in it for want of memory.
     pub oom_kills: u64,
+    /// Bytes of memory that are files of its own: what it has written to its directories and to shared memory.
+    pub stored: u64,
+    /// Bytes that have gone out of it, over all its connections.
+    pub sent: u64,
+    /// Bytes that have come into it.
+    pub received: u64,
 }
 
 /// Why a driver did not do what it was asked.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_wire::agent::Activation;
-use sandpool_wire::egress::Policy;
+use sandpool_wire::egress::{Policy, SecretValue};
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -125,9 +125,10 @@ struct State {
 struct Place {
     sandbox: Sandbox,
     agent: Arc<Agent>,
-    /// Processor time that it is said to have used, in microseconds.
-    cpu_us: u64,
+    /// What it is said to have used.
+    used: Usage,
     narrowed: Option<Policy>,
+    entrusted: Vec<SecretValue>,
 }
 
 #[derive(Debug)]
@@ -230,9 +231,20 @@ impl Memory {
 
     /// A sandbox has used so much more processor time.
     pub fn use_cpu(&self, id: SandboxId, time: Duration) {
+        self.using(id, |used| used.cpu_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Changes what a sandbox is said to have used. Its memory and processes are its agent's to say.
+    pub fn using(&self, id: SandboxId, change: impl FnOnce(&mut Usage)) {
         if let Some(place) = self.host.state().sandboxes.get_mut(&id) {
-            place.cpu_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            change(&mut place.used);
         }
+    }
+
+    /// The secrets that a sandbox's session has of its own.
+    #[must_use]
+    pub fn entrusted(&self, id: SandboxId) -> Vec<SecretValue> {
+        self.host.state().sandboxes.get(&id).map(|place| place.entrusted.clone()).unwrap_or_default()
     }
 
     /// The sandboxes, as [`Driver::list`] shows them.
@@ -425,9 +437,16 @@ impl Driver for MemoryDriver {
         let agent = Arc::new(self.host.agent(id, number, &template));
         let sandbox =
             Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
-        state
-            .sandboxes
-            .insert(id, Place { sandbox: sandbox.clone(), agent: Arc::clone(&agent), cpu_us: 0, narrowed: None });
+        state.sandboxes.insert(
+            id,
+            Place {
+                sandbox: sandbox.clone(),
+                agent: Arc::clone(&agent),
+                used: Usage::default(),
+                narrowed: None,
+                entrusted: Vec::new(),
+            },
+        );
         state.say(Change::Upsert(sandbox));
         drop(state);
         self.host.watch_boot(id, &agent, fate, template.boot_limit);
@@ -513,15 +532,19 @@ impl Driver for MemoryDriver {
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {
         let mut state = self.begin(Operation::Usage).await?;
         let place = state.place(id)?;
-        let cpu_us = place.cpu_us;
         let (memory, running) = place.agent.usage();
         let pids = u32::try_from(running).unwrap_or(u32::MAX).saturating_add(1);
-        Ok(Usage { memory, memory_peak: memory, pids, cpu_us, oom_kills: 0 })
+        Ok(Usage { memory, memory_peak: memory, pids, ..place.used })
     }
 
     async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError> {
         // Nothing is reached from what this driver makes, whatever is allowed.
         self.begin(Operation::Usage).await?.place(id)?.narrowed = policy.cloned();
+        Ok(())
+    }
+
+    async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError> {
+        self.begin(Operation::Usage).await?.place(id)?.entrusted = secrets.to_vec();
         Ok(())
     }
 

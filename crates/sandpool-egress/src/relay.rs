@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use sandpool_sys::counters::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 
 /// Bytes that are taken at once, in each direction.
 const BUFFER: usize = 64 * 1024;
 
-/// What has gone over one connection, or all of one sandbox.
+/// What has gone over one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     /// From the sandbox.
@@ -34,17 +35,22 @@ impl Count {
 pub(crate) struct Metered {
     stream: TcpStream,
     own: Arc<Count>,
-    all: Arc<Count>,
+    /// Of its sandbox, from the first to the last proxy.
+    all: Counter,
     most: u64,
 }
 
 impl Metered {
-    pub(crate) fn new(stream: TcpStream, own: Arc<Count>, all: Arc<Count>, most: u64) -> Self {
+    pub(crate) fn new(stream: TcpStream, own: Arc<Count>, all: Counter, most: u64) -> Self {
         Self { stream, own, all, most }
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.all.total() > self.most { Err(io::Error::other("the sandbox has used up its bytes")) } else { Ok(()) }
+        if self.all.read().iter().fold(0, |sum, part| part.saturating_add(sum)) > self.most {
+            Err(io::Error::other("the sandbox has used up its bytes"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -55,7 +61,7 @@ impl AsyncRead for Metered {
         let polled = Pin::new(&mut self.stream).poll_read(context, out);
         let count = (out.filled().len() - before) as u64;
         self.own.received.fetch_add(count, Ordering::Relaxed);
-        self.all.received.fetch_add(count, Ordering::Relaxed);
+        self.all.add(0, count);
         polled
     }
 }
@@ -66,7 +72,7 @@ impl AsyncWrite for Metered {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
         if let Poll::Ready(Ok(count)) = polled {
             self.own.sent.fetch_add(count as u64, Ordering::Relaxed);
-            self.all.sent.fetch_add(count as u64, Ordering::Relaxed);
+            self.all.add(count as u64, 0);
         }
         polled
     }

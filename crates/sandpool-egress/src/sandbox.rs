@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sandpool_sys::counters::Counter;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ use crate::names::{self, Names};
 use crate::policy::Rules;
 use crate::rate::{Bucket, Rate};
 use crate::relay::{Count, Metered, stale};
-use crate::secrets::{PoolSecrets, Secrets};
+use crate::secrets::{SandboxSecrets, Secrets};
 
 /// What one sandbox may use of the proxy (EG5).
 #[derive(Clone, Copy, Debug)]
@@ -90,11 +91,9 @@ pub struct Sandbox {
     id: Arc<str>,
     pool: Arc<str>,
     common: Common,
-    /// Its pool's secrets.
-    secrets: Option<Arc<PoolSecrets>>,
     state: Mutex<State>,
     places: Arc<Semaphore>,
-    count: Arc<Count>,
+    count: Counter,
     tasks: TaskTracker,
     over: CancellationToken,
 }
@@ -102,6 +101,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 struct State {
     rules: Arc<Rules>,
+    secrets: Option<Arc<SandboxSecrets>>,
     names: Names,
     open: HashMap<u64, Open>,
     next: u64,
@@ -128,12 +128,13 @@ impl Open {
 }
 
 impl Sandbox {
-    /// One that reaches what `rules` say.
+    /// One that reaches what `rules` say, and whose bytes (from it, to it) are added to `count`.
     #[must_use]
-    pub fn new(id: &str, pool: &str, rules: Rules, common: Common) -> Arc<Self> {
+    pub fn new(id: &str, pool: &str, rules: Rules, count: Counter, common: Common) -> Arc<Self> {
         let (limits, now) = (common.limits, Instant::now());
         let state = State {
             rules: Arc::new(rules),
+            secrets: None,
             names: Names::default(),
             open: HashMap::new(),
             next: 0,
@@ -144,11 +145,10 @@ impl Sandbox {
         Arc::new(Self {
             id: id.into(),
             pool: pool.into(),
-            secrets: common.secrets.of(pool),
             common,
             state: Mutex::new(state),
             places: Arc::new(Semaphore::new(limits.connections)),
-            count: Arc::default(),
+            count,
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
         })
@@ -190,6 +190,11 @@ impl Sandbox {
                 open.cut.cancel();
             }
         }
+    }
+
+    /// From now on it has these secrets.
+    pub fn entrust(&self, secrets: Option<Arc<SandboxSecrets>>) {
+        self.state().secrets = secrets;
     }
 
     /// Cuts all that is open, and closes the doors.
@@ -263,9 +268,9 @@ impl Sandbox {
         self.record(via, destination.map(|(target, port)| (target.to_string(), Some(port))), Decision::Refused, reason);
     }
 
-    /// The secrets of its pool, where a destination is a host of one of them.
-    fn secrets(&self, target: &Target, port: u16) -> Option<&Arc<PoolSecrets>> {
-        self.secrets.as_ref().filter(|secrets| secrets.covers(target, port))
+    /// Its secrets, where a destination is a host of one of them.
+    fn secrets(&self, target: &Target, port: u16) -> Option<Arc<SandboxSecrets>> {
+        self.state().secrets.clone().filter(|secrets| secrets.covers(target, port))
     }
 
     /// Records that a secret's value went out.
@@ -385,7 +390,7 @@ impl Passage {
         match stream {
             Ok(stream) => {
                 let Sandbox { count, common, .. } = &*self.sandbox;
-                let metered = Metered::new(stream, Arc::clone(&self.count), Arc::clone(count), common.limits.bytes);
+                let metered = Metered::new(stream, Arc::clone(&self.count), count.clone(), common.limits.bytes);
                 Ok((self, metered))
             }
             Err((decision, reason)) => {

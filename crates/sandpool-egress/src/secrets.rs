@@ -6,8 +6,10 @@
 //!                                                  http: value -> placeholder <-----------------
 //! ```
 //!
-//! TLS is opened for those hosts alone. Our certificate is of an authority of the pool that signs for nothing but those hosts (name
-//! constraints, RFC 5280 4.2.1.10); its key is in the proxy's file and memory, and nowhere in a sandbox.
+//! TLS is opened for those hosts alone. Our certificate is of an authority that is one sandbox's own ([`Authorities`]): its key is derived
+//! from a seed of the pool and what the launcher called the sandbox, in the launcher (which puts the certificate into the sandbox) and here
+//! (which signs with it), and is nowhere in a sandbox. Where a pool's own secrets are all there can be, it may sign for nothing but their
+//! hosts (name constraints, RFC 5280 4.2.1.10).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,6 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hkdf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Uri;
@@ -22,12 +25,13 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, NameConstraints,
+    KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
 };
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::aws_lc_rs as provider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use sandpool_wire::egress::{MAX_VALUE, MIN_VALUE, SecretValue};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -38,13 +42,7 @@ use crate::policy::Pattern;
 /// The file's name, in the directory of the records.
 pub const FILE: &str = "secrets.json";
 
-/// Bytes of a value, at most: what fits into a header.
-pub const MAX_VALUE: usize = 8 * 1024;
-
-/// Bytes of a value, at least: a shorter one would be found in what has nothing to do with it.
-pub const MIN_VALUE: usize = 8;
-
-/// How long an authority is good for; each start makes a new one.
+/// How long an authority is good for; each sandbox has a new one.
 const AUTHORITY_DAYS: i64 = 3650;
 
 /// How long a certificate for one host is good for, and used.
@@ -64,46 +62,100 @@ pub struct SecretsFile {
 /// One pool's.
 #[derive(Serialize, Deserialize)]
 pub struct PoolFile {
-    /// The key of its authority, as PEM.
-    pub key: String,
+    /// What the keys of its sandboxes' authorities are derived from: 32 bytes, as hexadecimal digits.
+    pub seed: String,
+    /// Sessions may bring secrets of their own, for any host.
+    pub any_host: bool,
     /// Certificates that are trusted besides the host's own, as PEM.
     pub trust: Vec<String>,
     /// Its secrets.
-    pub secrets: Vec<SecretFile>,
+    pub secrets: Vec<SecretValue>,
 }
 
-/// One secret.
-#[derive(Serialize, Deserialize)]
-pub struct SecretFile {
-    /// Its name: the variable in the sandbox.
-    pub name: String,
-    /// What the sandbox has instead.
-    pub placeholder: String,
-    /// What its hosts get.
-    pub value: String,
-    /// Its hosts: `example.com`, `*.example.com`, each with `:PORT` if it is not 443.
-    pub hosts: Vec<String>,
+/// What a sandbox's authority is told by: the launcher's name for it.
+pub type Nonce = [u8; 16];
+
+/// What signs for the sandboxes of one pool.
+pub struct Authorities {
+    seed: [u8; 32],
+    /// What it may sign for; `None` for all names.
+    names: Option<Vec<GeneralSubtree>>,
 }
 
-/// The certificate of a new authority for these hosts, and its key, both as PEM.
-///
-/// # Errors
-/// A sentence, for hosts that are none.
-pub fn authority(hosts: &[String]) -> Result<(String, String), String> {
-    let mut names = Vec::new();
-    for host in hosts {
-        names.push(constraint(host)?);
+/// Never the seed.
+impl fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authorities").finish_non_exhaustive()
     }
-    let key = KeyPair::generate().map_err(|error| error.to_string())?;
-    let mut params = authority_params();
-    params.not_before = days(-1);
-    params.not_after = days(AUTHORITY_DAYS);
-    params.name_constraints = Some(NameConstraints { permitted_subtrees: names, excluded_subtrees: Vec::new() });
-    let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
-    Ok((certificate.pem(), key.serialize_pem()))
 }
 
-/// What its authority may sign for a host of a secret.
+impl Authorities {
+    /// A pool's.
+    ///
+    /// # Errors
+    /// A sentence, for a seed or hosts that are none.
+    pub fn of(pool: &PoolFile) -> Result<Self, String> {
+        let mut seed = [0; 32];
+        hex::decode_to_slice(&pool.seed, &mut seed).map_err(|error| format!("the seed of its authorities: {error}"))?;
+        let names = match pool.any_host {
+            true => None,
+            false => {
+                let hosts = pool.secrets.iter().flat_map(|secret| &secret.hosts);
+                Some(hosts.map(|host| constraint(host)).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(Self { seed, names })
+    }
+
+    /// The certificate of a sandbox's authority, as PEM.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn certificate(&self, sandbox: &Nonce) -> Result<String, String> {
+        let mut params = authority_params(sandbox);
+        params.not_before = days(-1);
+        params.not_after = days(AUTHORITY_DAYS);
+        params.name_constraints = self
+            .names
+            .clone()
+            .map(|permitted_subtrees| NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        let certificate = params.self_signed(&self.key(sandbox)?).map_err(|error| error.to_string())?;
+        Ok(certificate.pem())
+    }
+
+    /// What signs certificates for a sandbox.
+    fn issuer(&self, sandbox: &Nonce) -> Result<Issuer<'static, KeyPair>, String> {
+        Ok(Issuer::new(authority_params(sandbox), self.key(sandbox)?))
+    }
+
+    fn key(&self, sandbox: &Nonce) -> Result<KeyPair, String> {
+        let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sandpool: the authority of a sandbox").extract(&self.seed);
+        // A number that is not below the curve's order, one in 2^32, is none: then the next.
+        let mut error = String::new();
+        for attempt in 0..8_u8 {
+            let mut der = P256_KEY.to_vec();
+            der.resize(P256_KEY.len() + 32, 0);
+            let about = [sandbox.as_slice(), &[attempt]];
+            let filled = derived.expand(&about, hkdf::HKDF_SHA256);
+            filled
+                .and_then(|okm| okm.fill(&mut der[P256_KEY.len()..]))
+                .map_err(|_| "no key can be derived".to_owned())?;
+            match KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), &PKCS_ECDSA_P256_SHA256) {
+                Ok(key) => return Ok(key),
+                Err(why) => error = why.to_string(),
+            }
+        }
+        Err(error)
+    }
+}
+
+/// What stands before the 32 bytes of a key of the curve P-256, as PKCS #8 (RFC 5208) around RFC 5915 without its optional fields.
+const P256_KEY: [u8; 35] = [
+    0x30, 0x41, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04, 0x27, 0x30, 0x25, 0x02, 0x01, 0x01, 0x04, 0x20,
+];
+
+/// What an authority may sign for a host of a secret.
 ///
 /// # Errors
 /// A sentence, where it is no name.
@@ -129,10 +181,12 @@ fn days(count: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::days(count)
 }
 
-/// What the authority's certificate says, and what it signs must repeat: its name.
-fn authority_params() -> CertificateParams {
+/// What an authority's certificate says, and what it signs must repeat: its name.
+fn authority_params(sandbox: &Nonce) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Sandpool: secrets of this pool");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Sandpool: secrets of sandbox {}", hex::encode(sandbox)));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -173,19 +227,56 @@ impl Secrets {
         Ok(Self(pools.collect::<Result<_, _>>()?))
     }
 
-    /// A pool's.
-    #[must_use]
-    pub fn of(&self, pool: &str) -> Option<Arc<PoolSecrets>> {
-        self.0.get(pool).cloned()
+    /// A sandbox's: its pool's, and those of its session.
+    ///
+    /// # Errors
+    /// A sentence, without any value: for a session's secrets that cannot be used.
+    pub fn of(&self, pool: &str, sandbox: &Nonce, own: &[SecretValue]) -> Result<Option<Arc<SandboxSecrets>>, String> {
+        let Some(pool) = self.0.get(pool) else {
+            return if own.is_empty() {
+                Ok(None)
+            } else {
+                Err("sessions of this pool have no secrets of their own".to_owned())
+            };
+        };
+        if !own.is_empty() && !pool.any_host {
+            return Err("sessions of this pool have no secrets of their own".to_owned());
+        }
+        let mut secrets = pool.secrets.clone();
+        for secret in own {
+            secrets.push(Arc::new(Secret::parse(secret)?));
+        }
+        let issuer = pool.authorities.issuer(sandbox)?;
+        let upstream = Arc::clone(&pool.upstream);
+        Ok(Some(Arc::new(SandboxSecrets { secrets, issuer, leaves: Mutex::default(), upstream })))
     }
 }
 
-/// One pool's secrets, and what is needed to speak with their hosts and with who believes to.
-pub struct PoolSecrets {
-    secrets: Vec<Secret>,
-    issuer: Issuer<'static, KeyPair>,
-    leaves: Mutex<HashMap<Host, (Instant, Arc<ServerConfig>)>>,
+/// One pool's secrets, and what is needed to speak with their hosts.
+struct PoolSecrets {
+    secrets: Vec<Arc<Secret>>,
+    any_host: bool,
+    authorities: Authorities,
     upstream: Arc<ClientConfig>,
+}
+
+impl PoolSecrets {
+    fn new(file: &PoolFile) -> Result<Self, String> {
+        let secrets = file.secrets.iter().map(|secret| Secret::parse(secret).map(Arc::new));
+        Ok(Self {
+            secrets: secrets.collect::<Result<_, _>>()?,
+            any_host: file.any_host,
+            authorities: Authorities::of(file)?,
+            upstream: Arc::new(upstream(&file.trust)?),
+        })
+    }
+}
+
+/// Names alone.
+impl fmt::Debug for PoolSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.secrets.iter().map(|secret| &secret.name)).finish()
+    }
 }
 
 struct Secret {
@@ -195,40 +286,45 @@ struct Secret {
     hosts: Vec<Pattern>,
 }
 
+impl Secret {
+    fn parse(secret: &SecretValue) -> Result<Self, String> {
+        let SecretValue { name, placeholder, value, hosts } = secret;
+        if HeaderValue::from_str(value).is_err() || !(MIN_VALUE..=MAX_VALUE).contains(&value.len()) {
+            return Err(format!("the value of {name} is none that a header can carry"));
+        }
+        if placeholder.len() < MIN_VALUE {
+            return Err(format!("the placeholder of {name} is too short"));
+        }
+        let of_names = |host: &String| check_host(host).and_then(|()| Pattern::parse(host));
+        let hosts = hosts.iter().map(of_names).collect::<Result<_, _>>().map_err(|why| format!("{name}: {why}"))?;
+        let (name, placeholder, value) = (name.clone(), placeholder.clone(), value.clone());
+        Ok(Self { name, placeholder, value, hosts })
+    }
+}
+
+/// One sandbox's secrets, and what is needed to speak with their hosts and with who believes to.
+pub struct SandboxSecrets {
+    secrets: Vec<Arc<Secret>>,
+    issuer: Issuer<'static, KeyPair>,
+    leaves: Mutex<HashMap<Host, (Instant, Arc<ServerConfig>)>>,
+    upstream: Arc<ClientConfig>,
+}
+
 /// Never a value.
-impl fmt::Debug for PoolSecrets {
+impl fmt::Debug for SandboxSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.secrets.iter().map(|secret| &secret.name)).finish()
     }
 }
 
-impl PoolSecrets {
-    fn new(file: &PoolFile) -> Result<Self, String> {
-        let key = KeyPair::from_pem(&file.key).map_err(|error| format!("its authority's key: {error}"))?;
-        let mut secrets = Vec::new();
-        for SecretFile { name, placeholder, value, hosts } in &file.secrets {
-            if HeaderValue::from_str(value).is_err() || !(MIN_VALUE..=MAX_VALUE).contains(&value.len()) {
-                return Err(format!("the value of {name} is none that a header can carry"));
-            }
-            let hosts = hosts.iter().map(|host| Pattern::parse(host)).collect::<Result<_, _>>()?;
-            let (name, placeholder, value) = (name.clone(), placeholder.clone(), value.clone());
-            secrets.push(Secret { name, placeholder, value, hosts });
-        }
-        Ok(Self {
-            secrets,
-            issuer: Issuer::new(authority_params(), key),
-            leaves: Mutex::default(),
-            upstream: Arc::new(upstream(&file.trust)?),
-        })
-    }
-
+impl SandboxSecrets {
     /// Whether a destination is a host of one of them.
     #[must_use]
     pub fn covers(&self, target: &Target, port: u16) -> bool {
         self.of(target, port).next().is_some()
     }
 
-    fn of(&self, target: &Target, port: u16) -> impl Iterator<Item = &Secret> {
+    fn of(&self, target: &Target, port: u16) -> impl Iterator<Item = &Arc<Secret>> {
         let is_name = matches!(target, Target::Host(_));
         self.secrets.iter().filter(move |secret| {
             // Without a port, 443 is meant: a value never goes out in the clear.
@@ -267,7 +363,7 @@ impl PoolSecrets {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &self.issuer)?;
         let private = PrivateKeyDer::try_from(key.serialize_der())?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], private)?;
@@ -294,7 +390,7 @@ impl PoolSecrets {
     ) -> Result<Vec<&str>, String> {
         let mut used = Vec::new();
         for secret in self.of(target, port) {
-            let Secret { name, placeholder, value, .. } = secret;
+            let Secret { name, placeholder, value, .. } = &**secret;
             let mut is_used = false;
             for (header, given) in headers.iter_mut() {
                 let Ok(text) = given.to_str() else { continue };
@@ -387,7 +483,7 @@ fn upstream(trust: &[String]) -> Result<ClientConfig, String> {
             roots.add(certificate).map_err(|error| format!("what it trusts: {error}"))?;
         }
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)
@@ -404,20 +500,26 @@ pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
 mod tests {
     use super::*;
 
-    fn secrets() -> PoolSecrets {
-        let secret = |name: &str, value: &str, hosts: &[&str]| SecretFile {
+    fn secret(name: &str, value: &str, hosts: &[&str]) -> SecretValue {
+        SecretValue {
             name: name.to_owned(),
             placeholder: format!("placeholder-{name}"),
             value: value.to_owned(),
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
-        };
-        let hosts = ["api.example".to_owned(), "*.more.example:8443".to_owned()];
-        let (_, key) = authority(&hosts).unwrap();
+        }
+    }
+
+    fn file(secrets: Vec<SecretValue>, any_host: bool) -> SecretsFile {
+        let pool = PoolFile { seed: "5a".repeat(32), any_host, trust: Vec::new(), secrets };
+        SecretsFile { pools: BTreeMap::from([("pool".to_owned(), pool)]) }
+    }
+
+    fn secrets() -> Arc<SandboxSecrets> {
         let list = vec![
             secret("ONE", "one-is-abcabcabd", &["api.example"]),
             secret("TWO", "two/& ä".replace('ä', "a+").as_str(), &["*.more.example:8443"]),
         ];
-        PoolSecrets::new(&PoolFile { key, trust: Vec::new(), secrets: list }).unwrap()
+        Secrets::new(&file(list, false)).unwrap().of("pool", &[1; 16], &[]).unwrap().unwrap()
     }
 
     fn filled(host: &str, port: u16, header: &str, path: &str) -> (String, String, Vec<String>) {
@@ -480,18 +582,39 @@ mod tests {
     fn values_are_in_no_words_about_them() {
         let said = format!("{:?}", secrets());
         assert!(said.contains("ONE") && !said.contains("abcabd"), "{said}");
-        let file = PoolFile {
-            key: authority(&["a.example".to_owned()]).unwrap().1,
-            trust: Vec::new(),
-            secrets: vec![SecretFile {
-                name: "BAD".to_owned(),
-                placeholder: "p".to_owned(),
-                value: "line\nline-secret".to_owned(),
-                hosts: Vec::new(),
-            }],
-        };
-        let error = PoolSecrets::new(&file).unwrap_err();
+        let bad = secret("BAD", "line\nline-secret", &["a.example"]);
+        let error = Secrets::new(&file(vec![bad.clone()], false)).unwrap_err();
         assert!(error.contains("BAD") && !error.contains("line-secret"), "{error}");
+        let said = format!("{bad:?}");
+        assert!(said.contains("BAD") && !said.contains("line-secret"), "{said}");
+    }
+
+    #[test]
+    fn each_sandbox_has_an_authority_of_its_own_that_is_the_same_wherever_it_is_made() {
+        let all = file(vec![secret("ONE", "one-is-abcabcabd", &["api.example"])], false);
+        let (one, again) = (Authorities::of(&all.pools["pool"]).unwrap(), Authorities::of(&all.pools["pool"]).unwrap());
+        let key = |authorities: &Authorities, sandbox: u8| authorities.key(&[sandbox; 16]).unwrap().serialize_der();
+        assert_eq!(key(&one, 1), key(&again, 1));
+        assert_ne!(key(&one, 1), key(&one, 2));
+        assert_ne!(one.certificate(&[1; 16]).unwrap(), one.certificate(&[2; 16]).unwrap());
+    }
+
+    #[test]
+    fn a_session_has_secrets_of_its_own_where_its_pool_lets_it() {
+        let own = [secret("MINE", "mine-is-secret", &["mine.example"])];
+        for (pools, refused) in
+            [(file(Vec::new(), false), true), (SecretsFile::default(), true), (file(Vec::new(), true), false)]
+        {
+            let secrets = Secrets::new(&pools).unwrap();
+            assert_eq!(secrets.of("pool", &[1; 16], &own).is_err(), refused);
+            secrets.of("pool", &[1; 16], &[]).unwrap();
+        }
+        let secrets = Secrets::new(&file(Vec::new(), true)).unwrap();
+        let (mine, other) = (secrets.of("pool", &[1; 16], &own), secrets.of("pool", &[2; 16], &[]));
+        let target = Target::parse("mine.example").unwrap();
+        assert!(mine.unwrap().unwrap().covers(&target, 443) && !other.unwrap().unwrap().covers(&target, 443));
+        let error = secrets.of("pool", &[1; 16], &[secret("BAD", "bad-is-secret", &["10.0.0.1"])]).unwrap_err();
+        assert!(error.contains("BAD") && !error.contains("bad-is-secret"), "{error}");
     }
 
     #[test]

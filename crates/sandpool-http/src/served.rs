@@ -106,6 +106,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         egress: (name == "python")
             .then(|| sandpool_node::EgressPolicy { mode: sandpool_node::EgressMode::Open, ..Default::default() }),
         scope: sandpool_node::SessionScope::Tenant,
+        session_secrets: name == "python",
         full_wait: Duration::ZERO,
     }
 }
@@ -143,7 +144,7 @@ impl Served {
         let pools = kinds.iter().map(|(name, runtime, _)| spec(name, *runtime)).collect();
         let quota = Quota { sessions: Some(1), executions: Some(1), ..Quota::default() };
         let tenants = vec![Tenant { name: tenant("small"), weight: 1, quota }];
-        let node = Node::start(NodeConfig { pools, tenants, store: None }, memory.driver()).await.unwrap();
+        let node = Node::start(NodeConfig { pools, tenants, ..NodeConfig::default() }, memory.driver()).await.unwrap();
         let keys = tempfile::tempdir().unwrap();
         let config = AuthConfig {
             keys_dir: keys.path().to_owned(),

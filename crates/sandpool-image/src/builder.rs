@@ -423,27 +423,37 @@ impl<'a> Build<'a> {
             packages,
             created: now(),
             bytes: size(&self.root),
+            source: None,
         })
     }
 
     pub(crate) fn place(&self, store: &Path, partial: &Path, manifest: &Manifest) -> Result<(), ImageError> {
         let about = json!({ "runtime": manifest.runtime, "version": manifest.version, "env": {} });
-        let text = |value: &Value| format!("{value:#}\n");
         let file = self.root.join("etc/sandpool-image.json");
         // It may be another image's too: not written over, but made anew.
         let _ = fs::remove_file(&file);
-        fs::write(&file, text(&about)).map_err(ImageError::io(&file))?;
-        let file = partial.join("manifest.json");
-        fs::write(&file, text(&json!(manifest))).map_err(ImageError::io(&file))?;
+        fs::write(&file, format!("{about:#}\n")).map_err(ImageError::io(&file))?;
         remove(&self.recipe_directory)?;
-        let image = store.join(&manifest.digest);
-        remove(&image)?;
-        fs::rename(partial, &image).map_err(ImageError::io(&image))?;
-        let name = store.join("names").join(self.name);
-        let new = store.join("names").join(format!(".{}.new", self.name));
-        fs::write(&new, format!("{}\n", manifest.digest)).map_err(ImageError::io(&new))?;
-        fs::rename(&new, &name).map_err(ImageError::io(&name))
+        finish(store, partial, self.name, manifest)
     }
+}
+
+/// What has been made in `partial` is whole: it becomes the image of this name.
+pub(crate) fn finish(store: &Path, partial: &Path, called: &str, manifest: &Manifest) -> Result<(), ImageError> {
+    let file = partial.join("manifest.json");
+    fs::write(&file, format!("{:#}\n", json!(manifest))).map_err(ImageError::io(&file))?;
+    let image = store.join(&manifest.digest);
+    remove(&image)?;
+    fs::rename(partial, &image).map_err(ImageError::io(&image))?;
+    name(store, called, &manifest.digest)
+}
+
+/// From now on the name means this digest.
+pub(crate) fn name(store: &Path, name: &str, digest: &str) -> Result<(), ImageError> {
+    let place = store.join("names").join(name);
+    let new = store.join("names").join(format!(".{name}.new"));
+    fs::write(&new, format!("{digest}\n")).map_err(ImageError::io(&new))?;
+    fs::rename(&new, &place).map_err(ImageError::io(&place))
 }
 
 /// After a failure: whole packages that were downloaded need not be downloaded again.

@@ -56,6 +56,26 @@ pub struct Manifest {
     pub created: u64,
     /// The size of its files, in bytes.
     pub bytes: u64,
+    /// Where it comes from, when nobody built it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// Where an image of others comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// What it was asked for as.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// The digests of all that it is made of.
+    pub parts: Vec<String>,
+    /// The key that it was found to be signed with, when it was got: SHA-256 of it, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
+    /// What it says about how it is run: entry point, arguments, user, directory, ports, in the words of the OCI specification.
+    pub config: serde_json::Value,
 }
 
 /// A package of an image.
@@ -86,6 +106,9 @@ pub enum ImageError {
     /// A program that builds images is missing.
     #[error("building images needs {0}: apt-get install {1}")]
     Missing(&'static str, &'static str),
+    /// A recipe has this name.
+    #[error("{0} is the name of an image that is built here")]
+    Reserved(String),
     /// Only root can build.
     #[error("building images needs root")]
     NotRoot,
@@ -208,6 +231,37 @@ impl Store {
         })
     }
 
+    /// Puts an image of others into the store, or gives one that is there a further name. `fill` is given an empty directory for
+    /// the root file system; `digest` says what it is made from, 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// `Reserved` for a recipe's name, and whatever `fill` says: then nothing is left.
+    pub fn put<E: From<ImageError>>(
+        &self,
+        name: &str,
+        digest: &str,
+        fill: impl FnOnce(&Path) -> Result<Manifest, E>,
+    ) -> Result<Image, E> {
+        check_foreign(name)?;
+        let _lock = self.lock(|| {})?;
+        if let Some(image) = self.by_digest(name, digest)? {
+            builder::name(&self.directory, name, digest)?;
+            return Ok(image);
+        }
+        let partial = self.directory.join(format!("{}{name}", builder::PARTIAL));
+        builder::remove(&partial)?;
+        let rootfs = partial.join("rootfs");
+        fs::create_dir_all(&rootfs).map_err(ImageError::io(&rootfs))?;
+        let filled = fill(&rootfs);
+        if filled.is_err() {
+            builder::remove(&partial)?;
+        }
+        let manifest = filled?;
+        builder::finish(&self.directory, &partial, name, &manifest)?;
+        let missing = || ImageError::io(&self.directory)(io::Error::other(format!("{name} is not where it was put")));
+        Ok(self.by_digest(name, digest)?.ok_or_else(missing)?)
+    }
+
     /// A program that builds need and this machine lacks, and the package that has it.
     #[must_use]
     pub fn missing_program() -> Option<(&'static str, &'static str)> {
@@ -269,6 +323,17 @@ impl Store {
         let manifest = serde_json::from_str(&text).map_err(|error| ImageError::io(&file)(error.into()))?;
         Ok(Some(Image { name: name.to_owned(), rootfs: directory.join("rootfs"), manifest }))
     }
+}
+
+/// Whether an image of others may be called so.
+///
+/// # Errors
+/// `Reserved` for a recipe's name, `Unknown` for what is no name.
+pub fn check_foreign(name: &str) -> Result<(), ImageError> {
+    if recipe(name).is_ok() {
+        return Err(ImageError::Reserved(name.to_owned()));
+    }
+    checked(name).map(drop)
 }
 
 /// A name that is one plain component of a path.

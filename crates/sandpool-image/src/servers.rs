@@ -191,6 +191,7 @@ mod tests {
     #[test]
     fn an_image_is_another_when_anything_of_it_is() {
         let manifest = |digest: &str| Manifest {
+            source: None,
             digest: digest.to_owned(),
             runtime: "node".to_owned(),
             version: "1".to_owned(),

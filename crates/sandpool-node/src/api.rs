@@ -10,6 +10,7 @@ pub use sandpool_driver::{Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
+use sandpool_wire::egress::{MAX_VALUE, MIN_VALUE, SecretValue};
 pub use sandpool_wire::egress::{Mode as EgressMode, Policy as EgressPolicy};
 
 /// One pool, as declared.
@@ -39,6 +40,8 @@ pub struct PoolSpec {
     pub start: Start,
     /// What sessions may reach; `None` for nothing, and no way out at all.
     pub egress: Option<EgressPolicy>,
+    /// Sessions may bring secrets of their own.
+    pub session_secrets: bool,
     /// Who shares a session's name.
     pub scope: SessionScope,
     /// How long a caller waits for a place when every one is taken, before it hears [`NodeError::Exhausted`].
@@ -149,6 +152,128 @@ pub enum Open {
     OrCreate,
     /// Answer [`NodeError::NoSession`].
     Existing,
+}
+
+/// What a session is given when it is made, besides what its pool gives to all.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
+    /// Secrets: the session has variables of these names, whose values are placeholders.
+    pub secrets: Vec<SessionSecret>,
+}
+
+/// A secret of one session.
+#[derive(Clone)]
+pub struct SessionSecret {
+    /// The variable's name.
+    pub name: String,
+    /// What its hosts get.
+    pub value: String,
+    /// Its hosts.
+    pub hosts: Vec<String>,
+}
+
+/// Never the value.
+impl std::fmt::Debug for SessionSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionSecret").field("name", &self.name).field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
+
+/// Variables and secrets of one session, at most, of each.
+const MOST_GIVEN: usize = 64;
+
+/// Bytes of one session's variables, at most: with their names, all together.
+const MAX_ENV: usize = 32 * 1024;
+
+impl Given {
+    /// Nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.env.is_empty() && self.secrets.is_empty()
+    }
+
+    /// Whether a session of this pool may be given this.
+    ///
+    /// # Errors
+    /// The field, and a sentence about it.
+    pub fn check(&self, pool: &PoolSpec) -> Result<(), (String, String)> {
+        // As nearly always.
+        if self.is_empty() {
+            return Ok(());
+        }
+        if !self.secrets.is_empty() && !pool.session_secrets {
+            let why =
+                format!("sessions of {} have no secrets of their own: its pool does not say sessionSecrets", pool.name);
+            return Err(("secrets".to_owned(), why));
+        }
+        for (field, count) in [("env", self.env.len()), ("secrets", self.secrets.len())] {
+            if count > MOST_GIVEN {
+                return Err((field.to_owned(), format!("{count} are too many: {MOST_GIVEN} at most")));
+            }
+        }
+        let mut names: std::collections::BTreeSet<&str> = pool.env.iter().map(|(name, _)| name.as_str()).collect();
+        let own = self.env.iter().map(|(name, _)| (format!("env.{name}"), name));
+        let secret = |(at, secret): (usize, &SessionSecret)| (format!("secrets[{at}].name"), secret.name.clone());
+        let secrets: Vec<_> = self.secrets.iter().enumerate().map(secret).collect();
+        for (field, name) in own.chain(secrets.iter().map(|(field, name)| (field.clone(), name))) {
+            if !is_variable(name) {
+                return Err((field, format!("{name:?} is not the name of an environment variable")));
+            }
+            if !names.insert(name) {
+                return Err((field, format!("{name} is there already, in the pool or in this session")));
+            }
+        }
+        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
+            return Err((format!("env.{name}"), "a variable's value has no NUL".to_owned()));
+        }
+        let bytes: usize = self.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > MAX_ENV {
+            return Err(("env".to_owned(), format!("{bytes} bytes are too many: {MAX_ENV} at most, with the names")));
+        }
+        for (at, secret) in self.secrets.iter().enumerate() {
+            let is_printable = secret.value.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+            if !is_printable || !(MIN_VALUE..=MAX_VALUE).contains(&secret.value.len()) {
+                let why = format!("a value must be {MIN_VALUE} to {MAX_VALUE} printable ASCII characters");
+                return Err((format!("secrets[{at}].value"), why));
+            }
+            if secret.hosts.is_empty() || secret.hosts.len() > MOST_GIVEN {
+                let why = format!("there are {}, must be from 1 to {MOST_GIVEN}", secret.hosts.len());
+                return Err((format!("secrets[{at}].hosts"), why));
+            }
+        }
+        Ok(())
+    }
+
+    /// The secrets with their placeholders; the variables that a session gets are added to `env`.
+    pub(crate) fn made(&self, env: &mut Vec<(String, String)>) -> Result<Vec<SecretValue>, getrandom::Error> {
+        let mut secrets = Vec::new();
+        env.extend_from_slice(&self.env);
+        for SessionSecret { name, value, hosts } in &self.secrets {
+            let mut random = [0; 16];
+            getrandom::fill(&mut random)?;
+            let placeholder = placeholder(name, random);
+            env.push((name.clone(), placeholder.clone()));
+            secrets.push(SecretValue { name: name.clone(), placeholder, value: value.clone(), hosts: hosts.clone() });
+        }
+        Ok(secrets)
+    }
+}
+
+/// What a session has instead of a secret's value: of no use anywhere else.
+#[must_use]
+pub fn placeholder(name: &str, random: [u8; 16]) -> String {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    format!("sandpool-{name}-{:032x}", u128::from_be_bytes(random))
+}
+
+/// Whether this is a name that an environment variable can have: 1 to 64 letters, digits and underscores, no digit first.
+#[must_use]
+pub fn is_variable(name: &str) -> bool {
+    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.len() <= 64
 }
 
 /// An execution to start.

@@ -97,7 +97,7 @@ impl Node {
     /// Writes a file whole or not at all: it appears under its name when `data` has ended without an error.
     ///
     /// # Errors
-    /// `NoSpace`, `Denied`, `WrongKind` when a directory has the name, and the errors of `data`.
+    /// `NoSpace`, `Denied`, `OverQuota`, `WrongKind` when a directory has the name, and the errors of `data`.
     pub async fn write_file(
         &self,
         pool: &PoolName,
@@ -106,6 +106,7 @@ impl Node {
         mut data: BoxStream<'_, Result<Bytes, NodeError>>,
     ) -> Result<Entry, NodeError> {
         let (pool, session) = self.session_for_files(pool, key).await?;
+        session.tenant.may_store()?;
         let _in_use = InUse::begin(&pool, &session);
         let Answer::Upload(upload) = ask(&session, Call::WriteOpen { path: checked(path)? }, path).await? else {
             return Err(nonsense());

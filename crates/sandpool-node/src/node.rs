@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
 use crate::journal;
-use crate::pools::{BOOT_LIMIT, PoolState};
+use crate::pools::{BOOT_LIMIT, Clock, PoolState};
 use crate::record::Record;
 use crate::session::Session;
 use crate::tenants::Tenants;
@@ -23,8 +23,8 @@ use crate::tenants::Tenants;
 /// The pause before sandboxes that could not be listed are listed again.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
 
-/// How often processor time is counted, of tenants for which it is limited.
-const CPU_COUNTED: Duration = Duration::from_secs(5);
+/// How often it is counted what sandboxes use, of tenants for which that is limited.
+const USAGE_COUNTED: Duration = Duration::from_secs(5);
 
 /// How long an execution that need not wait may take to begin.
 const BEGINS: Duration = Duration::from_millis(20);
@@ -53,6 +53,9 @@ pub struct NodeConfig {
     pub pools: Vec<PoolSpec>,
     /// The tenants that have a quota or a weight of their own.
     pub tenants: Vec<Tenant>,
+    /// What the host's monotonic clock says now (`CLOCK_MONOTONIC` of Linux). It goes on from server to server, so that sessions
+    /// are as old as they are, whatever is done to the clock that people set.
+    pub monotonic: Duration,
     /// Where it is written down what nobody else would know after a restart; without it nothing is.
     pub store: Option<Store>,
 }
@@ -90,7 +93,7 @@ impl Node {
     /// # Errors
     /// `PoolBroken` when a pool cannot be made of its image and limits, `Unavailable` when the driver does not answer.
     pub async fn start(config: NodeConfig, driver: Arc<dyn Driver>) -> Result<Self, NodeError> {
-        let start = Instant::now();
+        let clock = Clock { start: Instant::now(), offset: config.monotonic };
         let mut changes = driver.watch();
         let tenants = Arc::new(Tenants::new(config.tenants));
         let mut pools = BTreeMap::new();
@@ -111,7 +114,7 @@ impl Node {
                 .map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
             pools.insert(
                 name,
-                Arc::new(PoolState::new(spec, Arc::clone(&driver), Arc::clone(&tenants), config.store.clone(), start)),
+                Arc::new(PoolState::new(spec, Arc::clone(&driver), Arc::clone(&tenants), config.store.clone(), clock)),
             );
         }
         let node = Self {
@@ -123,9 +126,15 @@ impl Node {
             }),
         };
         let listed = driver.list().await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
-        let there: HashSet<_> = listed.iter().map(|sandbox| sandbox.id).collect();
+        // What a server before this one had tried to destroy in vain.
+        let over = match &node.inner.store {
+            Some(store) => store.over().await,
+            None => HashSet::new(),
+        };
+        let there: HashSet<_> = listed.iter().map(|sandbox| sandbox.id).filter(|id| !over.contains(id)).collect();
         for sandbox in listed {
             match node.inner.pools.get(&sandbox.pool) {
+                Some(pool) if over.contains(&sandbox.id) => drop(pool.destroy(sandbox.id)),
                 Some(pool) => pool.adopt(&sandbox),
                 None => {
                     // Of a pool that is not declared any more.
@@ -147,8 +156,8 @@ impl Node {
             tokio::spawn(Arc::clone(pool).fill(node.inner.stop.clone()));
             tokio::spawn(Arc::clone(pool).reap(node.inner.stop.clone()));
         }
-        if tenants.count_cpu() {
-            tokio::spawn(node.clone().count_cpu());
+        if tenants.count_usage() {
+            tokio::spawn(node.clone().count_usage());
         }
         let watching = node.clone();
         tokio::spawn(async move {
@@ -167,15 +176,15 @@ impl Node {
         Ok(node)
     }
 
-    /// Charges tenants whose processor time is limited, session by session, all in one task.
-    async fn count_cpu(self) {
+    /// Charges tenants for which it is limited with what their sandboxes use, session by session, all in one task.
+    async fn count_usage(self) {
         loop {
             tokio::select! {
                 () = self.inner.stop.cancelled() => return,
-                () = tokio::time::sleep(CPU_COUNTED) => {}
+                () = tokio::time::sleep(USAGE_COUNTED) => {}
             }
             for pool in self.inner.pools.values() {
-                for session in pool.all_sessions().iter().filter(|session| session.tenant.counts_cpu()) {
+                for session in pool.all_sessions().iter().filter(|session| session.tenant.counts_usage()) {
                     pool.charge(session).await;
                 }
             }
@@ -303,15 +312,38 @@ impl Node {
         open: Open,
         caller: &Caller,
     ) -> Result<Opened, NodeError> {
+        self.open_with(pool, key, open, Given::default(), caller).await
+    }
+
+    /// The same; a session that is made is given this.
+    ///
+    /// # Errors
+    /// Those of [`Node::open`]; `Invalid` for what the pool's sessions cannot be given ([`Given::check`] says it before), and where the
+    /// session is there already: it has what it was given.
+    pub async fn open_with(
+        &self,
+        pool: &PoolName,
+        key: &SessionKey,
+        open: Open,
+        given: Given,
+        caller: &Caller,
+    ) -> Result<Opened, NodeError> {
         let began = Instant::now();
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         let pool = self.state(pool)?;
-        let (session, new) = match pool.open(key, open, caller).await {
+        given.check(&pool.spec).map_err(|(field, why)| NodeError::Invalid(format!("{field}: {why}")))?;
+        let is_given = !given.is_empty();
+        let (session, new) = match pool.open(key, open, &Arc::new(given), caller).await {
             Ok(opened) => opened,
             Err(error) => return Err(held(pool, error).await),
         };
+        if is_given && !new {
+            let why =
+                "the session is there already, and has the variables and secrets that it was given when it was made";
+            return Err(NodeError::Invalid(why.to_owned()));
+        }
         Ok(Opened { session: pool.describe_session(&session), new, took: began.elapsed() })
     }
 

@@ -62,7 +62,7 @@ pub(crate) struct PoolState {
     driver: Shared,
     tenants: Arc<Tenants>,
     store: Option<Store>,
-    start: Instant,
+    clock: Clock,
     inner: Mutex<Inner>,
     /// The sessions there are, or will be in a moment. Changed under the lock of `inner` only; a request on a session
     /// that is there reads this and takes no other lock that sessions share.
@@ -149,13 +149,28 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// What time it is, by clocks that nobody sets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    /// When this node started.
+    pub(crate) start: Instant,
+    /// What the host's monotonic clock said then.
+    pub(crate) offset: Duration,
+}
+
+impl Clock {
+    fn monotonic(self) -> Duration {
+        self.offset + self.start.elapsed()
+    }
+}
+
 impl PoolState {
     pub(crate) fn new(
         spec: PoolSpec,
         driver: Arc<dyn Driver>,
         tenants: Arc<Tenants>,
         store: Option<Store>,
-        start: Instant,
+        clock: Clock,
     ) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
@@ -167,7 +182,7 @@ impl PoolState {
             driver: Shared(driver),
             tenants,
             store,
-            start,
+            clock,
             inner: Mutex::new(Inner {
                 rules,
                 line: Line::new(IN_LINE),
@@ -206,11 +221,19 @@ impl PoolState {
     }
 
     pub(crate) fn now(&self) -> Moment {
-        ORIGIN + self.start.elapsed()
+        ORIGIN + self.clock.start.elapsed()
     }
 
     fn instant(&self, at: Moment) -> Instant {
-        self.start + at.saturating_sub(ORIGIN)
+        self.clock.start + at.saturating_sub(ORIGIN)
+    }
+
+    /// How old a session is, whatever has been done to the host's clock since it was made.
+    fn age(&self, record: &OwnerRecord) -> Duration {
+        match record.began {
+            Some(began) => self.clock.monotonic().saturating_sub(began),
+            None => record.created.elapsed().unwrap_or_default(),
+        }
     }
 
     /// The first request of a new session has been answered.
@@ -307,7 +330,7 @@ impl PoolState {
 
     fn adopt_session(self: &Arc<Self>, sandbox: SandboxId, record: OwnerRecord) {
         let now = self.now();
-        let age = record.created.elapsed().unwrap_or_default();
+        let age = self.age(&record);
         let (sender, coming) = watch::channel(None);
         let surplus = {
             let key = self.key(&record.tenant, &record.identifier);
@@ -335,7 +358,7 @@ impl PoolState {
         }
         let pool = Arc::clone(self);
         tokio::spawn(async move {
-            let session = pool.connect(sandbox, record, true).await;
+            let session = pool.connect(sandbox, record, None).await;
             if let Err(error) = &session {
                 pool.lose(sandbox, &error.to_string());
             }
@@ -438,7 +461,7 @@ impl PoolState {
     /// Ends a session. Answers the task that destroys its sandbox, if there was one.
     fn end(self: &Arc<Self>, sandbox: SandboxId) -> Option<JoinHandle<()>> {
         let key = self.inner().rules.owner(sandbox)?.clone();
-        let counted = self.settled_now(&key).filter(|session| session.tenant.counts_cpu());
+        let counted = self.settled_now(&key).filter(|session| session.tenant.counts_usage());
         self.take(sandbox, None)?;
         let task = match counted {
             None => self.destroy(sandbox),
@@ -457,11 +480,11 @@ impl PoolState {
         Some(task)
     }
 
-    /// Charges a session's tenant with the processor time that it has used since the last time.
+    /// Charges a session's tenant with what it has used since the last time.
     pub(crate) async fn charge(&self, session: &Session) {
         // A sandbox that is gone, or a driver that does not answer, is told elsewhere.
         if let Ok(usage) = self.driver.0.usage(session.sandbox).await {
-            session.charge(usage.cpu_us, self.now());
+            session.charge(usage, self.now());
         }
     }
 
@@ -491,7 +514,11 @@ impl PoolState {
     }
 
     fn forget(&self, inner: &mut Inner, key: &SessionKey, lost: Option<String>, sandbox: SandboxId) {
-        let was_there = self.change_sessions().remove(key).is_some();
+        let coming = self.change_sessions().remove(key);
+        let was_there = coming.is_some();
+        if let Some(Some(Ok(session))) = coming.map(|coming| coming.borrow().clone()) {
+            session.store_nothing(self.now());
+        }
         if let Some(payer) = inner.payers.remove(&sandbox) {
             payer.closed();
         }
@@ -509,7 +536,7 @@ impl PoolState {
 
     /// Destroys a sandbox. The task ends when it is destroyed, or after some attempts; then others go on trying, since what is left
     /// takes up room for as long as this server lives.
-    fn destroy(&self, sandbox: SandboxId) -> JoinHandle<()> {
+    pub(crate) fn destroy(&self, sandbox: SandboxId) -> JoinHandle<()> {
         let driver = Arc::clone(&self.driver.0);
         tokio::spawn(async move {
             for _ in 0..ATTEMPTS {
@@ -538,6 +565,7 @@ impl PoolState {
         self: &Arc<Self>,
         key: &SessionKey,
         open: Open,
+        given: &Arc<Given>,
         caller: &Caller,
     ) -> Result<(Arc<Session>, bool), NodeError> {
         let (tenant, key) = (&key.tenant, &*self.scoped(key));
@@ -555,7 +583,7 @@ impl PoolState {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.claim(key, tenant, open, caller, in_line.as_ref().map(|place| place.ticket))? {
+            match self.claim(key, tenant, open, (given, caller), in_line.as_ref().map(|place| place.ticket))? {
                 Look::There(coming, new) => {
                     (waiting, in_line) = (None, None);
                     match settled(coming).await {
@@ -626,7 +654,7 @@ impl PoolState {
         key: &SessionKey,
         payer: &TenantName,
         open: Open,
-        caller: &Caller,
+        (given, caller): (&Arc<Given>, &Caller),
         ticket: Option<Ticket>,
     ) -> Result<Look, NodeError> {
         let now = self.now();
@@ -685,13 +713,14 @@ impl PoolState {
                 let record = OwnerRecord {
                     identifier: key.identifier.clone(),
                     created: SystemTime::now(),
+                    began: Some(self.clock.monotonic()),
                     subject: caller.subject.chars().take(200).collect(),
                     tenant: payer.clone(),
                 };
-                let pool = Arc::clone(self);
+                let (pool, given) = (Arc::clone(self), Arc::clone(given));
                 // A task of its own: a client that goes away in the middle leaves nothing half done.
                 tokio::spawn(async move {
-                    let session = pool.connect(sandbox, record, false).await;
+                    let session = pool.connect(sandbox, record, Some(given)).await;
                     if session.is_err() {
                         pool.end(sandbox);
                     }
@@ -744,14 +773,14 @@ impl PoolState {
         }
     }
 
-    /// Makes a sandbox a session's own (unless it is already), and opens the stream to it.
+    /// Makes a sandbox a session's own, with what that is given (or nothing, where it is already), and opens the stream to it.
     async fn connect(
         self: &Arc<Self>,
         sandbox: SandboxId,
         record: OwnerRecord,
-        adopted: bool,
+        given: Option<Arc<Given>>,
     ) -> Result<Arc<Session>, NodeError> {
-        let connecting = self.connect_patiently(sandbox, record, adopted);
+        let connecting = self.connect_patiently(sandbox, record, given);
         let late = || NodeError::Unavailable("its sandbox does not answer".to_owned());
         tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(late()))
     }
@@ -760,17 +789,29 @@ impl PoolState {
         self: &Arc<Self>,
         sandbox: SandboxId,
         record: OwnerRecord,
-        adopted: bool,
+        given: Option<Arc<Given>>,
     ) -> Result<Arc<Session>, NodeError> {
         let driver = &self.driver.0;
-        let failed = |error: DriverError| NodeError::Unavailable(error.to_string());
-        let stream = if adopted {
-            self.dial_patiently(sandbox).await
-        } else {
-            let mut seed = [0; 32];
-            getrandom::fill(&mut seed).map_err(|error| NodeError::Unavailable(error.to_string()))?;
-            let activation = Activation { env: self.spec.env.clone(), seed };
-            driver.give(sandbox, &Owner { record: record.encode() }, &activation).await
+        let adopted = given.is_none();
+        let failed = |error: DriverError| match error {
+            DriverError::Invalid(why) => NodeError::Invalid(why),
+            error => NodeError::Unavailable(error.to_string()),
+        };
+        let stream = match given {
+            None => self.dial_patiently(sandbox).await,
+            Some(given) => {
+                let no_random = |error: getrandom::Error| NodeError::Unavailable(error.to_string());
+                let mut seed = [0; 32];
+                getrandom::fill(&mut seed).map_err(no_random)?;
+                let mut env = self.spec.env.clone();
+                let secrets = given.made(&mut env).map_err(no_random)?;
+                let stream = driver.give(sandbox, &Owner { record: record.encode() }, &Activation { env, seed }).await;
+                if !secrets.is_empty() && stream.is_ok() {
+                    // Before anybody can run anything in it.
+                    driver.entrust(sandbox, &secrets).await.map_err(failed)?;
+                }
+                stream
+            }
         };
         let stream = stream.map_err(failed)?;
         let link = Link::open(stream).await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
@@ -779,7 +820,7 @@ impl PoolState {
             return Err(NodeError::Unavailable("its sandbox started anew".to_owned()));
         }
         let now = self.now();
-        let born = now.saturating_sub(record.created.elapsed().unwrap_or_default());
+        let born = now.saturating_sub(self.age(&record));
         let activity = Activity::new(born, now);
         let tenant = self.inner().payers.get(&sandbox).cloned();
         // Without one it has been ended meanwhile, and counts against nobody.
@@ -1057,11 +1098,13 @@ impl Drop for InLine<'_> {
     }
 }
 
-/// What is kept with the driver about a sandbox's owner: four lines of text. (Sandboxes that are older than tenants have
-/// three.)
+/// What is kept with the driver about a sandbox's owner: five lines of text. (Sandboxes that are older than tenants have
+/// three, and than the last line four.)
 struct OwnerRecord {
     identifier: Identifier,
     created: SystemTime,
+    /// When it was made by the host's monotonic clock, which nobody sets.
+    began: Option<Duration>,
     subject: String,
     /// Against whose quota it counts, and in whose room it is unless the pool has only one.
     tenant: TenantName,
@@ -1069,15 +1112,16 @@ struct OwnerRecord {
 
 impl OwnerRecord {
     fn encode(&self) -> Vec<u8> {
-        let Self { identifier, created, subject, tenant } = self;
+        let Self { identifier, created, began, subject, tenant } = self;
         let created = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let subject: String = subject.chars().filter(|character| !character.is_control()).collect();
-        format!("{identifier}\n{created}\n{subject}\n{tenant}").into_bytes()
+        let began = began.map_or_else(String::new, |began| format!("\n{}", began.as_millis()));
+        format!("{identifier}\n{created}\n{subject}\n{tenant}{began}").into_bytes()
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
-        let mut lines = text.splitn(4, '\n');
+        let mut lines = text.splitn(5, '\n');
         let identifier = Identifier::parse(lines.next()?).ok()?;
         let created = UNIX_EPOCH + Duration::from_millis(lines.next()?.parse().ok()?);
         let subject = lines.next()?.to_owned();
@@ -1085,6 +1129,7 @@ impl OwnerRecord {
             Some(tenant) => TenantName::parse(tenant).ok()?,
             None => TenantName::default(),
         };
-        Some(Self { identifier, created, subject, tenant })
+        let began = lines.next().and_then(|began| began.parse().ok()).map(Duration::from_millis);
+        Some(Self { identifier, created, began, subject, tenant })
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, SandboxId, SessionKey};
 use sandpool_core::pool::Moment;
+use sandpool_core::tenants::Used;
+use sandpool_driver::Usage;
 use sandpool_store::{Place, Store};
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::oneshot;
@@ -28,9 +30,6 @@ const MOST: usize = 256;
 /// the agent ends what runs with patience.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// No processor time that was ever used.
-const UNSEEN: u64 = u64::MAX;
-
 /// How long code waits, at most, before it asks again for an interpreter that was busy with something unknown.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -47,9 +46,16 @@ pub(crate) struct Session {
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
-    /// Microseconds of processor time that its tenant has been charged with; [`UNSEEN`] when it is older than this server.
-    charged: AtomicU64,
+    charged: Mutex<Charged>,
     queue: Mutex<Queue>,
+}
+
+/// What a session's tenant has been charged with.
+#[derive(Debug)]
+struct Charged {
+    /// So much in all; `None` when the session is older than this server, and has not been looked at.
+    with: Option<Usage>,
+    is_over: bool,
 }
 
 /// What goes on in a session, kept where no other session's requests come by. The pool's rules are told when they must
@@ -168,21 +174,43 @@ impl Session {
             created,
             link,
             activity,
-            charged: AtomicU64::new(0),
+            charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }
     }
 
-    /// Processor time that was used before this server is nobody's any more.
+    fn charged(&self) -> MutexGuard<'_, Charged> {
+        self.charged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was used before this server is nobody's any more.
     pub(crate) fn forget_charges(&self) {
-        self.charged.store(UNSEEN, Ordering::Relaxed);
+        self.charged().with = None;
     }
 
     /// Its sandbox has used so much in all: what of it is new is charged to its tenant.
-    pub(crate) fn charge(&self, cpu_us: u64, now: Moment) {
-        let before = self.charged.swap(cpu_us, Ordering::Relaxed);
-        if before != UNSEEN {
-            self.tenant.computed(Duration::from_micros(cpu_us.saturating_sub(before)), now);
+    pub(crate) fn charge(&self, mut usage: Usage, now: Moment) {
+        let mut charged = self.charged();
+        if charged.is_over {
+            usage.stored = 0;
+        }
+        let mut used = Used { stored: usage.stored, ..Used::default() };
+        if let Some(before) = charged.with.replace(usage) {
+            let moved = |usage: Usage| usage.sent.saturating_add(usage.received);
+            used.cpu = Duration::from_micros(usage.cpu_us.saturating_sub(before.cpu_us));
+            used.moved = moved(usage).saturating_sub(moved(before));
+            used.stored_before = before.stored;
+        }
+        self.tenant.used(used, now);
+    }
+
+    /// It is over: nothing of it is stored any more, whatever is still said of it.
+    pub(crate) fn store_nothing(&self, now: Moment) {
+        let mut charged = self.charged();
+        charged.is_over = true;
+        if let Some(before) = &mut charged.with {
+            let stored_before = std::mem::take(&mut before.stored);
+            self.tenant.used(Used { stored_before, ..Used::default() }, now);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sandpool_core::ids::TenantName;
 use sandpool_core::pool::Moment;
-use sandpool_core::tenants::{Meter, Refusal, Tenant};
+use sandpool_core::tenants::{Meter, Refusal, Tenant, Used};
 
 use crate::api::NodeError;
 
@@ -35,9 +35,9 @@ impl Tenants {
         Self { declared: declared.collect() }
     }
 
-    /// Whether anybody's processor time is counted.
-    pub(crate) fn count_cpu(&self) -> bool {
-        self.declared.values().any(|tenant| tenant.counts_cpu())
+    /// Whether it is counted what anybody's sandboxes use.
+    pub(crate) fn count_usage(&self) -> bool {
+        self.declared.values().any(|tenant| tenant.counts_usage())
     }
 
     pub(crate) fn get(&self, name: &TenantName) -> Arc<TenantState> {
@@ -93,16 +93,21 @@ impl TenantState {
         }
     }
 
-    /// Whether its processor time is counted.
-    pub(crate) fn counts_cpu(&self) -> bool {
-        self.meter().is_some_and(|meter| meter.quota().cpu_per_hour.is_some())
+    /// Whether it is counted what its sandboxes use.
+    pub(crate) fn counts_usage(&self) -> bool {
+        self.meter().is_some_and(|meter| meter.quota().is_of_usage())
     }
 
-    /// So much processor time was used.
-    pub(crate) fn computed(&self, used: Duration, now: Moment) {
+    /// So much was used.
+    pub(crate) fn used(&self, used: Used, now: Moment) {
         if let Some(mut meter) = self.meter() {
-            meter.computed(used, now);
+            meter.used(used, now);
         }
+    }
+
+    /// Whether a file may be stored in one of its sessions.
+    pub(crate) fn may_store(&self) -> Result<(), NodeError> {
+        self.meter().map_or(Ok(()), |meter| meter.may_store()).map_err(|refusal| self.refused(refusal))
     }
 
     /// Takes the place of an execution, if there is something to count.

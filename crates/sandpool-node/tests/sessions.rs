@@ -432,3 +432,21 @@ async fn shutdown_lets_what_runs_end_refuses_what_is_new_and_leaves_no_sandbox()
     assert!(matches!(endless.wait(LONG).await.state, ExecutionState::Ended(Outcome::Died(_))));
     assert_eq!((bench.memory.sandboxes().len(), ready(&bench.memory)), (0, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_as_old_as_it_is_whatever_the_clock_says_when_a_server_comes_back() {
+    // Time passes here while the clock that people set stands still: as if it had been set back.
+    let mut bench = Bench::new(|spec| {
+        spec.life.max_alive = Some(seconds(600));
+        spec.life.cooldown = seconds(10_000);
+    })
+    .await;
+    bench.open("mine").await.unwrap();
+    tokio::time::sleep(seconds(400)).await;
+    bench.restart().await;
+    bench.open("mine").await.unwrap();
+    tokio::time::sleep(seconds(199)).await;
+    assert!(bench.node.session(&bench.pool, &name("mine")).is_ok());
+    tokio::time::sleep(seconds(2)).await;
+    assert!(bench.node.session(&bench.pool, &name("mine")).is_err(), "601 seconds are over");
+}

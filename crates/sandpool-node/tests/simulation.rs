@@ -18,6 +18,7 @@ use sandpool_driver::memory::{Boot, Memory, MemoryConfig, Operation};
 use sandpool_node::{
     Caller, ExecuteRequest, ExecutionState, Node, NodeError, Open, Outcome, Quota, SessionScope, Tenant, Whose,
 };
+use sandpool_store::Store;
 use support::*;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -170,14 +171,15 @@ async fn actor(world: Arc<World>, key: SessionKey, seed: u64) {
     }
 }
 
-/// What goes wrong besides sandboxes and their boots. Not both at once: what a killed server had tried to destroy in vain comes back with
-/// the next one.
+/// What goes wrong besides sandboxes and their boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Faults {
     /// The server is killed and started anew.
     Restarts,
     /// Calls to the driver fail.
     Refusals,
+    /// Both, and servers have a store: what a killed one had tried to destroy in vain, the next one knows from there.
+    Both,
 }
 
 /// Everything that goes wrong.
@@ -202,6 +204,19 @@ async fn chaos(world: &World, seed: u64, faults: Faults) {
             60..66 => memory.all_boots(Boot::Fails("a fault".to_owned())),
             66..70 => memory.all_boots(Boot::Hangs),
             70..74 => memory.lose_changes(|| ()),
+            74..82 if faults == Faults::Both => {
+                // What is acknowledged is what the next server knows.
+                if let Some(store) = bench.store.clone() {
+                    // Where it is waited for, paused time does not run away meanwhile.
+                    let handle = tokio::runtime::Handle::current();
+                    let written = move || handle.block_on(store.written());
+                    tokio::task::spawn_blocking(written).await.unwrap();
+                }
+                // A server whose first calls fail does not start; its launcher starts another.
+                memory.refuse(0);
+                bench.restart().await;
+                count(&world.tally.restarts);
+            }
             _ if faults == Faults::Restarts => {
                 bench.restart().await;
                 count(&world.tally.restarts);
@@ -244,7 +259,11 @@ async fn simulate(seed: u64, time: Duration, faults: Faults) -> Tally {
     spec.full_wait = Duration::from_millis(200);
     spec.scope = SessionScope::Tenant;
     let memory = Memory::new(MemoryConfig { max_sandboxes: 40, ..MemoryConfig::default() });
-    let bench = Bench::for_tenants(memory, vec![spec], tenants.to_vec()).await;
+    let mut bench = Bench::for_tenants(memory, vec![spec], tenants.to_vec()).await;
+    let directory = tempfile::tempdir().unwrap();
+    if faults == Faults::Both {
+        bench.restart_with(Store::open(&directory.path().join("state.db")).unwrap()).await;
+    }
     let ends = Instant::now() + time;
     let world = Arc::new(World { bench: Mutex::new(bench), tally: Tally::default(), ends });
     let mut actors = JoinSet::new();
@@ -300,7 +319,7 @@ async fn check(faults: Faults) {
     ] {
         assert!(of(counter) > 0, "nothing was {what}: the simulation shows nothing");
     }
-    assert_eq!(of(&tally.restarts) > 0, faults == Faults::Restarts);
+    assert_eq!(of(&tally.restarts) > 0, faults != Faults::Refusals);
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,4 +330,9 @@ async fn sessions_of_servers_that_are_killed_are_kept_or_said_to_be_lost() {
 #[tokio::test(start_paused = true)]
 async fn sessions_over_a_driver_that_fails_are_kept_or_said_to_be_lost() {
     check(Faults::Refusals).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_over_a_driver_that_fails_for_servers_that_are_killed_are_kept_or_said_to_be_lost() {
+    check(Faults::Both).await;
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
 use sandpool_core::limits::Limits;
 use sandpool_driver::Usage;
 
@@ -203,7 +204,21 @@ impl Groups {
 
     /// Makes the groups of one sandbox, with its limits.
     pub(crate) fn create(&self, slot: u32, limits: &Limits) -> io::Result<Group> {
-        let group = Group { groups: self.clone(), name: format!("s{slot}") };
+        self.make(format!("s{slot}"), limits)
+    }
+
+    /// The egress proxy's groups, which may be there from one that has ended. Its memory is limited, its processor time is not.
+    pub(crate) fn of_egress(&self, memory: u64) -> io::Result<Group> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpu_milli = u32::try_from(processors).unwrap_or(1).saturating_mul(1000);
+        let limits = Limits { memory, pids: 1024, cpu_milli, ..Limits::default() };
+        let group = self.make("egress".to_owned(), &limits)?;
+        group.comes_first(&limits)?;
+        Ok(group)
+    }
+
+    fn make(&self, name: String, limits: &Limits) -> io::Result<Group> {
+        let group = Group { groups: self.clone(), name };
         let made = group.directories().iter().try_for_each(|directory| make(directory));
         let limited = made.and_then(|()| group.limit(limits));
         match limited {
@@ -291,6 +306,13 @@ impl Group {
         }
     }
 
+    /// Moves a process into the groups. For one that does not wait for its first answer: see [`Entrance`].
+    pub(crate) fn take_in(&self, pid: Pid) -> io::Result<()> {
+        self.directories()
+            .iter()
+            .try_for_each(|directory| write(&directory.join("cgroup.procs"), &pid.as_raw_nonzero().to_string()))
+    }
+
     /// A descriptor on which the kernel tells that memory is reclaimed from the group, and the events that it does so
     /// with.
     ///
@@ -333,6 +355,8 @@ impl Group {
                 pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
                 cpu_us: cpuacct.as_ref().map_or(0, |path| number(&path.join(&self.name).join("cpuacct.usage")) / 1000),
                 oom_kills: field(&memory.join("memory.oom_control"), "oom_kill"),
+                stored: field(&memory.join("memory.stat"), "shmem"),
+                ..Usage::default()
             },
             Groups::V2(_) => Usage {
                 memory: number(&memory.join("memory.current")),
@@ -340,6 +364,8 @@ impl Group {
                 pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
                 cpu_us: field(&memory.join("cpu.stat"), "usage_usec"),
                 oom_kills: field(&memory.join("memory.events"), "oom_kill"),
+                stored: field(&memory.join("memory.stat"), "shmem"),
+                ..Usage::default()
             },
         }
     }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use sandpool_core::limits::Limits;
+use sandpool_driver::Usage;
 use sandpool_sys::packet;
 use sandpool_wire::agent::Runtime;
 use serde::de::DeserializeOwned;
@@ -83,6 +84,11 @@ pub(crate) enum Call {
     Narrowed {
         id: Id,
     },
+    /// This sandbox's session has these secrets of its own.
+    Entrust {
+        id: Id,
+        secrets: Vec<u8>,
+    },
 }
 
 /// What a sandbox is made for.
@@ -131,6 +137,33 @@ impl WireLimits {
     }
 }
 
+/// [`Usage`], as it travels.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct WireUsage {
+    memory: u64,
+    memory_peak: u64,
+    pids: u32,
+    cpu_us: u64,
+    oom_kills: u64,
+    stored: u64,
+    sent: u64,
+    received: u64,
+}
+
+impl From<Usage> for WireUsage {
+    fn from(usage: Usage) -> Self {
+        let Usage { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received } = usage;
+        Self { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received }
+    }
+}
+
+impl From<WireUsage> for Usage {
+    fn from(usage: WireUsage) -> Self {
+        let WireUsage { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received } = usage;
+        Self { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received }
+    }
+}
+
 /// Said by the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromLauncher {
@@ -151,13 +184,7 @@ pub(crate) enum Answer {
         sandboxes: Vec<Record>,
         more: bool,
     },
-    Usage {
-        memory: u64,
-        memory_peak: u64,
-        pids: u32,
-        cpu_us: u64,
-        oom_kills: u64,
-    },
+    Usage(WireUsage),
     Narrowed {
         policy: Option<Vec<u8>>,
     },

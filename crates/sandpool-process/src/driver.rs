@@ -19,7 +19,7 @@ use sandpool_driver::{
     Usage,
 };
 use sandpool_wire::agent::{Activation, Runtime};
-use sandpool_wire::egress::Policy;
+use sandpool_wire::egress::{Policy, SecretValue};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -358,9 +358,7 @@ impl Driver for ProcessDriver {
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {
         match self.ask(Call::Usage { id: id.0 }).await?.0 {
-            Answer::Usage { memory, memory_peak, pids, cpu_us, oom_kills } => {
-                Ok(Usage { memory, memory_peak, pids, cpu_us, oom_kills })
-            }
+            Answer::Usage(usage) => Ok(usage.into()),
             _ => Err(unavailable(&"the launcher answered something else")),
         }
     }
@@ -368,6 +366,11 @@ impl Driver for ProcessDriver {
     async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError> {
         let policy = policy.map(Policy::encode).transpose().map_err(DriverError::Invalid)?;
         self.ask(Call::Narrow { id: id.0, policy }).await.map(drop)
+    }
+
+    async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError> {
+        let secrets = SecretValue::encode(secrets).map_err(DriverError::Invalid)?;
+        self.ask(Call::Entrust { id: id.0, secrets }).await.map(drop)
     }
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {

@@ -28,13 +28,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::fs::{FlockOperation, MemfdFlags, SealFlags};
 use rustix::process::{Resource, Rlimit, Signal};
-use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
+use sandpool_sys::counters::Counters;
 use sandpool_sys::sandbox as sys;
 use sandpool_wire::agent::Runtime;
 use sandpool_wire::egress::MAX_POLICY;
@@ -44,7 +45,7 @@ use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLa
 use crate::host;
 use crate::seccomp::Filters;
 use admission::{Admission, Expected};
-use egress::Egress;
+use egress::{Egress, Gate};
 use lingering::Lingering;
 use sandbox::Live;
 use seeds::Seeds;
@@ -70,6 +71,9 @@ const DESCRIPTORS_EACH: u64 = 4;
 const DESCRIPTORS_OUT: u64 = 7;
 const DESCRIPTORS: u64 = 256;
 
+/// Sandboxes that have a counter of their own; the next ones have those of the first. 16 bytes each.
+const COUNTERS: usize = 65_536;
+
 /// How much of so much memory stays free when nobody says how much: a twentieth, and 256 MiB at least.
 #[must_use]
 pub fn default_reserve(total: u64) -> u64 {
@@ -85,8 +89,8 @@ pub struct LauncherConfig {
     pub home: PathBuf,
     /// Every pool's root file system lies below this directory.
     pub images: PathBuf,
-    /// Where pools have what lies over their image, each in a directory of its name; only root writes there.
-    pub trust: PathBuf,
+    /// What sandboxes of these pools trust besides their image's certificates.
+    pub trust: BTreeMap<String, Trust>,
     /// Sandboxes at the same time, at most.
     pub max_sandboxes: u32,
     /// Bytes of the host's memory that stay free: a sandbox for which there is not more is refused. `None` for
@@ -94,10 +98,24 @@ pub struct LauncherConfig {
     pub memory_reserve: Option<u64>,
     /// The server.
     pub server: ServerProcess,
-    /// The egress proxy, for pools with a way out; without it there are none.
+    /// The egress proxy, for pools with a way out; without it there are none. It gets the counters as 4.
     pub egress: Option<ServerProcess>,
+    /// Bytes of memory that the egress proxy may use.
+    pub egress_memory: u64,
     /// From the server's SIGTERM to its SIGKILL at shutdown.
     pub grace: Duration,
+}
+
+/// Makes, for a sandbox that is told from others by these bytes, the certificate (PEM) of an authority that it trusts.
+pub struct Trust(pub Box<Certify>);
+
+/// See [`Trust`].
+pub type Certify = dyn Fn(&[u8; 16]) -> io::Result<String>;
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trust")
+    }
 }
 
 /// How the server, or the egress proxy, is started: this program's own file, as another user.
@@ -120,8 +138,6 @@ struct Pool {
     runtime: Runtime,
     rootfs: PathBuf,
     rootfs_is: (u64, u64),
-    /// What lies over the image: the certificates that this pool trusts besides its image's.
-    trust: Option<PathBuf>,
     limits: Limits,
     /// What a sandbox takes of the host's memory.
     expected: Expected,
@@ -208,6 +224,8 @@ struct Launcher {
     lingering: Lingering,
     server: Server,
     egress: Egress,
+    /// What the egress proxy counts in.
+    counters: Arc<Counters>,
     stopping: Option<Stopping>,
     /// Whose memory is looked at with each tick.
     short_of_memory: BTreeSet<Id>,
@@ -285,7 +303,7 @@ pub fn run(config: LauncherConfig) -> ExitCode {
 }
 
 impl Launcher {
-    fn new(config: LauncherConfig) -> io::Result<Self> {
+    fn new(mut config: LauncherConfig) -> io::Result<Self> {
         if [Some(&config.server), config.egress.as_ref()].into_iter().flatten().any(|it| it.uid == 0 || it.gid == 0) {
             return Err(io::Error::other("neither the server nor the egress proxy may run as root"));
         }
@@ -295,6 +313,10 @@ impl Launcher {
         allow_descriptors(config.max_sandboxes)?;
         // For the server and all sandboxes, which inherit it. Whoever cannot have it is as fast as before.
         let _ = sys::set_time_slice(TIME_SLICE);
+        let (file, counters) = Counters::create(COUNTERS)?;
+        if let Some(egress) = &mut config.egress {
+            egress.inherit.insert(0, file);
+        }
         let home = std::fs::metadata(&config.home)?;
         let groups = Groups::open(&format!("{:x}-{:x}", home.dev(), home.ino()))?;
         let agent = sealed(config.agent)?;
@@ -323,6 +345,7 @@ impl Launcher {
             lingering: Lingering::default(),
             server: Server::default(),
             egress: Egress::default(),
+            counters,
             stopping: None,
             short_of_memory: BTreeSet::new(),
             next_tick: Instant::now(),
@@ -524,6 +547,7 @@ impl Launcher {
             },
             Call::List { after } => Ok(self.list(after)),
             Call::Narrow { id, policy } => self.narrow(request, id, policy)?,
+            Call::Entrust { id, secrets } => self.entrust(request, id, secrets)?,
             Call::Narrowed { id } => self
                 .present(id)
                 .map(|live| Answer::Narrowed { policy: live.gate.as_ref().and_then(|gate| gate.narrowed()) }),
@@ -532,14 +556,9 @@ impl Launcher {
                 Err(refusal) => Err(refusal),
             },
             Call::Usage { id } => self.present(id).map(|live| {
-                let usage = live.group.usage();
-                Answer::Usage {
-                    memory: usage.memory,
-                    memory_peak: usage.memory_peak,
-                    pids: usage.pids,
-                    cpu_us: usage.cpu_us,
-                    oom_kills: usage.oom_kills,
-                }
+                let mut usage = live.group.usage();
+                [usage.sent, usage.received] = live.gate.as_ref().map(Gate::moved).unwrap_or_default();
+                Answer::Usage(usage.into())
             }),
         };
         Some((result, None))
@@ -608,10 +627,7 @@ impl Launcher {
             };
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
-            // A pool's name is no path: the server's word for it is looked at once more.
-            let is_name = PoolName::parse(name).is_ok();
-            let trust = Some(self.config.trust.join(name)).filter(|path| is_name && path.is_dir());
-            let pool = Pool { runtime, rootfs, rootfs_is, trust, limits, expected, zygote, egress };
+            let pool = Pool { runtime, rootfs, rootfs_is, limits, expected, zygote, egress };
             self.pools.insert(name.to_owned(), pool);
         }
         Ok(self.pools.get(name).is_some_and(|pool| pool.zygote.is_some()))

@@ -8,6 +8,7 @@
 //! ```
 
 mod cgroup;
+mod confine;
 mod control;
 mod driver;
 pub mod host;
@@ -15,8 +16,20 @@ pub mod launcher;
 pub mod seccomp;
 mod setup;
 
+pub use confine::{confine, confine_proxy};
 pub use control::is_packet;
 pub use driver::{ProcessDriver, control as take_control};
+
+/// What the host's monotonic clock says now.
+#[must_use]
+pub fn monotonic() -> std::time::Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Neither is negative.
+    std::time::Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The descriptor that an egress proxy started by the launcher finds its counters on.
+pub const COUNTERS_FD: i32 = 4;
 
 /// The descriptor that a server started by the launcher finds its end of the control socket on.
 pub const CONTROL_FD: i32 = 3;

@@ -233,7 +233,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_rt_sigqueueinfo, libc::SYS_rt_sigreturn, libc::SYS_rt_sigsuspend, libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_tgsigqueueinfo, libc::SYS_sched_get_priority_max, libc::SYS_sched_get_priority_min,
     libc::SYS_sched_getaffinity, libc::SYS_sched_getattr, libc::SYS_sched_getparam, libc::SYS_sched_getscheduler,
-    libc::SYS_sched_rr_get_interval, libc::SYS_sched_setaffinity, libc::SYS_sched_setattr, libc::SYS_sched_setparam,
+    libc::SYS_sched_rr_get_interval, libc::SYS_sched_setaffinity, libc::SYS_sched_setparam,
     libc::SYS_sched_setscheduler, libc::SYS_sched_yield, libc::SYS_select, libc::SYS_semctl, libc::SYS_semget,
     libc::SYS_semop, libc::SYS_semtimedop, libc::SYS_sendfile, libc::SYS_sendmmsg, libc::SYS_sendmsg,
     libc::SYS_sendto, libc::SYS_set_robust_list, libc::SYS_set_tid_address, libc::SYS_setfsgid, libc::SYS_setfsuid,
@@ -276,7 +276,8 @@ const PRIVILEGED: &[i64] = &[
     libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_vhangup, libc::SYS_lookup_dcookie,
     libc::SYS_fanotify_init, libc::SYS_fanotify_mark, libc::SYS_move_pages, libc::SYS_migrate_pages,
     libc::SYS_mbind, libc::SYS_set_mempolicy, libc::SYS_modify_ldt, libc::SYS_nfsservctl, libc::SYS_ustat,
-    libc::SYS_sysfs, libc::SYS_unshare, libc::SYS_setns,
+    // Its time slice is not its own to say.
+    libc::SYS_sysfs, libc::SYS_unshare, libc::SYS_setns, libc::SYS_sched_setattr,
 ];
 
 #[cfg(test)]

@@ -15,10 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    Scope,
-};
+use landlock::{Access, AccessFs, PathBeneath, PathFd, RulesetCreatedAttr};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -28,6 +25,8 @@ use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox;
 
+use crate::confine::{self, NEWEST};
+use crate::launcher::Trust;
 use crate::seccomp::Filters;
 
 /// The uid and gid of pid 1 inside a sandbox (ID2).
@@ -88,19 +87,31 @@ pub(crate) const MASKED: [&str; 41] = [
     "sys/kernel/random/boot_id",
 ];
 
+/// Where images have the certificates that they trust, below their root.
+const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
+
+/// Where a sandbox has the certificate of its own authority alone; agents look for it.
+const AUTHORITY: &str = "etc/ssl/sandpool.pem";
+
+/// The longest file of certificates, in bytes: Debian's has 0.2 MiB.
+const MAX_BUNDLE: u64 = 1 << 20;
+
+/// What a sandbox is built in holds so many bytes (FS1).
+pub(crate) const SITE_SIZE: u64 = 1 << 20;
+
 /// What can only be read in /proc (FS6).
 const READ_ONLY: [&str; 6] = ["sys", "bus", "fs", "irq", "driver", "tty"];
 
 /// The newest version of Landlock whose rights are used, where the kernel has them.
-pub(crate) const LANDLOCK: i32 = 6;
+pub(crate) const LANDLOCK: i32 = NEWEST as i32;
 
 /// What a sandbox is built from.
 pub(crate) struct Blueprint<'a> {
     pub(crate) rootfs: &'a Path,
     /// Device and inode of `rootfs`, as they were when the pool was made.
     pub(crate) rootfs_is: (u64, u64),
-    /// What lies over the image for this pool: the certificates that it trusts.
-    pub(crate) trust: Option<&'a Path>,
+    /// What it trusts besides its image's certificates, and what tells it from others there.
+    pub(crate) trust: Option<(&'a Trust, [u8; 16])>,
     pub(crate) runtime: &'static str,
     pub(crate) limits: Limits,
     pub(crate) filters: &'a Filters,
@@ -173,13 +184,12 @@ pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
     // directory that only root may enter can be entered.
     let image = open_image(blueprint).map_err(step("the image"))?;
-    let trust = blueprint.trust.map(open_layer).transpose().map_err(step("the certificates"))?;
     enter_namespaces()?;
     if let WayOut::Listeners(handover) = blueprint.way_out {
         hand_over_listeners(handover).map_err(step("the listeners of its network"))?;
     }
-    mounts(blueprint, &image, trust.as_ref()).map_err(step("the file system"))?;
-    drop((image, trust));
+    mounts(blueprint, &image).map_err(step("the file system"))?;
+    drop(image);
     limits(&blueprint.limits).map_err(step("resource limits"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     sandbox::redirect_standard_streams(null)?;
@@ -222,10 +232,30 @@ fn open_image(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens the root of a layer that root has made.
-fn open_layer(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?)
+/// The certificates that a sandbox trusts, below `top`: its image's and `authority`, and that one alone.
+fn trust(image: &OwnedFd, authority: &str) -> io::Result<()> {
+    // The image's own file, whatever its links say: none of the host's.
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mut bundle = String::new();
+    if let Ok(file) = rustix::fs::openat2(image, BUNDLE, flags, Mode::empty(), resolve) {
+        let file = fs::File::from(file);
+        let meta = file.metadata()?;
+        if !meta.is_file() || meta.len() > MAX_BUNDLE {
+            return Err(io::Error::other(format!("{BUNDLE} of the image is no file of at most {MAX_BUNDLE} bytes")));
+        }
+        // An image without any trusts the authority alone.
+        io::Read::read_to_string(&mut io::Read::take(file, MAX_BUNDLE), &mut bundle)?;
+    }
+    if !bundle.is_empty() && !bundle.ends_with('\n') {
+        bundle.push('\n');
+    }
+    bundle.push_str(authority);
+    for directory in ["top/etc/ssl", "top/etc/ssl/certs"] {
+        make_directory(directory)?;
+    }
+    fs::write(format!("top/{BUNDLE}"), bundle)?;
+    fs::write(format!("top/{AUTHORITY}"), authority)
 }
 
 fn become_id(id: u32) -> io::Result<()> {
@@ -282,9 +312,9 @@ fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
 }
 
 /// A bounded file system to build in, where nothing that is mounted reaches the host's own tree (FS1).
-pub(crate) fn make_site() -> io::Result<()> {
+pub(crate) fn make_site(size: u64) -> io::Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    attach(&tmpfs(1 << 20, 0, "755", PLAIN)?, SITE)?;
+    attach(&tmpfs(size, 0, "755", PLAIN)?, SITE)?;
     std::env::set_current_dir(SITE)
 }
 
@@ -313,9 +343,9 @@ pub(crate) fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
-fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, trust: Option<&OwnedFd>) -> io::Result<()> {
+fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
-    make_site()?;
+    make_site(if blueprint.trust.is_some() { SITE_SIZE + 2 * MAX_BUNDLE } else { SITE_SIZE })?;
     for directory in [
         "root",
         "top",
@@ -343,13 +373,16 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, trust: Option<&OwnedFd>) -
     )?;
     // NS6.
     fs::write("top/etc/machine-id", "")?;
+    if let Some((Trust(make), nonce)) = &blueprint.trust {
+        let certificates = make(nonce).and_then(|authority| trust(image, &authority));
+        certificates.map_err(|error| failed("the certificates", &error))?;
+    }
     symlink("/tmp", "top/var/tmp")?;
     fs::write("empty", "")?;
     make_directory("nothing")?;
 
     let top = rustix::fs::open("top", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let layers: Vec<_> = [Some(&top), trust, Some(image)].into_iter().flatten().map(AsFd::as_fd).collect();
-    attach(&overlay(&layers)?, "root")?;
+    attach(&overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
@@ -491,22 +524,12 @@ fn privileges() -> io::Result<()> {
 
 /// LL1, LL2: a second opinion on the same policy.
 fn restrict_files() -> io::Result<()> {
-    let newest = ABI::V6;
     let other = |error: landlock::RulesetError| io::Error::other(error);
-    let all = AccessFs::from_all(newest);
+    let all = AccessFs::from_all(NEWEST);
     let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
-    let read = AccessFs::from_read(newest);
+    let read = AccessFs::from_read(NEWEST);
     let open = |path: &str| PathFd::new(path).map_err(io::Error::other);
-    Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))
-        .map_err(other)?
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(all)
-        .map_err(other)?
-        .scope(Scope::from_all(newest))
-        .map_err(other)?
-        .create()
+    confine::ruleset()
         .map_err(other)?
         .add_rule(PathBeneath::new(open("/")?, read))
         .map_err(other)?

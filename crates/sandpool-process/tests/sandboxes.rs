@@ -5,6 +5,7 @@
 #[path = "stage/agent.rs"]
 mod agent;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
@@ -90,7 +91,8 @@ fn launcher(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt().init();
     let Ok(inherit) = inherit(&home) else { return ExitCode::FAILURE };
     run(LauncherConfig {
-        trust: PathBuf::from("/nonexistent"),
+        trust: BTreeMap::new(),
+        egress_memory: 1 << 30,
         agent: Box::leak(agent.into_boxed_slice()),
         home,
         images: images.clone(),
@@ -521,6 +523,7 @@ fn spec(template: &Template) -> PoolSpec {
         start: template.start,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        session_secrets: false,
         full_wait: Duration::ZERO,
     }
 }

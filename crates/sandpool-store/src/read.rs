@@ -1,5 +1,6 @@
 //! Looking up, on a thread where waiting is no trouble.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -77,6 +78,17 @@ impl Store {
         .await
     }
 
+    /// The sandboxes whose sessions have ended, or were lost: what of them is still there is to be destroyed, and nobody's.
+    pub async fn over(&self) -> HashSet<SandboxId> {
+        self.read(|connection| {
+            let select = "SELECT DISTINCT sandbox FROM audit WHERE what IN ('session.ended', 'session.lost')";
+            let mut select = connection.prepare(select)?;
+            let ids = select.query_map([], |row| row.get::<_, String>(0))?;
+            ids.map(|id| Ok(hex_id(&id?))).filter_map(Result::transpose).collect()
+        })
+        .await
+    }
+
     /// The audit trail after the line `after`, oldest first, at most 1,000 lines.
     pub async fn audited(&self, after: i64, limit: u32) -> Vec<Audited> {
         self.read(move |connection| {
@@ -100,4 +112,9 @@ impl Store {
         })
         .await
     }
+}
+
+/// A sandbox's id, as the audit trail has it: hexadecimal digits without dashes.
+fn hex_id(text: &str) -> Option<SandboxId> {
+    u128::from_str_radix(text, 16).ok().map(|id| SandboxId(id.to_be_bytes()))
 }

@@ -1,5 +1,6 @@
 //! System calls made safe: the one crate with unsafe code.
 
+pub mod counters;
 pub mod frozen;
 pub mod network;
 pub mod packet;

@@ -8,12 +8,22 @@
 //! server and the proxy alike.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The largest encoded [`Policy`], in bytes. Two of them fit into a packet.
+/// The largest encoded [`Policy`], in bytes. Two of them fit into a packet, with a session's secrets.
 pub const MAX_POLICY: usize = 24 * 1024;
+
+/// The longest encoded list of a session's secrets, in bytes.
+pub const MAX_SECRETS: usize = 12 * 1024;
+
+/// Bytes of a secret's value, at most: what fits into a header.
+pub const MAX_VALUE: usize = 8 * 1024;
+
+/// Bytes of a secret's value, at least: a shorter one would be found in what has nothing to do with it.
+pub const MIN_VALUE: usize = 8;
 
 /// The listeners of a sandbox, in the order in which they are handed over.
 pub const LISTENERS: usize = 6;
@@ -27,6 +37,10 @@ pub enum ToEgress {
         sandbox: [u8; 16],
         /// The pool it is of.
         pool: String,
+        /// What tells its authority from others: the one that its files trust.
+        nonce: [u8; 16],
+        /// Where its bytes are counted.
+        counter: u32,
         /// What it may reach.
         rules: Rules,
     },
@@ -65,6 +79,58 @@ pub struct Rules {
     pub pool: Vec<u8>,
     /// The session's own, which can only take away: both must allow.
     pub session: Option<Vec<u8>>,
+    /// The session's own secrets, as [`SecretValue`]s that are encoded.
+    pub secrets: Option<Vec<u8>>,
+}
+
+/// A secret, and who gets it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretValue {
+    /// Its name: the variable in the sandbox.
+    pub name: String,
+    /// What the sandbox has instead.
+    pub placeholder: String,
+    /// What its hosts get.
+    pub value: String,
+    /// Its hosts: `example.com`, `*.example.com`, each with `:PORT` if it is not 443.
+    pub hosts: Vec<String>,
+}
+
+/// Never the value.
+impl fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, placeholder, hosts, .. } = self;
+        f.debug_struct("SecretValue")
+            .field("name", name)
+            .field("placeholder", placeholder)
+            .field("hosts", hosts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SecretValue {
+    /// Encodes a list.
+    ///
+    /// # Errors
+    /// A sentence when it is longer than [`MAX_SECRETS`].
+    pub fn encode(list: &[Self]) -> Result<Vec<u8>, String> {
+        let bytes = postcard::to_stdvec(list).map_err(|error| error.to_string())?;
+        match bytes.len() {
+            ..=MAX_SECRETS => Ok(bytes),
+            length => Err(format!("the secrets take {length} bytes together; {MAX_SECRETS} are the most")),
+        }
+    }
+
+    /// Decodes a list.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn decode(bytes: &[u8]) -> Result<Vec<Self>, String> {
+        match bytes.len() {
+            ..=MAX_SECRETS => postcard::from_bytes(bytes).map_err(|error| error.to_string()),
+            length => Err(format!("secrets of {length} bytes are too long")),
+        }
+    }
 }
 
 /// Which hosts may be reached. As JSON and in settings it has the same keys, in camel case.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::settings::Size;
+use crate::settings::egress::EgressLimits;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpool_bench::scenario::Scenario;
 use sandpool_http::auth::Scope;
@@ -100,12 +102,18 @@ pub(crate) enum Command {
         #[arg(long)]
         plan: PathBuf,
     },
+    /// Reads archives and layers of images; `image pull` and `image import` start it
+    #[command(name = "__unpack", hide = true)]
+    Unpack,
     /// The egress proxy of a running server; the launcher starts it
     #[command(name = "__egress", hide = true)]
     Egress {
         /// Where it records its decisions
         #[arg(long)]
         records: PathBuf,
+        /// What one sandbox may use of it, as JSON
+        #[arg(long, value_parser = |text: &str| serde_json::from_str::<EgressLimits>(text))]
+        limits: EgressLimits,
     },
 }
 
@@ -345,6 +353,28 @@ pub(crate) enum Session {
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
     },
+    /// Make a session, or find it; with what it is given when it is made
+    Open {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// A variable of its environment
+        #[arg(long, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+        /// A secret that it uses at these hosts and does not have; its value is that of the variable NAME here. The pool says
+        /// `sessionSecrets`
+        #[arg(long, value_name = "NAME=HOST[,HOST...]")]
+        secret: Vec<String>,
+        /// Narrow it to this policy, a file of YAML or JSON with the keys of a pool's `egress`; - is standard input
+        #[arg(long, value_name = "FILE")]
+        egress: Option<PathBuf>,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
     /// What a session may reach: look at it, or narrow it
     Egress {
         /// The pool
@@ -416,6 +446,25 @@ pub(crate) enum Image {
         #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
         images: Option<PathBuf>,
     },
+    /// Get an image from a registry
+    Pull(ImagePull),
+    /// Take an image out of a file or directory: OCI layout, oci-archive, docker-archive
+    Import {
+        /// The file or directory
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// Which one, if there are several: its tag
+        #[arg(long, value_name = "TAG")]
+        tag: Option<String>,
+        #[command(flatten)]
+        foreign: Foreign,
+    },
+    /// Remove parts of images that were removed or not pulled whole
+    Prune {
+        /// Directory of the images [default: <home>/images]
+        #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+        images: Option<PathBuf>,
+    },
     /// List images
     Ls {
         /// Directory of the images [default: <home>/images]
@@ -431,6 +480,44 @@ pub(crate) enum Image {
         #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
         images: Option<PathBuf>,
     },
+}
+
+/// How an image of others is kept.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Foreign {
+    /// What it is called here [default: the last part of its own name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The most that its files may take, unpacked
+    #[arg(long, value_name = "SIZE", default_value = "16Gi", value_parser = Size::parse)]
+    pub(crate) max_size: Size,
+    /// Directory of the images [default: <home>/images]
+    #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImagePull {
+    /// The image: REGISTRY/REPOSITORY, with :TAG or @DIGEST
+    #[arg(value_name = "REFERENCE")]
+    pub(crate) reference: String,
+    /// Sign in as this user; the password or token is read from standard input
+    #[arg(long, value_name = "USER")]
+    pub(crate) username: Option<String>,
+    /// A file of credentials, as `docker login` and `podman login` write it [default: ~/.docker/config.json]
+    #[arg(long, value_name = "FILE", conflicts_with = "username")]
+    pub(crate) auth_file: Option<PathBuf>,
+    /// A certificate (PEM) to trust besides the host's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Refuse it unless it is signed with this public key (PEM), as `cosign sign --key` does
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Speak HTTP without TLS; loopback is spoken with so anyway
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    #[command(flatten)]
+    pub(crate) foreign: Foreign,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,7 @@ pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod env;
 pub(crate) mod files;
+pub(crate) mod foreign;
 pub(crate) mod image;
 pub(crate) mod mcp;
 pub(crate) mod pool;

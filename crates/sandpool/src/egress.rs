@@ -3,15 +3,23 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use sandpool_egress::sandbox::Limits;
+use sandpool_sys::counters::Counters;
+use sandpool_sys::workload::inherited;
 use tracing::error;
 
+use crate::settings::egress::EgressLimits;
+
 /// Runs until the launcher is gone.
-pub(crate) fn run(records: &Path) -> ExitCode {
-    let served = sandpool_process::take_control().and_then(|control| {
+pub(crate) fn run(records: &Path, limits: &EgressLimits) -> ExitCode {
+    let serve = || {
+        let control = sandpool_process::take_control()?;
+        let counters = Counters::open(&inherited(sandpool_process::COUNTERS_FD)?)?;
+        // Before there is a second thread, which would be outside of them.
+        sandpool_process::confine_proxy(records)?;
         let runtime = crate::server::runtime()?;
-        runtime.block_on(sandpool_egress::serve::serve(control, records, Limits::default()))
-    });
+        runtime.block_on(sandpool_egress::serve::serve(control, counters, records, limits.to_limits()))
+    };
+    let served = serve();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -10,7 +10,6 @@
 //!   images/               root's: the image store
 //!   log/server.log        of `up --detach`
 //!   egress/               the egress proxy's: its record of decisions, and secrets' values while it runs
-//!   trust/                root's: the certificates that pools with secrets trust, over those of their images
 //! ```
 //!
 //! `run/` is root's, so that `down` can believe what it reads there.
@@ -111,11 +110,6 @@ impl Home {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join("log/server.log")
-    }
-
-    /// What lies over pools' images.
-    pub(crate) fn trust(&self) -> PathBuf {
-        self.0.join("trust")
     }
 
     pub(crate) fn egress(&self) -> PathBuf {

@@ -31,6 +31,7 @@ mod reference;
 mod server;
 mod settings;
 mod sse;
+mod unpack;
 
 /// The static program inside every sandbox (see `build.rs`).
 pub(crate) static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent.elf"));
@@ -60,7 +61,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Up(up) => return commands::up::up(&context, &up, log_format),
         Command::Serve(serve) => return commands::up::serve(&context, &serve, home_asked, log_format),
         Command::Server { plan } => return Ok(server::run(&context, &plan)),
-        Command::Egress { records } => return Ok(egress::run(&records)),
+        Command::Unpack => return Ok(unpack::run()),
+        Command::Egress { records, limits } => return Ok(egress::run(&records, &limits)),
         Command::Down(down) => commands::down::run(&context, &down),
         Command::Doctor(doctor) => commands::doctor::run(&context, &doctor),
         Command::Env(env) => commands::env::run(&context, &env),

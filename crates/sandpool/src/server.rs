@@ -192,7 +192,8 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     let (specs, faces) = pools(&settings, &images)?;
     let tenants = settings.tenants.iter().map(crate::settings::TenantSettings::to_tenant).collect::<Result<_, _>>();
     let tenants = tenants.map_err(|error| Failure::new(error.to_string()))?;
-    let node = Node::start(NodeConfig { pools: specs, tenants, store: Some(store) }, driver.clone())
+    let config = NodeConfig { pools: specs, tenants, monotonic: sandpool_process::monotonic(), store: Some(store) };
+    let node = Node::start(config, driver.clone())
         .await
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
 

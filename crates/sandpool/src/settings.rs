@@ -25,7 +25,7 @@ pub(crate) use self::units::Size;
 
 pub(crate) use self::tenants::TenantSettings;
 
-mod egress;
+pub(crate) mod egress;
 pub(crate) mod secrets;
 mod servers;
 mod tenants;
@@ -60,6 +60,9 @@ pub(crate) struct Settings {
     /// Who shares the pools without seeing each other.
     #[serde(default)]
     pub(crate) tenants: Vec<TenantSettings>,
+    /// What one session may use of the egress proxy.
+    #[serde(default)]
+    pub(crate) egress_limits: egress::EgressLimits,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -167,6 +170,9 @@ pub(crate) struct PoolObjectSpec {
     /// An image's name; by default the container type's own.
     #[serde(default)]
     pub(crate) image: Option<String>,
+    /// A file with the public key that its image must be signed with.
+    #[serde(default)]
+    pub(crate) image_key: Option<PathBuf>,
     #[serde(default)]
     pub(crate) scale_configuration: ScaleSettings,
     #[serde(default)]
@@ -190,6 +196,9 @@ pub(crate) struct PoolObjectSpec {
     /// Secrets that sessions use without having them.
     #[serde(default)]
     pub(crate) secrets: Vec<SecretSettings>,
+    /// Sessions may bring secrets of their own, when they are made.
+    #[serde(default)]
+    pub(crate) session_secrets: bool,
     /// Whether sessions may reach anything: with `EgressEnabled` and no `egress`, all that is public.
     #[serde(default)]
     pub(crate) session_network_configuration: Option<NetworkSettings>,
@@ -450,6 +459,7 @@ fn default_pools() -> Vec<PoolObject> {
             spec: PoolObjectSpec {
                 container_type,
                 image: None,
+                image_key: None,
                 scale_configuration: ScaleSettings::default(),
                 dynamic_pool_configuration: DynamicSettings::default(),
                 resources: ResourceSettings::default(),
@@ -459,6 +469,7 @@ fn default_pools() -> Vec<PoolObject> {
                 session_scope: SessionScopeName::default(),
                 egress: None,
                 secrets: Vec::new(),
+                session_secrets: false,
                 session_network_configuration: None,
                 mcp_server_settings: McpServerSettings::default(),
                 servers: servers::Servers::new(),
@@ -477,6 +488,7 @@ impl Default for Settings {
             memory_reserve: None,
             auth: AuthSettings::default(),
             tenants: Vec::new(),
+            egress_limits: egress::EgressLimits::default(),
             pools: default_pools(),
         }
     }
@@ -524,6 +536,7 @@ impl Settings {
         }
         self.auth.check()?;
         tenants::check(&self.tenants, &self.auth)?;
+        self.egress_limits.check().map_err(|(field, why)| value(format!("egressLimits.{field}"), why))?;
         if self.pools.is_empty() {
             return Err(value("pools", "there must be one at least"));
         }
@@ -667,13 +680,8 @@ impl PoolObject {
             let why = format!("is Zygote, which {} has none of: leave it out", spec.container_type.word());
             return Err(value(key("spec.interpreterStart"), why));
         }
-        if let Some(image) = &spec.image {
-            let fits = !image.is_empty()
-                && image.len() <= 63
-                && image.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-            if !fits {
-                return Err(value(key("spec.image"), format!("{image:?} is not the name of an image")));
-            }
+        if let Some(image) = spec.image.as_deref().filter(|image| !is_image_name(image)) {
+            return Err(value(key("spec.image"), format!("{image:?} is not the name of an image")));
         }
         for (variable_at, variable) in spec.env.iter().enumerate() {
             variable.check(&key(&format!("spec.env[{variable_at}]")))?;
@@ -735,6 +743,7 @@ impl PoolObject {
                     Start::Cold
                 }
             },
+            session_secrets: spec.session_secrets,
             scope: match spec.session_scope {
                 SessionScopeName::Tenant => SessionScope::Tenant,
                 SessionScopeName::Pool => SessionScope::Pool,
@@ -742,6 +751,11 @@ impl PoolObject {
             full_wait: Duration::from_secs(spec.scale_configuration.wait_when_full_in_seconds),
         })
     }
+}
+
+/// Whether an image can be called so: 1 to 63 lower-case letters, digits and hyphens.
+pub(crate) fn is_image_name(name: &str) -> bool {
+    (1..=63).contains(&name.len()) && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
 /// Sandboxes of one pool that are made at the same time. Booting an interpreter is work for a processor, so more than

@@ -140,9 +140,10 @@ impl Agent {
         let mut log = if is_service { Log::flowing(exec) } else { Log::new(exec, output_limit) };
         log.started();
         let login = match work {
-            Work::Shell { .. } if login::is_usual(&self.environment) => {
-                self.login.get_or_init(|| Login::read(Path::new("/"))).as_ref()
-            }
+            Work::Shell { .. } if login::is_usual(&self.environment) => self
+                .login
+                .get_or_init(|| if environment::has_bash() { Login::read(Path::new("/")) } else { None })
+                .as_ref(),
             _ => None,
         };
         match Program::start(work, &procs::name(exec), &self.environment, login, self.identity) {

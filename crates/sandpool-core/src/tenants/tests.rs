@@ -8,6 +8,8 @@ fn quota() -> Quota {
         creates_per_second: Some(2),
         executions: Some(2),
         cpu_per_hour: Some(Duration::from_secs(60)),
+        stored_bytes: Some(1_000),
+        egress_bytes_per_hour: Some(3_600),
     }
 }
 
@@ -48,13 +50,45 @@ fn executions_have_places() {
 #[test]
 fn processor_time_that_is_used_up_comes_back_within_the_hour() {
     let mut meter = Meter::new(quota());
-    meter.computed(Duration::from_secs(59), at(0));
+    meter.used(computed(59), at(0));
     meter.begin(at(0)).unwrap();
     // Two seconds over the minute of an hour: a minute for each, and one second to have something.
-    meter.computed(Duration::from_secs(3), at(0));
+    meter.used(computed(3), at(0));
     assert_eq!(refused(meter.begin(at(0))), (Resource::Cpu, 60, Duration::from_secs(121)));
     assert_eq!(refused(meter.may_open(at(0))).0, Resource::Cpu);
     meter.may_open(at(121_000)).unwrap();
+}
+
+fn computed(seconds: u64) -> Used {
+    Used { cpu: Duration::from_secs(seconds), ..Used::default() }
+}
+
+#[test]
+fn bytes_that_were_moved_come_back_within_the_hour() {
+    let mut meter = Meter::new(quota());
+    meter.used(Used { moved: 3_599, ..Used::default() }, at(0));
+    meter.begin(at(0)).unwrap();
+    meter.end();
+    // A byte a second, and one second to have something.
+    meter.used(Used { moved: 11, ..Used::default() }, at(0));
+    assert_eq!(refused(meter.begin(at(0))), (Resource::Egress, 3_600, Duration::from_secs(11)));
+    assert_eq!(refused(meter.may_open(at(0))).0, Resource::Egress);
+    meter.begin(at(11_000)).unwrap();
+}
+
+#[test]
+fn what_is_stored_is_given_back_by_who_stores_it() {
+    let mut meter = Meter::new(quota());
+    let stored = |stored_before, stored| Used { stored_before, stored, ..Used::default() };
+    meter.used(stored(0, 600), at(0));
+    meter.may_store().unwrap();
+    meter.used(stored(0, 400), at(0));
+    assert_eq!(refused(meter.may_store()), (Resource::Stored, 1_000, Duration::from_secs(5)));
+    assert_eq!(refused(meter.may_open(at(0))).0, Resource::Stored);
+    // What runs may remove something.
+    meter.begin(at(0)).unwrap();
+    meter.used(stored(400, 0), at(0));
+    meter.may_store().unwrap();
 }
 
 #[test]
@@ -64,7 +98,7 @@ fn without_a_quota_everything_is_allowed() {
         meter.may_open(at(0)).unwrap();
         meter.opened(at(0));
         meter.begin(at(0)).unwrap();
-        meter.computed(Duration::from_secs(1), at(0));
+        meter.used(Used { moved: 1 << 40, stored: 1 << 40, ..computed(1) }, at(0));
     }
 }
 
@@ -103,6 +137,7 @@ proptest! {
             creates_per_second: Some(rate),
             executions: Some(executions),
             cpu_per_hour: Some(Duration::from_secs(budget)),
+            ..Quota::default()
         };
         let mut meter = Meter::new(quota);
         let (mut now, mut open, mut runs) = (at(0), 0, 0);
@@ -138,7 +173,7 @@ proptest! {
                     meter.end();
                     runs -= 1;
                 }
-                Step::Computes(milliseconds) => meter.computed(Duration::from_millis(milliseconds), now),
+                Step::Computes(milliseconds) => meter.used(Used { cpu: Duration::from_millis(milliseconds), ..Used::default() }, now),
                 Step::Closes | Step::Ends => {}
             }
             prop_assert!(open <= sessions && runs <= executions);

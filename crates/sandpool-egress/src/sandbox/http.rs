@@ -33,7 +33,7 @@ use super::{Passage, Sandbox, tls};
 use crate::audit::Via;
 use crate::host::{self, Target};
 use crate::relay::{Early, Metered};
-use crate::secrets::{self, PoolSecrets};
+use crate::secrets::{self, SandboxSecrets};
 
 /// Where HTTP is expected.
 pub(super) const PORT: u16 = 80;
@@ -78,7 +78,7 @@ struct Guest {
     /// Of a tunnel that the connection may become.
     place: Option<Arc<OwnedSemaphorePermit>>,
     /// Where TLS was opened for them: what is put in, and how to speak with the host itself.
-    secrets: Option<Arc<PoolSecrets>>,
+    secrets: Option<Arc<SandboxSecrets>>,
 }
 
 impl Guest {
@@ -130,7 +130,7 @@ pub(super) async fn opened(
 ) {
     let (sandbox, via) = (Arc::clone(&passage.sandbox), passage.via);
     let (target, port) = (passage.target.clone(), passage.port);
-    let (Some(secrets), Target::Host(host)) = (sandbox.secrets(&target, port).cloned(), &target) else { return };
+    let (Some(secrets), Target::Host(host)) = (sandbox.secrets(&target, port), &target) else { return };
     let acceptor = match secrets.acceptor(host) {
         Ok(acceptor) => acceptor,
         Err(reason) => return passage.refused(&reason),
@@ -366,7 +366,7 @@ async fn forward(guest: &Guest, request: Request<Incoming>, wanted: (Target, u16
 }
 
 /// Speaks HTTP on a connection to a server. The task that drives it has the passage, which ends with it.
-async fn join(mut passage: Passage, metered: Metered, secrets: Option<&PoolSecrets>) -> Result<Upstream, String> {
+async fn join(mut passage: Passage, metered: Metered, secrets: Option<&SandboxSecrets>) -> Result<Upstream, String> {
     let (target, port) = (passage.target.clone(), passage.port);
     let stream = match (secrets, &target) {
         (Some(secrets), Target::Host(host)) => {
@@ -419,7 +419,7 @@ fn tidied(mut request: Request<Incoming>, target: &Target, port: u16, usual: u16
     Ok(request)
 }
 
-fn brought(response: Response<Incoming>, secrets: Option<&Arc<PoolSecrets>>) -> Response<Body> {
+fn brought(response: Response<Incoming>, secrets: Option<&Arc<SandboxSecrets>>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     strip(&mut head.headers);
@@ -439,7 +439,7 @@ fn brought(response: Response<Incoming>, secrets: Option<&Arc<PoolSecrets>>) -> 
 
 /// Puts a pool's secrets into a request. Answers which.
 fn filled<'a>(
-    secrets: &'a PoolSecrets,
+    secrets: &'a SandboxSecrets,
     request: &mut Request<Incoming>,
     target: &Target,
     port: u16,
@@ -459,7 +459,7 @@ type Io = tokio_util::either::Either<Metered, Box<tokio_rustls::client::TlsStrea
 struct Hidden {
     body: Incoming,
     rest: Vec<u8>,
-    secrets: Arc<PoolSecrets>,
+    secrets: Arc<SandboxSecrets>,
     is_over: bool,
 }
 

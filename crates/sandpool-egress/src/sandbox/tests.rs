@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::sni::tests::{extension, hello, name};
+use sandpool_sys::counters::Counters;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -97,6 +98,7 @@ fn between(rules: wire::Policy, limits: Limits, client: impl FnOnce(Outside) + S
                 "s",
                 "p",
                 parsed(&rules),
+                Counters::create(1).unwrap().1.counter(0),
                 Common { dialler: Dialler::default(), audit, limits, secrets: Arc::default() },
             );
             sandbox.serve(listeners.recv().unwrap()).unwrap();

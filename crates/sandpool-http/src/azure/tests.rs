@@ -83,6 +83,7 @@ async fn world(name: &str) -> World {
         start: sandpool_node::Start::Cold,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        session_secrets: false,
         full_wait: Duration::ZERO,
     });
     let pools = specs.iter().map(|spec| {

@@ -1,5 +1,6 @@
 //! Sessions: who holds which sandbox.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -7,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use sandpool_core::ids::Identifier;
-use sandpool_node::{EgressPolicy, Open, SessionInfo};
+use sandpool_node::{EgressPolicy, Given, Open, SessionInfo, SessionSecret};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -82,6 +83,9 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Val
         "pids": usage.pids,
         "cpuSeconds": micro(usage.cpu_us),
         "oomKills": usage.oom_kills,
+        "storedBytes": usage.stored,
+        "sentBytes": usage.sent,
+        "receivedBytes": usage.received,
     });
     body["wall"] = json!(status.wall);
     body["weaker"] = json!(status.weaker);
@@ -99,9 +103,30 @@ fn micro(microseconds: u64) -> f64 {
 struct Opening {
     /// What the session may reach, of what its pool may.
     egress: Option<EgressPolicy>,
+    /// Environment variables of a session that is made.
+    env: BTreeMap<String, String>,
+    /// Secrets of a session that is made.
+    secrets: Vec<SecretOpening>,
 }
 
-/// Finds the session, or makes it: 201 when it is new. What it may reach, if the body says it, holds before the answer.
+/// A secret of the session's own.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SecretOpening {
+    name: String,
+    value: String,
+    hosts: Vec<String>,
+}
+
+/// Never the value.
+impl std::fmt::Debug for SecretOpening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretOpening").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Finds the session, or makes it: 201 when it is new. What it may reach, if the body says it, holds before the answer. Variables and
+/// secrets are for one that is made: one that is there has its own, and the call is refused.
 pub(super) async fn open(
     State(app): State<App>,
     asked: Asked,
@@ -109,11 +134,16 @@ pub(super) async fn open(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let (pool, key) = asked.session(Role::Executor)?;
     let bytes = body::whole(body, egress::MAX_BODY).await?;
-    let Opening { egress } = if bytes.is_empty() { Opening::default() } else { body::json(&bytes)? };
+    let Opening { egress, env, secrets } = if bytes.is_empty() { Opening::default() } else { body::json(&bytes)? };
     if egress.is_some() {
         app.node.egress(&pool)?;
     }
-    let opened = app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
+    let secrets = secrets.into_iter().map(|SecretOpening { name, value, hosts }| SessionSecret { name, value, hosts });
+    let given = Given { env: env.into_iter().collect(), secrets: secrets.collect() };
+    given.check(app.node.spec(&pool)?).map_err(|(field, why)| Problem::invalid(&field, format!("{field}: {why}.")))?;
+    let field = if given.secrets.is_empty() { "env" } else { "secrets" };
+    let opened = app.node.open_with(&pool, &key, Open::OrCreate, given, &asked.principal.caller()).await;
+    let opened = opened.map_err(|error| egress::wrong(error, field))?;
     if let Some(policy) = &egress
         && let Err(error) = app.node.narrow(&pool, &key, Some(policy)).await
     {
@@ -154,7 +184,57 @@ fn shown(session: &SessionInfo) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use sandpool_core::ids::SandboxId;
+
     use super::*;
+    use crate::served::Served;
+
+    const HERE: &str = "/pools/python/sessions/chat-17";
+
+    #[tokio::test]
+    async fn a_session_is_given_variables_and_secrets_when_it_is_made() {
+        let served = Served::start().await;
+        let body = json!({
+            "env": { "STAGE": "test" },
+            "secrets": [{ "name": "KEY", "value": "the-value-itself", "hosts": ["api.example"] }],
+        });
+        let made = served.call("PUT", HERE, body.to_string()).await;
+        assert_eq!((made.status.as_u16(), made.text().contains("the-value-itself")), (201, false));
+        let sandbox = SandboxId::parse(made.json()["sandbox"].as_str().unwrap()).unwrap();
+        let [secret] = &served.memory.entrusted(sandbox)[..] else { panic!("one was given") };
+        assert_eq!(
+            (secret.value.as_str(), secret.hosts.as_slice()),
+            ("the-value-itself", ["api.example".to_owned()].as_slice())
+        );
+        let code = json!({ "code": "env STAGE\nenv KEY" }).to_string();
+        let ran = served.call("POST", &format!("{HERE}/executions"), code).await.json();
+        assert_eq!(ran["stdout"], format!("test\n{}\n", secret.placeholder), "{ran}");
+        // It has what it was given: a second time is refused, and without any it is found.
+        let (status, _, target) = served.call("PUT", HERE, body.to_string()).await.refusal();
+        assert_eq!((status, target), (400, json!("secrets")));
+        assert_eq!(served.call("PUT", HERE, "{}").await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn what_a_session_cannot_be_given_is_refused_by_its_field_and_makes_none() {
+        let served = Served::start().await;
+        let secret = |name: &str, value: &str, hosts: Value| json!({ "secrets": [{ "name": name, "value": value, "hosts": hosts }] });
+        for (pool, body, field) in [
+            ("python", json!({ "env": { "2": "x" } }), "env.2"),
+            ("python", json!({ "env": { "A": "x\u{0}" } }), "env.A"),
+            ("python", json!({ "env": { "A": "x".repeat(33_000) } }), "env"),
+            ("python", secret("a-b", "12345678", json!(["a.example"])), "secrets[0].name"),
+            ("python", secret("A", "short", json!(["a.example"])), "secrets[0].value"),
+            ("python", secret("A", "line\nline-line", json!(["a.example"])), "secrets[0].value"),
+            ("python", secret("A", "12345678", json!([])), "secrets[0].hosts"),
+            ("node", secret("A", "12345678", json!(["a.example"])), "secrets"),
+        ] {
+            let path = format!("/pools/{pool}/sessions/chat-18");
+            let (status, _, target) = served.call("PUT", &path, body.to_string()).await.refusal();
+            assert_eq!((status, target), (400, json!(field)), "{body}");
+            assert_eq!(served.call("GET", &path, "").await.status, 404);
+        }
+    }
 
     #[test]
     fn a_page_goes_on_where_the_last_one_ended() {

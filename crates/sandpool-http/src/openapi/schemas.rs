@@ -135,6 +135,8 @@ fn native() -> Value {
             "memoryBytes": bytes("of memory"), "memoryPeakBytes": bytes("of memory at most so far"),
             "pids": kind("integer", "Processes and threads."), "cpuSeconds": kind("number", "Processor time."),
             "oomKills": kind("integer", "Processes that were killed for want of memory."),
+            "storedBytes": bytes("of its files"), "sentBytes": bytes("that went out of it"),
+            "receivedBytes": bytes("that came into it"),
         }),
     );
     let lines =
@@ -225,9 +227,16 @@ fn native() -> Value {
         "Opening": with_example(
             closed(object("How a session begins.", json!({
                 "egress?": { "description": "What it may reach, of what its pool may.", "oneOf": [to("Egress"), { "type": "null" }] },
+                "env?": { "type": "object", "additionalProperties": { "type": "string" }, "description": "Environment variables of a session that is made; one that is there has its own, and the call is refused." },
+                "secrets?": { "type": "array", "items": to("SessionSecret"), "description": "Secrets of a session that is made, where its pool says `sessionSecrets`." },
             }))),
-            json!({ "egress": { "mode": "allow-list", "allow": ["pypi.org"] } }),
+            json!({ "egress": { "mode": "allow-list", "allow": ["pypi.org"] }, "env": { "STAGE": "test" } }),
         ),
+        "SessionSecret": closed(object("A secret that the session uses and does not have.", json!({
+            "name": kind("string", "The variable that the session has; its value there is a placeholder."),
+            "value": kind("string", "What its hosts get: 8 to 8192 printable ASCII characters. No answer, log or record has it."),
+            "hosts": hosts("Who gets the value: `example.com`, `*.example.com`, each with `:PORT` if it is not 443."),
+        }))),
         "Egress": with_example(
             closed(object("What may be reached.", json!({
                 "mode?": { "type": "string", "enum": ["none", "allow-list", "open"], "description": "Nothing (by default), what `allow` names, or all that is public." },

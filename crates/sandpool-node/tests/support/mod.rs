@@ -49,6 +49,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         start: sandpool_node::Start::Cold,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        session_secrets: false,
         full_wait: Duration::ZERO,
     }
 }
@@ -141,8 +142,15 @@ impl Bench {
     }
 }
 
+thread_local! {
+    /// When this thread's test began. Each runs on one.
+    static BEGAN: std::cell::OnceCell<tokio::time::Instant> = const { std::cell::OnceCell::new() };
+}
+
 async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant], store: Option<Store>) -> Node {
-    let config = NodeConfig { pools: specs.to_vec(), tenants: tenants.to_vec(), store };
+    // Paused time stands for the host's monotonic clock.
+    let monotonic = BEGAN.with(|began| began.get_or_init(tokio::time::Instant::now).elapsed());
+    let config = NodeConfig { pools: specs.to_vec(), tenants: tenants.to_vec(), monotonic, store };
     Node::start(config, memory.driver() as Arc<dyn Driver>).await.unwrap()
 }
 

@@ -239,7 +239,7 @@ fn namespaces() -> io::Result<String> {
 }
 
 fn mount_api() -> io::Result<String> {
-    setup::make_site()?;
+    setup::make_site(setup::SITE_SIZE)?;
     Ok("file systems are made with their attributes, and then attached".to_owned())
 }
 

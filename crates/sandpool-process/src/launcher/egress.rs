@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+use sandpool_sys::counters::Counter;
 use sandpool_sys::packet;
-use sandpool_wire::egress::{FromEgress, LISTENERS, MAX_POLICY, Rules, ToEgress};
+use sandpool_wire::egress::{FromEgress, LISTENERS, MAX_POLICY, MAX_SECRETS, Rules, ToEgress};
 
 use super::server::{Pause, spawn};
 use super::{EGRESS_END, EGRESS_SOCKET, Launcher, Place};
@@ -30,19 +31,36 @@ pub(super) struct Gate {
     /// Where its listeners come from, until they have come.
     pub(super) handover: Option<OwnedFd>,
     listeners: Vec<OwnedFd>,
+    /// What tells the authority that its files trust from others.
+    nonce: [u8; 16],
+    /// Its counter's number, and the counter.
+    counter: (u32, Counter),
+    own: Own,
+}
+
+/// What a session has of its own, as the egress proxy reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Own {
     /// Of what its pool may reach, what it may.
     narrowed: Option<Vec<u8>>,
+    /// Its secrets.
+    secrets: Option<Vec<u8>>,
 }
 
 impl Gate {
     /// One whose listeners will come from here.
-    pub(super) fn new(handover: OwnedFd) -> Self {
-        Self { handover: Some(handover), listeners: Vec::new(), narrowed: None }
+    pub(super) fn new(handover: OwnedFd, nonce: [u8; 16], counter: (u32, Counter)) -> Self {
+        Self { handover: Some(handover), listeners: Vec::new(), nonce, counter, own: Own::default() }
+    }
+
+    /// Bytes that have gone out of the sandbox, and come into it.
+    pub(super) fn moved(&self) -> [u64; 2] {
+        self.counter.1.read()
     }
 
     /// What its session is narrowed to.
     pub(super) fn narrowed(&self) -> Option<Vec<u8>> {
-        self.narrowed.clone()
+        self.own.narrowed.clone()
     }
 
     /// Takes what has come. Only the sandbox's first process could send, before it was anybody's program.
@@ -66,13 +84,14 @@ enum Saying {
 }
 
 /// A server's call that waits for the proxy.
-struct Narrowing {
+struct Changing {
     number: u32,
     request: u32,
     id: Id,
-    policy: Option<Vec<u8>>,
-    /// What comes back if the policy cannot be used.
-    before: Option<Vec<u8>>,
+    /// What the session has of its own from now on.
+    own: Own,
+    /// What comes back if that cannot be used.
+    before: Own,
 }
 
 /// The proxy.
@@ -81,8 +100,10 @@ pub(super) struct Egress {
     process: Option<OwnedFd>,
     socket: Option<OwnedFd>,
     waiting: VecDeque<Saying>,
-    awaited: VecDeque<Narrowing>,
+    awaited: VecDeque<Changing>,
     next: u32,
+    /// Sandboxes that have had a counter.
+    counted: u32,
     is_wanted: bool,
     pause: Pause,
 }
@@ -137,7 +158,11 @@ impl Launcher {
     /// Starts the proxy and tells it all, or plans the next attempt.
     pub(super) fn start_egress(&mut self) {
         let Some(program) = &self.config.egress else { return };
-        let started = spawn(program).and_then(|(process, socket)| {
+        let group = self.groups.of_egress(self.config.egress_memory);
+        let started = group.and_then(|group| Ok((group, spawn(program)?)));
+        let started = started.and_then(|(group, (pid, process, socket))| {
+            // With its first thread: those that it starts are in the group with it.
+            group.take_in(pid)?;
             epoll::add(&self.epoll, &process, epoll::EventData::new_u64(EGRESS_END), epoll::EventFlags::IN)?;
             epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(EGRESS_SOCKET), epoll::EventFlags::IN)?;
             Ok((process, socket))
@@ -176,7 +201,7 @@ impl Launcher {
         }
         self.egress.waiting.clear();
         // What they asked for is so: a proxy that is not there lets nothing through, and the next begins with it.
-        for Narrowing { request, .. } in std::mem::take(&mut self.egress.awaited) {
+        for Changing { request, .. } in std::mem::take(&mut self.egress.awaited) {
             self.say(&FromLauncher::Reply { request, result: Ok(Answer::Done) }, None);
         }
     }
@@ -194,8 +219,8 @@ impl Launcher {
             };
             let Ok(FromEgress::Ruled { number, problem }) = message else { return self.hang_up_egress() };
             let at = self.egress.awaited.iter().position(|awaited| awaited.number == number);
-            if let Some(narrowing) = at.and_then(|at| self.egress.awaited.remove(at)) {
-                self.narrowed(narrowing, problem);
+            if let Some(changing) = at.and_then(|at| self.egress.awaited.remove(at)) {
+                self.changed(changing, problem);
             }
         }
         self.flush_egress();
@@ -229,14 +254,16 @@ impl Launcher {
             let live = self.live.get(&id)?;
             let gate = live.gate.as_ref().filter(|gate| !gate.listeners.is_empty())?;
             let pool = self.pools.get(&live.pool)?.egress.clone()?;
-            Some((live, gate, Rules { pool, session: gate.narrowed.clone() }))
+            let Own { narrowed, secrets } = gate.own.clone();
+            Some((live, gate, Rules { pool, session: narrowed, secrets }))
         };
         match saying {
             Saying::Detach(sandbox) => Some((ToEgress::Detach { sandbox }, Vec::new())),
             Saying::Attach(sandbox) => {
                 let (live, gate, rules) = about(sandbox)?;
                 let fds = gate.listeners.iter().map(AsFd::as_fd).collect();
-                Some((ToEgress::Attach { sandbox, pool: live.pool.clone(), rules }, fds))
+                let (pool, nonce, counter) = (live.pool.clone(), gate.nonce, gate.counter.0);
+                Some((ToEgress::Attach { sandbox, pool, nonce, counter, rules }, fds))
             }
             Saying::Rule(sandbox, number) => {
                 // Without a pool that says so, nothing is reached.
@@ -298,6 +325,18 @@ impl Launcher {
         if policy.as_ref().is_some_and(|policy| policy.len() > MAX_POLICY) {
             return Some(Err(Refusal::Invalid("the policy is too long".to_owned())));
         }
+        self.change(request, id, |own| own.narrowed = policy)
+    }
+
+    /// Gives a sandbox's session secrets of its own. Answers as [`Launcher::narrow`].
+    pub(super) fn entrust(&mut self, request: u32, id: Id, secrets: Vec<u8>) -> Option<Result<Answer, Refusal>> {
+        if secrets.len() > MAX_SECRETS {
+            return Some(Err(Refusal::Invalid("the secrets are too long".to_owned())));
+        }
+        self.change(request, id, |own| own.secrets = Some(secrets))
+    }
+
+    fn change(&mut self, request: u32, id: Id, change: impl FnOnce(&mut Own)) -> Option<Result<Answer, Refusal>> {
         let gate = match self.present(id) {
             Err(refusal) => return Some(Err(refusal)),
             Ok(live) => match &mut live.gate {
@@ -305,28 +344,38 @@ impl Launcher {
                 Some(gate) => gate,
             },
         };
-        let before = std::mem::replace(&mut gate.narrowed, policy.clone());
-        let has_listeners = !gate.listeners.is_empty();
+        let before = gate.own.clone();
+        change(&mut gate.own);
+        let (own, has_listeners) = (gate.own.clone(), !gate.listeners.is_empty());
         if self.egress.socket.is_none() || !has_listeners {
             return Some(Ok(Answer::Done));
         }
         let number = self.egress_number();
-        self.egress.awaited.push_back(Narrowing { number, request, id, policy, before });
+        self.egress.awaited.push_back(Changing { number, request, id, own, before });
         self.tell_egress(Saying::Rule(id, number));
         None
     }
 
-    /// The proxy has taken what a sandbox is narrowed to, or says why it cannot be used: then all is as it was.
-    fn narrowed(&mut self, narrowing: Narrowing, problem: Option<String>) {
-        let Narrowing { request, id, policy, before, .. } = narrowing;
+    /// The proxy has taken what a session has of its own, or says why it cannot be used: then all is as it was.
+    fn changed(&mut self, changing: Changing, problem: Option<String>) {
+        let Changing { request, id, own, before, .. } = changing;
         if problem.is_some()
             && let Some(gate) = self.live.get_mut(&id).and_then(|live| live.gate.as_mut())
-            && gate.narrowed == policy
+            && gate.own == own
         {
-            gate.narrowed = before;
+            gate.own = before;
         }
         let result = problem.map_or(Ok(Answer::Done), |problem| Err(Refusal::Invalid(problem)));
         self.say(&FromLauncher::Reply { request, result }, None);
+    }
+
+    /// A counter for one more sandbox. So many others come before it is another one's that nobody counts in it any more.
+    pub(super) fn next_counter(&mut self) -> (u32, Counter) {
+        let number = self.egress.counted;
+        self.egress.counted = self.egress.counted.wrapping_add(1);
+        let counter = self.counters.counter(number);
+        counter.clear();
+        (number, counter)
     }
 
     fn egress_number(&mut self) -> u32 {

@@ -9,6 +9,7 @@ use rustix::event::epoll;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use sandpool_core::limits::Limits;
+use sandpool_sys::counters::Counter;
 use sandpool_sys::sandbox::{self as sys, Cloned};
 
 use super::egress::Gate;
@@ -238,13 +239,21 @@ impl Launcher {
                 return Err(Refusal::Unavailable(format!("its control groups: {}", used_up(&error))));
             }
         };
-        self.clone_first(pool, slot, &group, purpose, limits).map_err(|error| {
+        let counter = self.next_counter();
+        self.clone_first(pool, slot, &group, purpose, (limits, counter)).map_err(|error| {
             self.lingering.add(slot, group);
             Refusal::Unavailable(format!("its first process: {}", used_up(&error)))
         })
     }
 
-    fn clone_first(&self, name: &str, slot: u32, group: &Group, purpose: Purpose, limits: Limits) -> io::Result<Live> {
+    fn clone_first(
+        &self,
+        name: &str,
+        slot: u32,
+        group: &Group,
+        purpose: Purpose,
+        (limits, counter): (Limits, (u32, Counter)),
+    ) -> io::Result<Live> {
         let pool = self.pools.get(name).ok_or(io::ErrorKind::NotFound)?;
         let zygote = match purpose {
             Purpose::Zygote => Some(super::empty_zygote()?),
@@ -263,13 +272,17 @@ impl Launcher {
             (Some(_), Purpose::Session) => Some(crate::control::packet_pair()?),
             (None, _) | (_, Purpose::Zygote) => None,
         };
+        let mut nonce = [0; 16];
+        if purpose == Purpose::Session && self.config.trust.contains_key(name) {
+            rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
+        }
         let (pid, process) = match sys::clone_into_namespaces(entrance.birth())? {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
             Cloned::Child => {
                 let blueprint = Blueprint {
                     rootfs: &pool.rootfs,
                     rootfs_is: pool.rootfs_is,
-                    trust: pool.trust.as_deref(),
+                    trust: self.config.trust.get(name).map(|trust| (trust, nonce)),
                     runtime: pool.runtime.word(),
                     limits,
                     filters: &self.filters,
@@ -329,7 +342,7 @@ impl Launcher {
             said: Vec::new(),
             alarm,
             limits,
-            gate: handover.take().map(|(here, _)| Gate::new(here)),
+            gate: handover.take().map(|(here, _)| Gate::new(here, nonce, counter)),
             pressure: Pressure::default(),
             full_looks: 0,
             calm_looks: 0,

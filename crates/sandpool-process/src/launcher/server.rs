@@ -51,7 +51,7 @@ impl Pause {
 
 /// Starts one of our own programs; answers its process, and our end of the socket that it finds at
 /// [`crate::CONTROL_FD`].
-pub(super) fn spawn(program: &ServerProcess) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn spawn(program: &ServerProcess) -> io::Result<(Pid, OwnedFd, OwnedFd)> {
     let (here, there) = crate::control::packet_pair()?;
     let mut pass = vec![(there, crate::CONTROL_FD)];
     for (fd, number) in program.inherit.iter().zip(crate::CONTROL_FD + 1..) {
@@ -73,7 +73,7 @@ pub(super) fn spawn(program: &ServerProcess) -> io::Result<(OwnedFd, OwnedFd)> {
     };
     let pid = sandpool_sys::workload::spawn(workload)?;
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((rustix::process::pidfd_open(pid, PidfdFlags::empty())?, here))
+    Ok((pid, rustix::process::pidfd_open(pid, PidfdFlags::empty())?, here))
 }
 
 #[derive(Default)]
@@ -167,7 +167,7 @@ impl Launcher {
     }
 
     fn spawn_server(&self) -> io::Result<(OwnedFd, OwnedFd)> {
-        let (process, here) = spawn(&self.config.server)?;
+        let (_, process, here) = spawn(&self.config.server)?;
         epoll::add(&self.epoll, &process, epoll::EventData::new_u64(SERVER_END), epoll::EventFlags::IN)?;
         epoll::add(&self.epoll, &here, epoll::EventData::new_u64(SERVER_SOCKET), epoll::EventFlags::IN)?;
         Ok((process, here))

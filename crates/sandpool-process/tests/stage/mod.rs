@@ -267,7 +267,8 @@ fn launcher(args: &[OsString]) -> ExitCode {
     let records = home.join("egress");
     let server = [OsString::from("server"), home.join("post").into_os_string()];
     run(LauncherConfig {
-        trust: PathBuf::from("/nonexistent"),
+        trust: BTreeMap::new(),
+        egress_memory: 1 << 30,
         agent: Box::leak(agent.into_boxed_slice()),
         home,
         images,
@@ -299,9 +300,13 @@ fn egress(args: &[OsString]) -> Outcome<()> {
     let records = PathBuf::from(args.get(2).cloned().unwrap_or_default());
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
     let control = sandpool_process::take_control()?;
+    let counters = sandpool_sys::workload::inherited(sandpool_process::COUNTERS_FD)?;
+    let counters = sandpool_sys::counters::Counters::open(&counters)?;
+    sandpool_process::confine_proxy(&records)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(sandpool_egress::serve::serve(
         control,
+        counters,
         &records,
         sandpool_egress::sandbox::Limits::default(),
     ))?)
@@ -341,6 +346,7 @@ impl Stage {
             start: Start::Cold,
             egress: None,
             scope: sandpool_node::SessionScope::Tenant,
+            session_secrets: false,
             full_wait: Duration::ZERO,
         })
     }

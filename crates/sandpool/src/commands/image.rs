@@ -13,14 +13,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sandpool_image::{ImageError, Progress, Recipe, ServerPackage, Store, recipe, recipes};
 use serde_json::{Value, json};
 
-use super::Outcome;
+use super::{Outcome, foreign};
 use crate::args;
 use crate::client::Context;
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::print::{self, human_bytes};
 use crate::server::{Image, Images, Plan};
-use crate::settings::Settings;
+use crate::settings::{PoolObject, Settings};
 
 /// What building needs besides mmdebstrap itself, and Debian's installer does not bring along: the keys of Debian on
 /// other systems, and the program that mmdebstrap finds the right ones with.
@@ -29,6 +29,12 @@ const PACKAGES: [&str; 3] = ["mmdebstrap", "debian-archive-keyring", "gpg"];
 pub(crate) fn run(context: &Context, image: &args::Image) -> Outcome {
     match image {
         args::Image::Build { names, images } => build(context, names, &directory(context, images.as_deref())),
+        args::Image::Pull(pull) => foreign::pull(context, pull, &directory(context, pull.foreign.images.as_deref())),
+        args::Image::Import { path, tag, foreign } => {
+            let directory = directory(context, foreign.images.as_deref());
+            foreign::import(context, path, tag.as_deref(), foreign, &directory)
+        }
+        args::Image::Prune { images } => foreign::prune(context, &directory(context, images.as_deref())),
         args::Image::Ls { images } => list(context, &directory(context, images.as_deref())),
         args::Image::Rm { names, images } => remove(context, names, &directory(context, images.as_deref())),
     }
@@ -55,6 +61,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
                 .because(format!("it is not in {}, and no recipe makes it", store.directory().display()))
                 .advise(format!("one of: {}", recipes().iter().map(|one| one.name).collect::<Vec<_>>().join(", "))));
         };
+        signed(pool, &image)?;
         let needed = pool.spec.container_type.runtime().word();
         if image.manifest.runtime != needed {
             return Err(Failure::usage(format!(
@@ -68,6 +75,23 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
         images.insert(pool.metadata.name.clone(), Image::from(image));
     }
     Ok(images)
+}
+
+/// A pool that says who must have signed its image gets no other.
+fn signed(pool: &PoolObject, image: &sandpool_image::Image) -> Result<(), Failure> {
+    let Some(file) = &pool.spec.image_key else { return Ok(()) };
+    let key = foreign::key_of(file)?;
+    let signed_by = image.manifest.source.as_ref().and_then(|source| source.signed_by.as_deref());
+    if signed_by == Some(key.id()) {
+        return Ok(());
+    }
+    let (pool, file) = (&pool.metadata.name, file.display());
+    Err(Failure::usage(format!("pool {pool}: the image {} is not known to be signed with {file}", image.name))
+        .because(
+            signed_by
+                .map_or("it was got without a look at signatures", |_| "another key was asked for when it was got"),
+        )
+        .advise(format!("sandpool image pull REFERENCE --key {file} --name {}", image.name)))
 }
 
 /// The image with a pool's servers in it, built if it is not there.
@@ -272,7 +296,28 @@ fn described(image: &sandpool_image::Image, state: &str, with_packages: bool) ->
     if with_packages {
         value["packages"] = json!(manifest.packages);
     }
+    if let Some(source) = &manifest.source {
+        value["source"] = json!(source);
+    }
     value
+}
+
+/// One image, as a command that made it ends.
+pub(crate) fn shown_image(context: &Context, image: &sandpool_image::Image) -> Outcome {
+    if context.json {
+        print::json(&described(image, "own", true))?;
+        return Ok(0);
+    }
+    let manifest = &image.manifest;
+    let from = manifest.source.as_ref().map(|source| format!("{} ({})", source.reference, source.digest));
+    print::out(&format!(
+        "{}: {}, {}, {}\n",
+        image.name,
+        from.unwrap_or_default(),
+        human_bytes(manifest.bytes),
+        image.rootfs.display()
+    ))?;
+    Ok(0)
 }
 
 fn remove(context: &Context, names: &[String], directory: &Path) -> Outcome {
@@ -310,7 +355,7 @@ fn refuse_used(home: &Home, image: &sandpool_image::Image) -> Result<(), Failure
 }
 
 /// What to print of a failure, and what to do about it.
-fn explain(error: ImageError) -> Failure {
+pub(crate) fn explain(error: ImageError) -> Failure {
     match error {
         ImageError::Step { name, stage, how, cause, tail, log } => {
             let mut failure = Failure::new(format!("image {name} was not built: {stage} failed"));
@@ -331,6 +376,7 @@ fn explain(error: ImageError) -> Failure {
         }
         ImageError::Missing(_, package) => Failure::new(error.to_string()).advise(format!("apt-get install {package}")),
         ImageError::Unknown(..) => Failure::usage(error.to_string()),
+        ImageError::Reserved(_) => Failure::usage(error.to_string()).advise("--name NAME gives this one another"),
         ImageError::Io { path, source } => {
             let failure = Failure::new(format!("cannot use {}", path.display())).because(&source);
             match source.kind() {
@@ -338,6 +384,12 @@ fn explain(error: ImageError) -> Failure {
                 _ => failure,
             }
         }
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        explain(error)
     }
 }
 

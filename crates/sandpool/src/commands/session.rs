@@ -1,5 +1,6 @@
 //! `sandpool session`: who holds which slot.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use reqwest::Method;
@@ -54,6 +55,16 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                     print::object(&answer)?;
                 }
             }
+            Session::Open { pool, session, env, secret, egress, tenant } => {
+                let body = opening(env, secret, egress.as_deref())?;
+                let request = client.request(Method::PUT, &address(pool, session, tenant.as_deref())).json(&body);
+                let answer = client.json(request).await?;
+                if context.json {
+                    print::json(&answer)?;
+                } else {
+                    print::object(&answer)?;
+                }
+            }
             Session::Egress { pool, session, set, clear, tenant } => {
                 let address = address_of(pool, session, "/egress", tenant.as_deref());
                 if *clear {
@@ -87,6 +98,33 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
         }
         Ok(0)
     })
+}
+
+/// What a session is given when it is made. Values of secrets are no arguments, which anybody on the machine can read.
+fn opening(env: &[String], secrets: &[String], egress: Option<&Path>) -> Result<Value, Failure> {
+    let pair = |option: &str, text: &str| match text.split_once('=') {
+        Some((name, rest)) if !name.is_empty() => Ok((name.to_owned(), rest.to_owned())),
+        _ => {
+            Err(Failure::usage(format!("--{option} {text:?} has no name and =")).advise(format!("--{option} NAME=...")))
+        }
+    };
+    let env = env.iter().map(|text| pair("env", text)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    let mut body = json!({ "env": env });
+    let secrets = secrets.iter().map(|text| {
+        let (name, hosts) = pair("secret", text)?;
+        let value = std::env::var(&name).map_err(|error| {
+            Failure::usage(format!("the value of the secret {name} is not to be had"))
+                .because(error)
+                .advise(format!("set the variable {name} for this command"))
+        })?;
+        let hosts: Vec<_> = hosts.split(',').collect();
+        Ok::<_, Failure>(json!({ "name": name, "value": value, "hosts": hosts }))
+    });
+    body["secrets"] = json!(secrets.collect::<Result<Vec<_>, _>>()?);
+    if let Some(file) = egress {
+        body["egress"] = policy(file)?;
+    }
+    Ok(body)
 }
 
 /// A policy, from a file or standard input.

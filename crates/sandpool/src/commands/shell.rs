@@ -66,7 +66,11 @@ fn size() -> (u16, u16) {
 }
 
 async fn talk(client: &Client, shell: &Shell, session: &str) -> Outcome {
-    let argv = if shell.command.is_empty() { vec!["/bin/bash".into(), "-l".into()] } else { shell.command.clone() };
+    let argv = if shell.command.is_empty() {
+        vec!["/bin/sh".into(), "-c".into(), r#"exec "$SHELL" -l"#.into()]
+    } else {
+        shell.command.clone()
+    };
     let (rows, columns) = size();
     let term = std::env::var("TERM").unwrap_or_else(|_| "xterm-256color".into());
     let request = json!({

@@ -133,13 +133,13 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
     }
     let record = listeners.record()?;
     let mut settings = start.settings.clone();
-    secrets::install(home, &mut settings, &images, egress)?;
+    let trust = secrets::install(home, &mut settings, egress)?;
     write_run_files(start, settings, &record, &images, server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
         home: home.path().to_owned(),
         images: start.settings.images.clone().unwrap_or_else(|| home.images()),
-        trust: home.trust(),
+        trust,
         max_sandboxes: MAX_SANDBOXES,
         memory_reserve: start.settings.memory_reserve.map(|size| size.0),
         server: ServerProcess {
@@ -156,6 +156,7 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
             env: environment(&["RUST_LOG", "RUST_BACKTRACE", "LANG", "LC_ALL", "TZ", "NO_COLOR"]),
             inherit: Vec::new(),
         }),
+        egress_memory: start.settings.egress_limits.memory.0,
         grace: GRACE + Duration::from_secs(5),
     };
     let code = launcher::run(config);
@@ -342,6 +343,9 @@ fn egress_arguments(start: &Start) -> Vec<OsString> {
         arguments.extend(["--log-format".into(), "json".into()]);
     }
     arguments.extend(["__egress".into(), "--records".into(), start.home.egress().into()]);
+    // Plain data in memory: this cannot fail.
+    let limits = serde_json::to_string(&start.settings.egress_limits).unwrap_or_default();
+    arguments.extend(["--limits".into(), limits.into()]);
     arguments
 }
 

@@ -1,30 +1,27 @@
-//! Secrets by placeholder, as the settings say them, and what root makes of them at the start: a file for the egress proxy, and
-//! certificates that the pool's sandboxes trust. The server gets neither.
+//! Secrets by placeholder, as the settings say them, and what root makes of them at the start: a file for the egress proxy, and what
+//! makes the certificates that the pool's sandboxes trust. The server gets neither.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use sandpool_egress::secrets::{
-    FILE, MAX_VALUE, MIN_VALUE, PoolFile, SecretFile, Secrets, SecretsFile, authority, check_host,
-};
+use sandpool_egress::secrets::{Authorities, FILE, PoolFile, Secrets, SecretsFile, check_host};
+use sandpool_process::launcher::Trust;
+use sandpool_wire::egress::{MAX_VALUE, MIN_VALUE, SecretValue};
 use serde::{Deserialize, Serialize};
 
-use super::{EnvVariable, PoolObjectSpec, Settings};
+use super::{EnvVariable, PoolObject, PoolObjectSpec, Settings};
 use crate::client::random_hex;
 use crate::failure::Failure;
-use crate::home::{Home, make_directory};
-use crate::server::Images;
+use crate::home::Home;
 
 /// Secrets of one pool, at most.
 const MOST: usize = 64;
 
-/// Where images have the certificates that they trust, below their root.
-const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
-
-/// Where a pool with secrets has the certificate of its authority alone; agents look for it.
-const AUTHORITY: &str = "etc/ssl/sandpool.pem";
+/// Where sandboxes have the certificates that they trust, and where that of their own authority alone.
+const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+const AUTHORITY: &str = "/etc/ssl/sandpool.pem";
 
 /// The variables by which programs find certificates, instead of what they bring.
 const BUNDLE_VARIABLES: [&str; 6] =
@@ -61,8 +58,13 @@ pub(crate) struct SecretSource {
 /// The key below `spec`, and what is wrong with it.
 pub(super) fn check(spec: &PoolObjectSpec) -> Result<(), (String, String)> {
     let has_egress = spec.egress().is_ok_and(|egress| egress.is_some());
-    if !spec.secrets.is_empty() && !has_egress {
-        return Err(("secrets".to_owned(), "are of no use without egress: it must allow their hosts".to_owned()));
+    for (field, is_said) in [("secrets", !spec.secrets.is_empty()), ("sessionSecrets", spec.session_secrets)] {
+        if is_said && !has_egress {
+            return Err((
+                field.to_owned(),
+                "is of no use without egress: it must allow the hosts of secrets".to_owned(),
+            ));
+        }
     }
     if spec.secrets.len() > MOST {
         return Err(("secrets".to_owned(), format!("are {}, {MOST} at most", spec.secrets.len())));
@@ -71,10 +73,7 @@ pub(super) fn check(spec: &PoolObjectSpec) -> Result<(), (String, String)> {
     for (at, secret) in spec.secrets.iter().enumerate() {
         let wrong = |field: &str, why: String| Err((format!("secrets[{at}].{field}"), why));
         let SecretSettings { name, from, hosts, .. } = secret;
-        let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-            && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.len() <= 64;
-        if !is_name {
+        if !sandpool_node::is_variable(name) {
             return wrong("name", format!("{name:?} is not the name of an environment variable"));
         }
         if !names.insert(name) {
@@ -93,32 +92,28 @@ pub(super) fn check(spec: &PoolObjectSpec) -> Result<(), (String, String)> {
     Ok(())
 }
 
-/// Reads every value, and writes what the proxy and the sandboxes need. In `settings` a secret becomes a variable with its placeholder:
-/// all that the server learns of it. What an earlier start left is removed.
-pub(crate) fn install(home: &Home, settings: &mut Settings, images: &Images, proxy: (u32, u32)) -> Result<(), Failure> {
+/// Reads every value, and writes what the proxy needs. In `settings` a secret becomes a variable with its placeholder: all that the server
+/// learns of it. Answers what makes the certificates that sandboxes trust. What an earlier start left is removed.
+pub(crate) fn install(
+    home: &Home,
+    settings: &mut Settings,
+    proxy: (u32, u32),
+) -> Result<BTreeMap<String, Trust>, Failure> {
     let file = home.egress().join(FILE);
-    let unwritable =
-        |path: &Path, error: std::io::Error| Failure::new(format!("cannot write {}", path.display())).because(error);
-    for (path, removed) in
-        [(&file, std::fs::remove_file(&file)), (&home.trust(), std::fs::remove_dir_all(home.trust()))]
-    {
-        if let Err(error) = removed
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(unwritable(path, error));
-        }
+    let unwritable = |error: std::io::Error| Failure::new(format!("cannot write {}", file.display())).because(error);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(unwritable(error)),
+        _ => {}
     }
     let mut all = SecretsFile::default();
-    for pool in settings.pools.iter_mut().filter(|pool| !pool.spec.secrets.is_empty()) {
+    let with_secrets = |pool: &&mut PoolObject| !pool.spec.secrets.is_empty() || pool.spec.session_secrets;
+    for pool in settings.pools.iter_mut().filter(with_secrets) {
         let name = pool.metadata.name.clone();
-        let image = images.get(&name).ok_or_else(|| Failure::new(format!("the image of {name} was not prepared")))?;
-        let (made, certificate) = of_pool(&name, &mut pool.spec)?;
-        let layer = home.trust().join(&name);
-        lay(&layer, &image.rootfs, &certificate).map_err(|error| unwritable(&layer, error))?;
+        let made = of_pool(&name, &mut pool.spec)?;
         all.pools.insert(name, made);
     }
     if all.pools.is_empty() {
-        return Ok(());
+        return Ok(BTreeMap::new());
     }
     // What the proxy could not use is said now, and not in its log.
     Secrets::new(&all).map_err(|why| Failure::usage("a secret cannot be used").because(why))?;
@@ -128,15 +123,22 @@ pub(crate) fn install(home: &Home, settings: &mut Settings, images: &Images, pro
         fchown(&out, Some(proxy.0), Some(proxy.1))?;
         out.write_all(&serde_json::to_vec(&all)?)
     };
-    write().map_err(|error| unwritable(&file, error))
+    write().map_err(unwritable)?;
+    let trusts = all.pools.iter().map(|(pool, file)| {
+        let authorities = Authorities::of(file)
+            .map_err(|why| Failure::new(format!("pool {pool}: no certificates can be made")).because(why))?;
+        let make = move |sandbox: &[u8; 16]| authorities.certificate(sandbox).map_err(std::io::Error::other);
+        Ok((pool.clone(), Trust(Box::new(make))))
+    });
+    trusts.collect()
 }
 
-/// One pool's secrets, and the certificate of their authority. In its settings they become variables.
-fn of_pool(pool: &str, spec: &mut PoolObjectSpec) -> Result<(PoolFile, String), Failure> {
-    let mut made = PoolFile { key: String::new(), trust: Vec::new(), secrets: Vec::new() };
-    let mut hosts = Vec::new();
+/// One pool's secrets. In its settings they become variables.
+fn of_pool(pool: &str, spec: &mut PoolObjectSpec) -> Result<PoolFile, Failure> {
+    let seed = random_hex(32)?;
+    let mut made = PoolFile { seed, any_host: spec.session_secrets, trust: Vec::new(), secrets: Vec::new() };
     for secret in std::mem::take(&mut spec.secrets) {
-        let SecretSettings { name, from, hosts: own, trust } = secret;
+        let SecretSettings { name, from, hosts, trust } = secret;
         let about = |what: &str| Failure::usage(format!("pool {pool}, secret {name}: {what}"));
         let value = match (&from.env, &from.file) {
             (Some(variable), _) => std::env::var(variable)
@@ -154,45 +156,17 @@ fn of_pool(pool: &str, spec: &mut PoolObjectSpec) -> Result<(PoolFile, String), 
             let text = std::fs::read_to_string(&path);
             made.trust.push(text.map_err(|error| about(&format!("{} cannot be read", path.display())).because(error))?);
         }
-        let placeholder = format!("sandpool-{}-{}", name.to_ascii_lowercase().replace('_', "-"), random_hex(16)?);
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| Failure::new("no random bytes can be had").because(error))?;
+        let placeholder = sandpool_node::placeholder(&name, random);
         spec.env.push(EnvVariable { name: name.clone(), value: placeholder.clone() });
-        hosts.extend(own.iter().cloned());
-        made.secrets.push(SecretFile { name, placeholder, value, hosts: own });
+        made.secrets.push(SecretValue { name, placeholder, value, hosts });
     }
-    let (certificate, key) = authority(&hosts)
-        .map_err(|why| Failure::new(format!("pool {pool}: no certificate can be made")).because(why))?;
-    made.key = key;
     let variables = BUNDLE_VARIABLES.map(|name| (name, BUNDLE)).into_iter().chain([("NODE_EXTRA_CA_CERTS", AUTHORITY)]);
     for (name, place) in variables {
         if !spec.env.iter().any(|known| known.name == name) {
-            spec.env.push(EnvVariable { name: name.to_owned(), value: format!("/{place}") });
+            spec.env.push(EnvVariable { name: name.to_owned(), value: place.to_owned() });
         }
     }
-    Ok((made, certificate))
-}
-
-/// The layer that lies over the image: its certificates and the authority's, and the authority's alone.
-fn lay(layer: &Path, rootfs: &Path, certificate: &str) -> std::io::Result<()> {
-    let root = Some((0, 0));
-    let mut directory = layer.to_owned();
-    if let Some(parent) = layer.parent() {
-        make_directory(parent, 0o755, root)?;
-    }
-    make_directory(layer, 0o755, root)?;
-    for part in ["etc", "ssl", "certs"] {
-        directory.push(part);
-        make_directory(&directory, 0o755, root)?;
-    }
-    // An image without any trusts the authority alone.
-    let mut bundle = std::fs::read_to_string(rootfs.join(BUNDLE)).unwrap_or_default();
-    if !bundle.is_empty() && !bundle.ends_with('\n') {
-        bundle.push('\n');
-    }
-    bundle.push_str(certificate);
-    for (place, text) in [(BUNDLE, bundle.as_str()), (AUTHORITY, certificate)] {
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o644).open(layer.join(place))?;
-        file.write_all(text.as_bytes())?;
-    }
-    Ok(())
+    Ok(made)
 }

@@ -4,6 +4,7 @@ use sandpool_core::ids::TenantName;
 use sandpool_node::{Quota, Tenant};
 use serde::{Deserialize, Serialize};
 
+use super::Size;
 use super::{ApiKeySettings, AuthSettings, SettingsError, value};
 use crate::credentials::ISSUER;
 
@@ -49,6 +50,8 @@ pub(crate) struct QuotaSettings {
     pub(crate) creates_per_second: Option<u32>,
     pub(crate) executions: Option<u32>,
     pub(crate) cpu_seconds_per_hour: Option<u32>,
+    pub(crate) stored_bytes: Option<Size>,
+    pub(crate) egress_bytes_per_hour: Option<Size>,
 }
 
 fn default_weight() -> u32 {
@@ -99,6 +102,12 @@ pub(super) fn check(tenants: &[TenantSettings], auth: &AuthSettings) -> Result<(
             ("executions", quota.executions, 1_000_000),
             ("cpuSecondsPerHour", quota.cpu_seconds_per_hour, 100_000_000),
         ];
+        for (field, size) in [("storedBytes", quota.stored_bytes), ("egressBytesPerHour", quota.egress_bytes_per_hour)]
+        {
+            if let Some(size) = size.filter(|size| size.0 == 0) {
+                return Err(value(key(&format!("quota.{field}")), format!("is {size}, must be 1 at least")));
+            }
+        }
         for (field, number, most) in numbers {
             if let Some(number) = number.filter(|number| !(1..=most).contains(number)) {
                 let field = key(&format!("quota.{field}"));
@@ -122,9 +131,12 @@ impl TenantSettings {
 
     /// As the service layer takes it. [`check`] has been called.
     pub(crate) fn to_tenant(&self) -> Result<Tenant, SettingsError> {
-        let QuotaSettings { sessions, creates_per_second, executions, cpu_seconds_per_hour } = self.quota;
+        let QuotaSettings { sessions, creates_per_second, executions, cpu_seconds_per_hour, .. } = self.quota;
+        let [stored_bytes, egress_bytes_per_hour] =
+            [self.quota.stored_bytes, self.quota.egress_bytes_per_hour].map(|size| size.map(|size| size.0));
         let cpu_per_hour = cpu_seconds_per_hour.map(|seconds| std::time::Duration::from_secs(seconds.into()));
-        let quota = Quota { sessions, creates_per_second, executions, cpu_per_hour };
+        let quota =
+            Quota { sessions, creates_per_second, executions, cpu_per_hour, stored_bytes, egress_bytes_per_hour };
         Ok(Tenant { name: self.tenant_name()?, weight: self.weight, quota })
     }
 }

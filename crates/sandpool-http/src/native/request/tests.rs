@@ -20,6 +20,7 @@ fn spec() -> PoolSpec {
         start: sandpool_node::Start::Cold,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        session_secrets: false,
         full_wait: Duration::ZERO,
     }
 }

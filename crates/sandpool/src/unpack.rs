@@ -1,0 +1,140 @@
+//! What reads an image's archives and layers: a process of its own, behind walls, that is told what to do on its standard input and answers
+//! in lines on its standard output.
+//!
+//! ```text
+//! sandpool image pull | import  --Task, JSON-->  sandpool __unpack  --Said, JSON lines-->  ...
+//! ```
+
+use std::io::{BufRead, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use rustix::process::{Resource, Rlimit};
+use sandpool_oci::blobs::Blobs;
+use sandpool_oci::unpack::{Limits, Unpacked, has_program, make_inside, unpack, write_inside};
+use sandpool_oci::{Bundle, Layer};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// The longest task, in bytes, and the longest line of an answer: a manifest's worth.
+const MAX_TASK: u64 = 16 << 20;
+
+/// Memory that it may use, in bytes.
+const MEMORY: u64 = 2 << 30;
+
+/// What an image says its programs need; agents look for it.
+const IMAGE_FILE: &str = "etc/sandpool-image.json";
+
+/// What to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// Takes an image out of an archive into the blobs.
+    Import { path: PathBuf, wanted: Option<String>, blobs: PathBuf, most: u64 },
+    /// Unpacks layers into an empty directory.
+    Unpack { blobs: PathBuf, layers: Vec<Layer>, root: PathBuf, limits: Limits, env: Vec<(String, String)> },
+}
+
+/// What came of it, or how far it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Said {
+    /// This layer is next.
+    Layer(usize),
+    Imported(Bundle),
+    Unpacked {
+        what: Unpacked,
+        shell: Option<String>,
+    },
+    Failed(String),
+}
+
+/// The process itself.
+pub(crate) fn run() -> ExitCode {
+    let say = |said: &Said| {
+        let mut line = serde_json::to_vec(said).unwrap_or_default();
+        line.push(b'\n');
+        // Nobody is left to hear it when this fails.
+        let _ = std::io::stdout().write_all(&line).and_then(|()| std::io::stdout().flush());
+    };
+    let said = work(&say).unwrap_or_else(|error| Said::Failed(error.to_string()));
+    say(&said);
+    ExitCode::SUCCESS
+}
+
+fn work(say: &dyn Fn(&Said)) -> anyhow::Result<Said> {
+    let mut task = Vec::new();
+    std::io::stdin().take(MAX_TASK).read_to_end(&mut task)?;
+    let task: Task = serde_json::from_slice(&task)?;
+    let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
+    rustix::process::setrlimit(Resource::As, limit)?;
+    match task {
+        Task::Import { path, wanted, blobs, most } => {
+            sandpool_process::confine(&[&path], &[&blobs])?;
+            let blobs = Blobs::open(&blobs)?;
+            let bundle = sandpool_oci::archive::import(&path, wanted.as_deref(), &blobs, most)?;
+            Ok(Said::Imported(bundle))
+        }
+        Task::Unpack { blobs, layers, root, limits, env } => {
+            // Its own descriptors, by which a directory is named that is being removed.
+            let reads = [blobs.as_path(), Path::new("/proc/self")];
+            sandpool_process::confine(&reads, &[&root])?;
+            let blobs = Blobs::open(&blobs)?;
+            let what = unpack(&blobs, &layers, &root, limits, |layer| say(&Said::Layer(layer)))?;
+            make_inside(&root, "usr")?;
+            let shell = ["bash", "sh"].into_iter().find(|shell| has_program(&root, &format!("bin/{shell}")));
+            let env: std::collections::BTreeMap<_, _> = env.into_iter().collect();
+            // Without a version: the shell is asked itself.
+            let about = serde_json::json!({ "runtime": "shell", "env": env });
+            write_inside(&root, IMAGE_FILE, format!("{about:#}\n").as_bytes())?;
+            Ok(Said::Unpacked { what, shell: shell.map(str::to_owned) })
+        }
+    }
+}
+
+/// Has a task done. `layer` is told of each layer that is unpacked.
+pub(crate) fn have_done(task: &Task, mut layer: impl FnMut(usize)) -> Result<Said, Failure> {
+    let failed = |why: &dyn std::fmt::Display| Failure::new("the image cannot be unpacked").because(why);
+    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let mut child = Command::new(program)
+        .arg("__unpack")
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(&error))?;
+    let task = serde_json::to_vec(task).map_err(|error| failed(&error))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // What it did not read it says nothing about: then its end says why.
+        let _ = stdin.write_all(&task);
+    }
+    let mut last = None;
+    if let Some(stdout) = child.stdout.take() {
+        let mut lines = std::io::BufReader::new(stdout);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let count = (&mut lines).take(MAX_TASK).read_until(b'\n', &mut line).map_err(|error| failed(&error))?;
+            if count == 0 {
+                break;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(Said::Layer(number)) => layer(number),
+                Ok(said) => last = Some(said),
+                Err(_) => break,
+            }
+        }
+    }
+    let ended = child.wait().map_err(|error| failed(&error))?;
+    match last {
+        Some(Said::Failed(why)) if why.contains("too large") => {
+            Err(failed(&why).advise("--max-size SIZE, if it may be that large"))
+        }
+        Some(Said::Failed(why)) => Err(failed(&why)),
+        Some(said) => Ok(said),
+        // Such as for want of memory, with which it was made to work.
+        None => Err(failed(&format!(
+            "it was given up ({ended}): its archive needs more than {} MiB to be read",
+            MEMORY >> 20
+        ))),
+    }
+}
