@@ -28,6 +28,7 @@ use crate::login::Login;
 use crate::pipe::{self, Got, WAITING};
 use crate::program::{Ending, Program};
 use crate::stream::{Closed, Stream};
+use crate::turn::Turn;
 use crate::zygote::Zygote;
 
 /// The most streams at one time; a further one is closed at once.
@@ -62,6 +63,8 @@ pub struct Config {
     pub image: Option<String>,
     /// What the interpreter has to do with its pool's zygote.
     pub zygote: Option<Zygote>,
+    /// How it makes way for other sandboxes.
+    pub turn: Turn,
 }
 
 /// The agent of a sandbox.
@@ -88,6 +91,7 @@ pub struct Agent {
     leftovers: BTreeMap<u64, OwnedFd>,
     /// Until when streams are sent nothing, because a run has just begun. See [`HOLD`].
     hold_until: Option<Instant>,
+    turn: Turn,
     /// Numbers streams and leftovers.
     next_id: u64,
 }
@@ -124,7 +128,7 @@ impl Agent {
     /// # Errors
     /// `EMFILE` and the like.
     pub fn new(config: Config) -> std::io::Result<Self> {
-        let Config { runtime, control, identity, directory, image, zygote } = config;
+        let Config { runtime, control, identity, directory, image, zygote, turn } = config;
         pipe::set_nonblocking(&control)?;
         workload::ignore_write_signals();
         let children = workload::child_signal()?;
@@ -146,6 +150,7 @@ impl Agent {
             streams: BTreeMap::new(),
             leftovers: BTreeMap::new(),
             hold_until: None,
+            turn,
             next_id: 0,
         };
         if runtime == Runtime::Shell {
@@ -181,8 +186,12 @@ impl Agent {
 
     /// Waits until a descriptor is ready or something is due.
     fn wait(&mut self) -> std::io::Result<Vec<(Owner, PollFlags)>> {
+        let now = Instant::now();
+        let is_running = self.interpreter.as_ref().is_some_and(Interpreter::is_running);
+        let works = is_running || self.programs.values().any(|program| !program.is_service);
+        self.turn.tick(works, now);
         let limit = self.wakes().map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
+            let left = at.saturating_duration_since(now);
             let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
             Timespec { tv_sec: seconds, tv_nsec: i64::from(left.subsec_nanos()) }
         });
@@ -242,7 +251,8 @@ impl Agent {
     fn wakes(&self) -> Option<Instant> {
         let programs = self.programs.values().filter_map(Program::wakes);
         let interpreter = self.interpreter.iter().filter_map(Interpreter::wakes);
-        programs.chain(interpreter).chain(self.logs.iter().filter_map(Log::due)).chain(self.hold_until).min()
+        let logs = self.logs.iter().filter_map(Log::due);
+        programs.chain(interpreter).chain(logs).chain(self.hold_until).chain(self.turn.wakes()).min()
     }
 
     /// A descriptor is ready. `false` when there is nothing left to serve.

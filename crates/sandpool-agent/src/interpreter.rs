@@ -207,6 +207,12 @@ impl Interpreter {
         self.run.is_some()
     }
 
+    /// Whether its run has begun.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.began.is_some())
+    }
+
     /// The execution that it runs.
     #[must_use]
     pub fn running(&self) -> Option<ExecKey> {

@@ -19,4 +19,5 @@ pub mod procs;
 pub mod program;
 pub mod runner;
 pub mod stream;
+pub mod turn;
 pub mod zygote;

@@ -1,7 +1,7 @@
 //! The static program that is pid 1 of every sandbox.
 //!
-//! It is started by the launcher as `sandpool-agent python|node|shell [freeze|thaw]`, with its control socket as
-//! descriptor 3, and the file of the pool's zygote, to be written or to be started from, as descriptor 4.
+//! It is started by the launcher as `sandpool-agent python|node|shell [freeze|thaw] [turns]`, with descriptors from 3 on: its control
+//! socket; the file of the pool's zygote, to be written or to be started from; and three files of its control group ([`Files`]).
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -11,15 +11,13 @@ use rustix::fs::Mode;
 use rustix::process::DumpableBehavior;
 use sandpool_agent::agent::{Agent, Config};
 use sandpool_agent::environment::{DIRECTORY, IMAGE_FILE};
+use sandpool_agent::turn::{Files, Turn};
 use sandpool_agent::zygote::Zygote;
 use sandpool_sys::workload::{self, Identity};
 use sandpool_wire::agent::Runtime;
 
-/// Where the launcher puts the control socket.
+/// Where the launcher puts the control socket. What else it gives follows, in the order of the words.
 const CONTROL: i32 = 3;
-
-/// Where it puts the file of the pool's zygote.
-const ZYGOTE: i32 = 4;
 
 /// Whom everything runs as that a session starts, and who its files belong to.
 const WORKLOAD: Identity = Identity { uid: 1000, gid: 1000 };
@@ -40,17 +38,26 @@ fn main() -> ExitCode {
 fn serve() -> std::io::Result<()> {
     // First of all, so that nothing of the sandbox can look into this process.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let word = std::env::args().nth(1).unwrap_or_default();
+    let mut words = std::env::args().skip(1);
+    let word = words.next().unwrap_or_default();
     let runtime = Runtime::from_word(&word).ok_or_else(|| {
-        std::io::Error::other("usage: sandpool-agent python|node|shell [freeze|thaw], control socket on 3, zygote on 4")
+        std::io::Error::other("usage: sandpool-agent python|node|shell [freeze|thaw] [turns], by its launcher")
     })?;
     let control = workload::inherited(CONTROL)?;
-    let zygote = match std::env::args().nth(2).as_deref() {
-        None => None,
-        Some("freeze") => Some(Zygote::Freeze(workload::inherited(ZYGOTE)?)),
-        Some("thaw") => Some(Zygote::Thaw(workload::inherited(ZYGOTE)?)),
-        Some(word) => return Err(std::io::Error::other(format!("what is {word}?"))),
+    let mut number = CONTROL;
+    let mut next = || {
+        number += 1;
+        workload::inherited(number)
     };
+    let (mut zygote, mut files) = (None, None);
+    for word in words {
+        match word.as_str() {
+            "freeze" => zygote = Some(Zygote::Freeze(next()?)),
+            "thaw" => zygote = Some(Zygote::Thaw(next()?)),
+            "turns" => files = Some(Files { usage: next()?, idle: next()?, share: next()? }),
+            word => return Err(std::io::Error::other(format!("what is {word}?"))),
+        }
+    }
     let mut image = String::new();
     if let Ok(file) = std::fs::File::open(IMAGE_FILE) {
         // An image without the file, or with one that is not text, has nothing to add to the environment.
@@ -66,5 +73,5 @@ fn serve() -> std::io::Result<()> {
         rustix::event::poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
     }
     let (identity, directory, image) = (Some(WORKLOAD), DIRECTORY.into(), Some(image));
-    Agent::new(Config { runtime, control, identity, directory, image, zygote })?.run()
+    Agent::new(Config { runtime, control, identity, directory, image, zygote, turn: Turn::new(files) })?.run()
 }

@@ -113,6 +113,20 @@ impl Pool {
         }
     }
 
+    /// From now on it has this scale, and its sessions end so. Sessions over a lower limit stay until they end.
+    pub fn declare(&mut self, scale: Scale, life: Life) {
+        (self.scale, self.life) = (scale, life);
+    }
+
+    /// Gives up the reservoir, because it was made from what is not so any more: answers what is ready, to be destroyed. What is being
+    /// made is none of this pool's any more, and to be destroyed when it is ready.
+    pub fn give_up_reservoir(&mut self) -> Vec<SandboxId> {
+        self.booting.clear();
+        self.failures = 0;
+        self.not_before = None;
+        self.ready.drain(..).collect()
+    }
+
     /// The sandbox of a session; one from the reservoir if the session is new. Counts as use.
     pub fn claim(&mut self, identifier: &SessionKey, now: Moment) -> Claim {
         if let Some(session) = self.sessions.get_mut(identifier) {

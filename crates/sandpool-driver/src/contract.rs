@@ -70,6 +70,7 @@ pub async fn run(harness: &dyn Harness) {
     }
     clauses! {
         create_is_idempotent_by_id
+        of_a_removed_pool_nothing_more_is_made
         a_sandbox_is_assigned_when_it_is_ready_and_not_before
         sixty_four_tasks_race_for_eight_sandboxes_and_eight_win
         a_sandbox_is_configured_once_and_by_its_owner_only
@@ -242,6 +243,21 @@ async fn create_is_idempotent_by_id(case: &Case<'_>) {
     refused!(driver.create(id(2), &unknown).await, DriverError::Invalid(_));
     driver.ensure_pool(&case.harness.template()).await.expect("again is fine");
     assert_eq!(case.list().await.len(), 1, "what was refused has left nothing");
+}
+
+async fn of_a_removed_pool_nothing_more_is_made(case: &Case<'_>) {
+    let driver = case.driver();
+    let other = PoolName::parse("other").expect("a name");
+    let template = Template { pool: other.clone(), ..case.harness.template() };
+    driver.ensure_pool(&template).await.expect("another pool");
+    driver.create(id(1), &other).await.expect("it is made");
+    driver.remove_pool(&other).await.expect("it is removed");
+    driver.remove_pool(&other).await.expect("and again");
+    refused!(driver.create(id(2), &other).await, DriverError::Invalid(_));
+    assert_eq!(case.list().await.len(), 1, "what was there stays");
+    driver.destroy(id(1)).await.expect("until it is destroyed");
+    driver.ensure_pool(&template).await.expect("it may come back");
+    driver.create(id(3), &other).await.expect("and be used");
 }
 
 async fn a_sandbox_is_assigned_when_it_is_ready_and_not_before(case: &Case<'_>) {

@@ -39,6 +39,10 @@ pub trait Driver: Send + Sync + 'static {
     /// sandboxes created afterwards.
     async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError>;
 
+    /// Forgets what a pool's sandboxes are made from, and what was made ahead of it. Those that are there stay until they are destroyed,
+    /// and reach nothing any more. Idempotent.
+    async fn remove_pool(&self, pool: &PoolName) -> Result<(), DriverError>;
+
     /// Starts to make a sandbox. Idempotent by `id`. Answers when it is known to [`Driver::list`]; [`Driver::watch`]
     /// tells when it is ready.
     ///

@@ -69,7 +69,7 @@ impl Default for MemoryConfig {
 /// The calls of a driver, for faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// [`Driver::ensure_pool`].
+    /// [`Driver::ensure_pool`] and [`Driver::remove_pool`].
     EnsurePool,
     /// [`Driver::create`].
     Create,
@@ -409,6 +409,11 @@ impl Driver for MemoryDriver {
     async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
         let mut state = self.begin(Operation::EnsurePool).await?;
         state.pools.insert(template.pool.clone(), template.clone());
+        Ok(())
+    }
+
+    async fn remove_pool(&self, pool: &PoolName) -> Result<(), DriverError> {
+        self.begin(Operation::EnsurePool).await?.pools.remove(pool);
         Ok(())
     }
 

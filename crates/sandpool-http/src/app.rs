@@ -1,8 +1,7 @@
 //! What every handler has, and the one router over all dialects.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::body::HttpBody as _;
 use axum::extract::Request;
@@ -14,6 +13,7 @@ use axum::{Json, Router};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use sandpool_core::ids::{Identifier, PoolName};
 use sandpool_node::{Caller, Node};
+use sandpool_objects::Pools;
 use serde_json::json;
 
 use crate::auth::{Auth, Principal, Role};
@@ -31,48 +31,10 @@ pub struct App {
     pub node: Node,
     /// Who may call.
     pub auth: Arc<Auth>,
-    /// How the pools look to clients. Every pool of `node` is in it.
-    pub pools: Arc<BTreeMap<PoolName, Arc<PoolFace>>>,
+    /// The pools as objects, and how they look to clients. Every pool of `node` is in it.
+    pub pools: Pools,
     /// This program's version.
     pub version: &'static str,
-}
-
-/// What clients are told about a pool, besides what the service layer knows.
-#[derive(Clone, Debug)]
-pub struct PoolFace {
-    /// Azure's name for what answers code: `PythonLTS`, `NodeLTS`, `Shell`.
-    pub container_type: String,
-    /// What is in its image.
-    pub metadata: Metadata,
-    /// Characters of each output stream that an answer of the modern data plane holds unless the request asks for
-    /// another number (`outputStreamsMaxLength`).
-    pub default_output_limit: u64,
-    /// Azure's MCP server answers at the pool's endpoint plus `/mcp`.
-    pub is_mcp_enabled: bool,
-    /// Somebody else's MCP servers, which run in its sandboxes, by name.
-    pub servers: BTreeMap<String, HostedServer>,
-}
-
-/// An MCP server that speaks over its standard input and output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostedServer {
-    /// Its program and arguments, in the sandbox.
-    pub argv: Vec<String>,
-    /// Environment variables of its own, over the pool's.
-    pub env: Vec<(String, String)>,
-}
-
-/// What is in an image.
-#[derive(Clone, Debug)]
-pub struct Metadata {
-    /// The runtime's name: `Python`, `Node.js`, `Bash`.
-    pub runtime: String,
-    /// Its version, as it says itself.
-    pub version: String,
-    /// Names and versions of the runtime's packages.
-    pub packages: Vec<(String, String)>,
-    /// When the image was built.
-    pub created: SystemTime,
 }
 
 /// All dialects.

@@ -35,9 +35,10 @@ use http_body_util::BodyExt;
 use percent_encoding::utf8_percent_encode;
 use sandpool_core::ids::{Identifier, PoolName, SessionKey, TenantName};
 use sandpool_node::{NodeError, Open, Opened, Runtime};
+use sandpool_objects::PoolFace;
 use time::OffsetDateTime;
 
-use crate::app::{App, PoolFace};
+use crate::app::App;
 use crate::auth::{Principal, Role};
 use crate::problem::Problem;
 use execution::Memory;
@@ -149,6 +150,9 @@ async fn handle(
     body: &mut Body,
     arrived: Instant,
 ) -> Result<Response, Refused> {
+    if let Some(target) = crate::arm::Target::parse(parts.uri.path()) {
+        return Ok(crate::arm::answer(&app, target, &parts, origin(&parts), body).await?);
+    }
     let Some(target) = route::target(parts.uri.path()) else {
         return Err(Problem::no_route(nothing_here("There is nothing at this address.")).into());
     };
@@ -191,7 +195,7 @@ async fn handle(
     }
     let room = principal.room(query.get("tenant")).map_err(Problem::from)?;
     let runtime = app.node.spec(&pool).map_err(|_| no_pool())?.runtime;
-    let face = app.pools.get(&pool).cloned().ok_or_else(no_pool)?;
+    let face = app.pools.face(&pool).ok_or_else(no_pool)?;
     let base = format!("{}{}", origin(&parts), target.prefix);
     let role = route.role;
     let headers = parts.headers;

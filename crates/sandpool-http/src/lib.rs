@@ -4,17 +4,19 @@
 //! serve    connections, plain and TLS        tls       the certificate they show
 //! app      what every handler has            problem   what a refusal looks like: one table of statuses and codes
 //! native   /pools, with streaming            azure     every generation of dynamic sessions' data plane
-//! mcp      the Model Context Protocol
+//! mcp      the Model Context Protocol                arm       Azure's control plane of pools
 //! auth     who asks                          openapi   all of it, described
 //! ```
 //!
 //! A handler parses, calls [`sandpool_node::Node`], and answers. Nothing here knows a sandbox.
 
 mod app;
+mod arm;
 pub mod auth;
 mod azure;
 mod mcp;
 mod native;
+mod objects;
 mod openapi;
 mod problem;
 mod serve;
@@ -24,5 +26,5 @@ pub mod served;
 mod tenancy;
 pub mod tls;
 
-pub use app::{App, HostedServer, Metadata, PoolFace, router};
+pub use app::{App, router};
 pub use serve::{Listener, serve};

@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), allow(dead_code))]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,10 +20,12 @@ use sandpool_core::ids::{PoolName, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory, MemoryConfig};
 use sandpool_node::{Node, NodeConfig, PoolSpec, Quota, Runtime, Tenant};
+use sandpool_objects::pool::default_pools;
+use sandpool_objects::{HostedServer, Images, Metadata, Origin, PoolFace, Prepared};
 use serde_json::Value;
 use tower::ServiceExt;
 
-use crate::app::{App, HostedServer, Metadata, PoolFace, router};
+use crate::app::{App, router};
 use crate::auth::{Auth, AuthConfig, Mint, Role, Scope, TenantTokens};
 #[cfg(test)]
 use crate::openapi::check;
@@ -45,6 +48,28 @@ pub struct Served {
     auth: Arc<Auth>,
     token: String,
     _keys: tempfile::TempDir,
+}
+
+/// Images of sandboxes in memory: those that recipes make, and one of a stranger.
+pub(crate) struct InMemory;
+
+impl Images for InMemory {
+    fn find(&self, name: &str, runtime: &str) -> Result<(PathBuf, Metadata), String> {
+        let has = if name == "stranger" { "shell" } else { name };
+        match has == runtime {
+            true => Ok((PathBuf::from("/nowhere").join(name), metadata())),
+            false => Err(format!("is {name:?}, which is not here")),
+        }
+    }
+}
+
+fn metadata() -> Metadata {
+    Metadata {
+        runtime: "Memory".to_owned(),
+        version: "1".to_owned(),
+        packages: vec![("numpy".to_owned(), "2.0".to_owned())],
+        created: SystemTime::UNIX_EPOCH,
+    }
 }
 
 /// What was answered, read to its end.
@@ -129,19 +154,16 @@ impl Served {
         ];
         let face = |kind: &str| PoolFace {
             container_type: kind.to_owned(),
-            metadata: Metadata {
-                runtime: "Memory".to_owned(),
-                version: "1".to_owned(),
-                packages: vec![("numpy".to_owned(), "2.0".to_owned())],
-                created: SystemTime::UNIX_EPOCH,
-            },
+            metadata: metadata(),
             default_output_limit: 4_096,
             is_mcp_enabled: kind != "NodeLTS",
             servers: servers(),
         };
-        let faces: BTreeMap<_, _> =
-            kinds.iter().map(|(name, _, kind)| (PoolName::parse(name).unwrap(), Arc::new(face(kind)))).collect();
-        let pools = kinds.iter().map(|(name, runtime, _)| spec(name, *runtime)).collect();
+        let mut prepared = Prepared::default();
+        for ((name, runtime, kind), object) in kinds.into_iter().zip(default_pools()) {
+            prepared.declare(object, spec(name, runtime), face(kind), Origin::Default);
+        }
+        let pools = prepared.declared.clone();
         let quota = Quota { sessions: Some(1), executions: Some(1), ..Quota::default() };
         let tenants = vec![Tenant { name: tenant("small"), weight: 1, quota }];
         let node = Node::start(NodeConfig { pools, tenants, ..NodeConfig::default() }, memory.driver()).await.unwrap();
@@ -157,7 +179,8 @@ impl Served {
             token_ttl: Duration::from_secs(600),
         };
         let auth = Arc::new(Auth::open(config).unwrap());
-        let app = App { node: node.clone(), auth: Arc::clone(&auth), pools: Arc::new(faces), version: "0.0.0" };
+        let pools = prepared.with(node.clone(), None, Arc::new(InMemory));
+        let app = App { node: node.clone(), auth: Arc::clone(&auth), pools, version: "0.0.0" };
         #[cfg(feature = "conformance-fixtures")]
         let router = router(app.clone()).merge(crate::mcp::native::fixtures(app));
         #[cfg(not(feature = "conformance-fixtures"))]

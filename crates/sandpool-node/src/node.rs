@@ -1,7 +1,7 @@
 //! [`Node`]: one machine's pools and sessions.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
@@ -41,16 +41,22 @@ pub struct Node {
 #[derive(Debug)]
 struct Inner {
     driver: crate::pools::Shared,
-    pools: BTreeMap<PoolName, Arc<PoolState>>,
+    pools: RwLock<BTreeMap<PoolName, Arc<PoolState>>>,
+    /// One change of the pools at a time.
+    changing: tokio::sync::Mutex<()>,
+    tenants: Arc<Tenants>,
     store: Option<Store>,
+    clock: Clock,
     stop: CancellationToken,
 }
 
 /// What a node is built from.
 #[derive(Debug, Default)]
 pub struct NodeConfig {
-    /// The pools.
+    /// The pools that are there from the start. When they have their ready sandboxes, the node is ready.
     pub pools: Vec<PoolSpec>,
+    /// Pools that were applied to a node before this one. One that cannot be made is there all the same, and says why.
+    pub applied: Vec<PoolSpec>,
     /// The tenants that have a quota or a weight of their own.
     pub tenants: Vec<Tenant>,
     /// What the host's monotonic clock says now (`CLOCK_MONOTONIC` of Linux). It goes on from server to server, so that sessions
@@ -87,6 +93,25 @@ async fn held(pool: &PoolState, error: NodeError) -> NodeError {
     error
 }
 
+/// What a pool's sandboxes are made from.
+fn template(spec: &PoolSpec) -> Template {
+    Template {
+        pool: spec.name.clone(),
+        runtime: spec.runtime,
+        rootfs: spec.rootfs.clone(),
+        limits: spec.limits,
+        boot_limit: BOOT_LIMIT,
+        start: spec.start,
+        egress: spec.egress.clone(),
+    }
+}
+
+/// A pool begins to work.
+fn begin(pool: Arc<PoolState>) {
+    tokio::spawn(Arc::clone(&pool).fill());
+    tokio::spawn(pool.reap());
+}
+
 impl Node {
     /// Takes over what the driver already has, and begins to fill the reservoirs.
     ///
@@ -96,35 +121,33 @@ impl Node {
         let clock = Clock { start: Instant::now(), offset: config.monotonic };
         let mut changes = driver.watch();
         let tenants = Arc::new(Tenants::new(config.tenants));
-        let mut pools = BTreeMap::new();
-        for spec in config.pools {
-            let template = Template {
-                pool: spec.name.clone(),
-                runtime: spec.runtime,
-                rootfs: spec.rootfs.clone(),
-                limits: spec.limits,
-                boot_limit: BOOT_LIMIT,
-                start: spec.start,
-                egress: spec.egress.clone(),
-            };
-            let name = spec.name.clone();
-            driver
-                .ensure_pool(&template)
-                .await
-                .map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
-            pools.insert(
-                name,
-                Arc::new(PoolState::new(spec, Arc::clone(&driver), Arc::clone(&tenants), config.store.clone(), clock)),
-            );
-        }
         let node = Self {
             inner: Arc::new(Inner {
                 driver: crate::pools::Shared(Arc::clone(&driver)),
-                pools,
+                pools: RwLock::default(),
+                changing: tokio::sync::Mutex::default(),
+                tenants: Arc::clone(&tenants),
                 store: config.store,
+                clock,
                 stop: CancellationToken::new(),
             }),
         };
+        for spec in config.pools {
+            let name = spec.name.clone();
+            let ensured = driver.ensure_pool(&template(&spec)).await;
+            ensured.map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
+            node.change_pools().insert(name, node.new_pool(spec, true));
+        }
+        for spec in config.applied {
+            let name = spec.name.clone();
+            let ensured = driver.ensure_pool(&template(&spec)).await;
+            let pool = node.new_pool(spec, false);
+            if let Err(error) = ensured {
+                tracing::error!(pool = %name, "an applied pool cannot be made: {error}");
+                pool.is_broken(error.to_string());
+            }
+            node.change_pools().entry(name).or_insert(pool);
+        }
         let listed = driver.list().await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
         // What a server before this one had tried to destroy in vain.
         let over = match &node.inner.store {
@@ -133,7 +156,7 @@ impl Node {
         };
         let there: HashSet<_> = listed.iter().map(|sandbox| sandbox.id).filter(|id| !over.contains(id)).collect();
         for sandbox in listed {
-            match node.inner.pools.get(&sandbox.pool) {
+            match node.find(&sandbox.pool) {
                 Some(pool) if over.contains(&sandbox.id) => drop(pool.destroy(sandbox.id)),
                 Some(pool) => pool.adopt(&sandbox),
                 None => {
@@ -146,16 +169,13 @@ impl Node {
         }
         if let Some(store) = &node.inner.store {
             for known in store.sessions().await {
-                match node.inner.pools.get(&known.place.pool) {
+                match node.find(&known.place.pool) {
                     Some(pool) if !there.contains(&known.place.sandbox) => pool.remember(&known),
                     Some(_) | None => {}
                 }
             }
         }
-        for pool in node.inner.pools.values() {
-            tokio::spawn(Arc::clone(pool).fill(node.inner.stop.clone()));
-            tokio::spawn(Arc::clone(pool).reap(node.inner.stop.clone()));
-        }
+        node.all().into_iter().for_each(begin);
         if tenants.count_usage() {
             tokio::spawn(node.clone().count_usage());
         }
@@ -183,7 +203,7 @@ impl Node {
                 () = self.inner.stop.cancelled() => return,
                 () = tokio::time::sleep(USAGE_COUNTED) => {}
             }
-            for pool in self.inner.pools.values() {
+            for pool in self.all() {
                 for session in pool.all_sessions().iter().filter(|session| session.tenant.counts_usage()) {
                     pool.charge(session).await;
                 }
@@ -194,12 +214,12 @@ impl Node {
     fn changed(&self, change: &Change) {
         match change {
             Change::Upsert(sandbox) => {
-                if let Some(pool) = self.inner.pools.get(&sandbox.pool) {
+                if let Some(pool) = self.find(&sandbox.pool) {
                     pool.upsert(sandbox);
                 }
             }
             Change::Gone { id, reason } => {
-                for pool in self.inner.pools.values() {
+                for pool in self.all() {
                     pool.gone(*id, reason);
                 }
             }
@@ -210,12 +230,12 @@ impl Node {
     async fn list_again(&self) {
         loop {
             // Before the list is taken: what is made meanwhile is not in it, and not missing.
-            let known: Vec<_> = self.inner.pools.values().map(|pool| (pool, pool.known())).collect();
+            let known: Vec<_> = self.all().into_iter().map(|pool| (pool.known(), pool)).collect();
             match self.inner.driver.0.list().await {
                 Ok(sandboxes) => {
                     let there = sandboxes.iter().filter(|sandbox| sandbox.phase != Phase::Lost);
                     let there: HashSet<_> = there.map(|sandbox| sandbox.id).collect();
-                    for (pool, known) in known {
+                    for (known, pool) in known {
                         pool.lose_missing(&known, &there);
                     }
                     for sandbox in sandboxes {
@@ -237,7 +257,7 @@ impl Node {
     pub async fn shutdown(&self, grace: Duration) {
         self.inner.stop.cancel();
         let deadline = Instant::now() + grace;
-        for pool in self.inner.pools.values() {
+        for pool in self.all() {
             for session in pool.all_sessions() {
                 for record in session.executions() {
                     if tokio::time::timeout_at(deadline, record.ended()).await.is_err() {
@@ -251,7 +271,7 @@ impl Node {
             let Ok(sandboxes) = self.inner.driver.0.list().await else { break };
             if sandboxes.is_empty() {
                 // In order, all of them: there is nothing to be told of them later.
-                for session in self.inner.pools.values().flat_map(|pool| pool.all_sessions()) {
+                for session in self.all().iter().flat_map(|pool| pool.all_sessions()) {
                     if let Some(journal) = &session.journal {
                         journal.store.ended(session.sandbox);
                     }
@@ -267,16 +287,16 @@ impl Node {
         }
     }
 
-    /// Every pool has as many ready sandboxes as it was asked to keep (or sessions that use them).
+    /// Every pool that was there from the start has as many ready sandboxes as it was asked to keep (or sessions that use them).
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.inner.stop.is_cancelled() && self.inner.pools.values().all(|pool| pool.is_full())
+        !self.inner.stop.is_cancelled() && self.all().iter().all(|pool| !pool.is_declared || pool.is_full())
     }
 
     /// The pools, by name.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
-        self.inner.pools.values().map(|pool| pool.status()).collect()
+        self.all().iter().map(|pool| pool.status()).collect()
     }
 
     /// One pool.
@@ -291,12 +311,80 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`.
-    pub fn spec(&self, pool: &PoolName) -> Result<&PoolSpec, NodeError> {
-        self.state(pool).map(|pool| &pool.spec)
+    pub fn spec(&self, pool: &PoolName) -> Result<Arc<PoolSpec>, NodeError> {
+        self.state(pool).map(|pool| pool.spec())
     }
 
-    fn state(&self, pool: &PoolName) -> Result<&Arc<PoolState>, NodeError> {
-        self.inner.pools.get(pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))
+    fn state(&self, pool: &PoolName) -> Result<Arc<PoolState>, NodeError> {
+        self.find(pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))
+    }
+
+    fn find(&self, pool: &PoolName) -> Option<Arc<PoolState>> {
+        self.inner.pools.read().unwrap_or_else(PoisonError::into_inner).get(pool).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<PoolState>> {
+        self.inner.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn change_pools(&self) -> RwLockWriteGuard<'_, BTreeMap<PoolName, Arc<PoolState>>> {
+        self.inner.pools.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_pool(&self, spec: PoolSpec, is_declared: bool) -> Arc<PoolState> {
+        let Inner { driver, tenants, store, clock, stop, .. } = &*self.inner;
+        let with = (Arc::clone(&driver.0), *clock, stop.child_token());
+        Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), store.clone()))
+    }
+
+    /// Makes a pool, or changes one: sessions that are there keep their sandboxes, and those that follow are made from what is said now.
+    /// What they may reach holds for both at once.
+    ///
+    /// # Errors
+    /// `Invalid` for another runtime or scope than the pool has, `PoolBroken` when no sandbox can be made of this: then all is as it was.
+    pub async fn apply(&self, spec: PoolSpec) -> Result<(), NodeError> {
+        let _one = self.inner.changing.lock().await;
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Unavailable("the server is stopping".to_owned()));
+        }
+        let (name, after) = (spec.name.clone(), template(&spec));
+        let present = self.find(&name);
+        if let Some(before) = present.as_ref().map(|pool| pool.spec())
+            && (before.runtime, before.scope) != (spec.runtime, spec.scope)
+        {
+            let why = "a pool keeps its runtime and its scope: remove it, and make it anew";
+            return Err(NodeError::Invalid(why.to_owned()));
+        }
+        let ensured = self.inner.driver.0.ensure_pool(&after).await;
+        ensured.map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
+        match present {
+            Some(pool) => {
+                let mut before = template(&pool.spec());
+                if before.egress.is_some() == after.egress.is_some() {
+                    // It holds for those that are there as well.
+                    before.egress.clone_from(&after.egress);
+                }
+                pool.declare(spec, before != after);
+            }
+            None => {
+                let pool = self.new_pool(spec, false);
+                self.change_pools().insert(name, Arc::clone(&pool));
+                begin(pool);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a pool, and ends its sessions. Answers when all of it is gone, but for what cannot be destroyed for now.
+    ///
+    /// # Errors
+    /// `NoPool`; `Unavailable` when the driver does not answer: then the pool is gone, and its sessions end.
+    pub async fn remove(&self, name: &PoolName) -> Result<(), NodeError> {
+        let _one = self.inner.changing.lock().await;
+        let pool = self.change_pools().remove(name).ok_or_else(|| NodeError::NoPool(name.to_string()))?;
+        let forgotten = self.inner.driver.0.remove_pool(name).await;
+        pool.end_all().await;
+        forgotten.map_err(|error| NodeError::Unavailable(error.to_string()))
     }
 
     /// The session of that name: found, or made from a ready sandbox (waiting for one to boot if none is ready and
@@ -333,11 +421,11 @@ impl Node {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         let pool = self.state(pool)?;
-        given.check(&pool.spec).map_err(|(field, why)| NodeError::Invalid(format!("{field}: {why}")))?;
+        given.check(&pool.spec()).map_err(|(field, why)| NodeError::Invalid(format!("{field}: {why}")))?;
         let is_given = !given.is_empty();
         let (session, new) = match pool.open(key, open, &Arc::new(given), caller).await {
             Ok(opened) => opened,
-            Err(error) => return Err(held(pool, error).await),
+            Err(error) => return Err(held(&pool, error).await),
         };
         if is_given && !new {
             let why =
@@ -377,8 +465,8 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`; `Unsupported` where it reaches nothing.
-    pub fn egress(&self, pool: &PoolName) -> Result<&EgressPolicy, NodeError> {
-        self.spec(pool)?.egress.as_ref().ok_or_else(|| {
+    pub fn egress(&self, pool: &PoolName) -> Result<EgressPolicy, NodeError> {
+        self.spec(pool)?.egress.clone().ok_or_else(|| {
             NodeError::Unsupported("nothing is reached from this pool: it has no egress to narrow".to_owned())
         })
     }
@@ -412,7 +500,7 @@ impl Node {
         pool: &PoolName,
         key: &SessionKey,
     ) -> Result<(EgressPolicy, Option<EgressPolicy>), NodeError> {
-        let whole = self.egress(pool)?.clone();
+        let whole = self.egress(pool)?;
         let info = self.session(pool, key)?;
         let own = self.inner.driver.0.narrowed(info.sandbox).await.map_err(|error| of_session(key, error))?;
         Ok((whole, own))
@@ -443,8 +531,8 @@ impl Node {
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
-        if matches!(request.work, Work::Code { .. }) && pool.spec.runtime == Runtime::Shell {
-            return Err(NodeError::Unsupported(format!("the pool {} runs commands, not code", pool.spec.name)));
+        if matches!(request.work, Work::Code { .. }) && pool.spec().runtime == Runtime::Shell {
+            return Err(NodeError::Unsupported(format!("the pool {} runs commands, not code", pool.name)));
         }
         let id = match request.id {
             Some(id) => id,
@@ -458,9 +546,9 @@ impl Node {
             return Err(journal::unwritable());
         }
         let session = pool.existing(&pool.scoped(key)).await?;
-        match session.execute(pool, id, request) {
+        match session.execute(&pool, id, request) {
             Ok(record) => Ok(ExecutionHandle { session, record }),
-            Err(error) => Err(held(pool, error).await),
+            Err(error) => Err(held(&pool, error).await),
         }
     }
 
@@ -479,7 +567,7 @@ impl Node {
     /// of one that has that name now.
     pub async fn past_execution(&self, pool: &PoolName, key: &SessionKey, id: ExecutionId) -> Option<Execution> {
         let pool = self.state(pool).ok()?;
-        let row = self.inner.store.as_ref()?.find(&pool.spec.name, &pool.scoped(key), id).await?;
+        let row = self.inner.store.as_ref()?.find(&pool.name, &pool.scoped(key), id).await?;
         journal::read(key.identifier.clone(), &row)
     }
 
@@ -500,7 +588,7 @@ impl Node {
         pool: &PoolName,
         key: &SessionKey,
     ) -> Result<(Arc<PoolState>, Arc<Session>), NodeError> {
-        let pool = Arc::clone(self.state(pool)?);
+        let pool = self.state(pool)?;
         let session = pool.existing(&pool.scoped(key)).await?;
         Ok((pool, session))
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sandpool_core::ids::{ExecutionId, Identifier, SandboxId, SessionKey, TenantName};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
@@ -55,7 +55,14 @@ type Coming = watch::Receiver<Option<Result<Arc<Session>, NodeError>>>;
 
 #[derive(Debug)]
 pub(crate) struct PoolState {
-    pub(crate) spec: PoolSpec,
+    pub(crate) name: PoolName,
+    scope: SessionScope,
+    /// What it is declared as now. Its name, its scope and its runtime never change.
+    spec: RwLock<Arc<PoolSpec>>,
+    /// It was there before anybody applied it: the server is ready when it is.
+    pub(crate) is_declared: bool,
+    /// Its tasks end with it.
+    pub(crate) stop: CancellationToken,
     pub(crate) level: String,
     wall: Vec<String>,
     weaker: Vec<String>,
@@ -101,6 +108,8 @@ struct Inner {
     /// The boot ids of the sandboxes that are ready or belong to a session.
     boots: HashMap<SandboxId, [u8; 16]>,
     trouble: Option<String>,
+    /// Nobody gets a session any more.
+    is_removed: bool,
 }
 
 /// Sessions whose owners have yet to hear that they are lost, and why.
@@ -167,15 +176,19 @@ impl Clock {
 impl PoolState {
     pub(crate) fn new(
         spec: PoolSpec,
-        driver: Arc<dyn Driver>,
+        is_declared: bool,
+        (driver, clock, stop): (Arc<dyn Driver>, Clock, CancellationToken),
         tenants: Arc<Tenants>,
         store: Option<Store>,
-        clock: Clock,
     ) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
         Self {
-            spec,
+            name: spec.name.clone(),
+            scope: spec.scope,
+            spec: RwLock::new(Arc::new(spec)),
+            is_declared,
+            stop,
             level,
             wall,
             weaker,
@@ -191,6 +204,7 @@ impl PoolState {
                 created: HashSet::new(),
                 boots: HashMap::new(),
                 trouble: None,
+                is_removed: false,
             }),
             sessions: RwLock::default(),
             waiting: AtomicUsize::new(0),
@@ -199,6 +213,66 @@ impl PoolState {
             refill: Notify::new(),
             ends: Notify::new(),
         }
+    }
+
+    /// What it is declared as now.
+    pub(crate) fn spec(&self) -> Arc<PoolSpec> {
+        Arc::clone(&self.spec.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on it is declared so. Sessions that are there keep their sandboxes; where those of later ones are made from something
+    /// else (`is_made_anew`), the reservoir is made again.
+    pub(crate) fn declare(&self, spec: PoolSpec, is_made_anew: bool) {
+        let given_up = {
+            let mut inner = self.inner();
+            inner.rules.declare(spec.scale, spec.life);
+            inner.trouble = None;
+            *self.spec.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spec);
+            let given_up = if is_made_anew { inner.rules.give_up_reservoir() } else { Vec::new() };
+            for sandbox in &given_up {
+                inner.boots.remove(sandbox);
+            }
+            if is_made_anew {
+                inner.created.clear();
+            }
+            given_up
+        };
+        for sandbox in given_up {
+            self.destroy(sandbox);
+        }
+        self.changed.notify_waiters();
+        self.refill.notify_one();
+        self.ends.notify_one();
+    }
+
+    /// Why its sandboxes cannot be made, before any was tried.
+    pub(crate) fn is_broken(&self, why: String) {
+        self.inner().trouble = Some(why);
+    }
+
+    /// Nobody gets a session any more, and those that are there end. Answers when all is destroyed, or cannot be for now.
+    pub(crate) async fn end_all(self: &Arc<Self>) {
+        self.stop.cancel();
+        let (sessions, reservoir) = {
+            let mut inner = self.inner();
+            inner.is_removed = true;
+            let sessions: Vec<_> = inner.rules.sessions().map(|(_, session)| session.sandbox).collect();
+            let mut reservoir = inner.rules.give_up_reservoir();
+            reservoir.extend(std::mem::take(&mut inner.created));
+            for (key, (_, sandbox)) in std::mem::take(&mut inner.lost.reasons) {
+                tracing::debug!(pool = %self.name, session = %key, "a lost session's pool is removed");
+                if let Some(store) = &self.store {
+                    store.ended(sandbox);
+                }
+                reservoir.push(sandbox);
+            }
+            (sessions, reservoir)
+        };
+        self.changed.notify_waiters();
+        let ends = sessions.into_iter().filter_map(|sandbox| self.end(sandbox)).collect::<Vec<_>>();
+        let ends = ends.into_iter().chain(reservoir.into_iter().map(|sandbox| self.destroy(sandbox)));
+        // They do not panic; and if they did, the sessions would be ended all the same.
+        futures::future::join_all(ends).await;
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -247,7 +321,7 @@ impl PoolState {
         let inner = self.inner();
         let (ready, booting, sessions) = inner.rules.counts();
         PoolStatus {
-            spec: self.spec.clone(),
+            spec: PoolSpec::clone(&self.spec()),
             ready,
             target: inner.rules.target(self.now()),
             booting,
@@ -451,7 +525,7 @@ impl PoolState {
     /// another session by now.
     pub(crate) fn lose(&self, sandbox: SandboxId, why: &str) {
         if let Some(key) = self.take(sandbox, Some(why)) {
-            tracing::warn!(pool = %self.spec.name, session = %key, %sandbox, "a session is lost: {why}");
+            tracing::warn!(pool = %self.name, session = %key, %sandbox, "a session is lost: {why}");
             self.destroy(sandbox);
             self.changed.notify_waiters();
             self.refill.notify_one();
@@ -606,7 +680,7 @@ impl PoolState {
                 }
                 Look::Boots => {
                     if let Some(reason) = self.hopeless(waiting.is_some()) {
-                        return Err(NodeError::PoolBroken { pool: self.spec.name.clone(), reason });
+                        return Err(NodeError::PoolBroken { pool: self.name.clone(), reason });
                     }
                     if waiting.is_none() {
                         self.waited.fetch_add(1, Ordering::Relaxed);
@@ -624,14 +698,14 @@ impl PoolState {
 
     /// A place in the line for a tenant's caller; none where nobody waits, or as many of its callers as may.
     fn join(&self, tenant: &TenantName) -> Option<InLine<'_>> {
-        if self.spec.full_wait.is_zero() {
+        if self.spec().full_wait.is_zero() {
             return None;
         }
         let weight = self.tenants.get(tenant).weight;
         let ticket = self.inner().line.join(tenant, weight).ok()?;
         // Whoever has just joined may be the first, and what it waits for may have come before it did.
         self.changed.notify_waiters();
-        Some(InLine { pool: self, ticket, until: Instant::now() + self.spec.full_wait })
+        Some(InLine { pool: self, ticket, until: Instant::now() + self.spec().full_wait })
     }
 
     /// Why a caller need not wait for a sandbox: they do not start, none is on its way, and the next attempt has been
@@ -659,6 +733,9 @@ impl PoolState {
     ) -> Result<Look, NodeError> {
         let now = self.now();
         let mut inner = self.inner();
+        if inner.is_removed {
+            return Err(NodeError::NoPool(self.name.to_string()));
+        }
         if let Some((reason, sandbox)) = inner.lost.take(key) {
             self.heard(sandbox);
             return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
@@ -678,7 +755,7 @@ impl PoolState {
         if tenant.is_some() && !inner.line.is_empty() {
             // Others came before, and it is not always one of their tenant's turn.
             let (_, _, active) = inner.rules.counts();
-            let places = usize::try_from(self.spec.scale.max_sessions.saturating_sub(active)).unwrap_or(usize::MAX);
+            let places = usize::try_from(self.spec().scale.max_sessions.saturating_sub(active)).unwrap_or(usize::MAX);
             let is_its_turn = match ticket {
                 Some(ticket) => inner.line.is_among_first(ticket, places),
                 None => inner.line.len() < places,
@@ -736,13 +813,13 @@ impl PoolState {
     }
 
     fn exhausted(&self, active: u32, retry_after: Duration) -> NodeError {
-        let limit = self.spec.scale.max_sessions;
-        NodeError::Exhausted { pool: self.spec.name.clone(), active, limit, retry_after }
+        let limit = self.spec().scale.max_sessions;
+        NodeError::Exhausted { pool: self.name.clone(), active, limit, retry_after }
     }
 
     /// What tells a session from others here.
     fn key(&self, payer: &TenantName, identifier: &Identifier) -> SessionKey {
-        let tenant = match self.spec.scope {
+        let tenant = match self.scope {
             SessionScope::Tenant => payer.clone(),
             SessionScope::Pool => TenantName::default(),
         };
@@ -751,7 +828,7 @@ impl PoolState {
 
     /// The key under which a caller's session is here: where all tenants share their sessions, in nobody's room.
     pub(crate) fn scoped<'a>(&self, key: &'a SessionKey) -> Cow<'a, SessionKey> {
-        match self.spec.scope {
+        match self.scope {
             SessionScope::Tenant => Cow::Borrowed(key),
             SessionScope::Pool if key.tenant.is_default() => Cow::Borrowed(key),
             SessionScope::Pool => Cow::Owned(key.identifier.clone().into()),
@@ -803,7 +880,7 @@ impl PoolState {
                 let no_random = |error: getrandom::Error| NodeError::Unavailable(error.to_string());
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).map_err(no_random)?;
-                let mut env = self.spec.env.clone();
+                let mut env = self.spec().env.clone();
                 let secrets = given.made(&mut env).map_err(no_random)?;
                 let stream = driver.give(sandbox, &Owner { record: record.encode() }, &Activation { env, seed }).await;
                 if !secrets.is_empty() && stream.is_ok() {
@@ -827,7 +904,7 @@ impl PoolState {
         let tenant = tenant.unwrap_or_else(|| self.tenants.get(&record.tenant));
         let key = self.key(&record.tenant, &record.identifier);
         let place = Place {
-            pool: self.spec.name.clone(),
+            pool: self.name.clone(),
             key,
             payer: tenant.name.clone(),
             sandbox,
@@ -852,7 +929,7 @@ impl PoolState {
                 let unknown = unfinished.iter().filter(|row| known.iter().all(|(key, _)| *key != row.id.0));
                 for row in unknown {
                     let identifier = session.key.identifier.clone();
-                    session.report(journal::never_begun(row.id, identifier, self.spec.output_limit));
+                    session.report(journal::never_begun(row.id, identifier, self.spec().output_limit));
                 }
             }
             for (key, _) in known {
@@ -909,7 +986,7 @@ impl PoolState {
     /// The sessions that are in a tenant's room, or all of them.
     pub(crate) fn infos(&self, whose: Whose<'_>) -> Vec<SessionInfo> {
         let inner = self.inner();
-        let is_meant = |key: &SessionKey| match (whose, self.spec.scope) {
+        let is_meant = |key: &SessionKey| match (whose, self.scope) {
             (Whose::Everybody, _) | (_, SessionScope::Pool) => true,
             (Whose::Tenant(tenant), SessionScope::Tenant) => key.tenant == *tenant,
         };
@@ -932,7 +1009,7 @@ impl PoolState {
         let now = self.now();
         let clock = SystemTime::now();
         SessionInfo {
-            pool: self.spec.name.clone(),
+            pool: self.name.clone(),
             identifier: key.identifier.clone(),
             tenant: inner.payers.get(&place.sandbox).map_or_else(|| key.tenant.clone(), |payer| payer.name.clone()),
             sandbox: place.sandbox,
@@ -949,9 +1026,9 @@ impl PoolState {
         let now = self.now();
         let clock = SystemTime::now();
         let (used, busy) = session.activity.seen();
-        let ends = self.spec.life.ends(session.activity.born(), if busy > 0 { now } else { used });
+        let ends = self.spec().life.ends(session.activity.born(), if busy > 0 { now } else { used });
         SessionInfo {
-            pool: self.spec.name.clone(),
+            pool: self.name.clone(),
             identifier: session.key.identifier.clone(),
             tenant: session.tenant.name.clone(),
             sandbox: session.sandbox,
@@ -975,7 +1052,7 @@ impl PoolState {
     }
 
     /// Fills the reservoir whenever it wants filling.
-    pub(crate) async fn fill(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn fill(self: Arc<Self>) {
         loop {
             let (wanted, surplus) = {
                 let (mut inner, now) = (self.inner(), self.now());
@@ -987,7 +1064,7 @@ impl PoolState {
                 (inner.rules.wanted(waiting, now), surplus)
             };
             if let Some(sandbox) = surplus {
-                tracing::debug!(pool = %self.spec.name, %sandbox, "a ready sandbox is one too many");
+                tracing::debug!(pool = %self.name, %sandbox, "a ready sandbox is one too many");
                 self.destroy(sandbox);
             }
             for _ in 0..wanted {
@@ -996,7 +1073,7 @@ impl PoolState {
             // Asked afterwards: one of those may have failed at once.
             let later = self.inner().rules.looks_again(self.now()).map(|at| self.instant(at));
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = self.stop.cancelled() => return,
                 () = self.refill.notified() => {}
                 () = until(later) => {}
             }
@@ -1012,15 +1089,19 @@ impl PoolState {
         let id = SandboxId::from_random(id);
         let now = self.now();
         self.inner().rules.booting(id, now);
-        match self.driver.0.create(id, &self.spec.name).await {
+        match self.driver.0.create(id, &self.name).await {
             Ok(()) => {
                 let mut inner = self.inner();
                 if inner.rules.is_booting(id) {
                     inner.created.insert(id);
+                } else if !inner.rules.knows(id) {
+                    // The reservoir was given up meanwhile, or the whole pool.
+                    drop(inner);
+                    self.destroy(id);
                 }
             }
             Err(error) => {
-                tracing::warn!(pool = %self.spec.name, "a sandbox could not be made: {error}");
+                tracing::warn!(pool = %self.name, "a sandbox could not be made: {error}");
                 let now = self.now();
                 {
                     let mut inner = self.inner();
@@ -1035,7 +1116,7 @@ impl PoolState {
     }
 
     /// Ends sessions whose time is over.
-    pub(crate) async fn reap(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn reap(self: Arc<Self>) {
         loop {
             let (over, next) = {
                 let mut inner = self.inner();
@@ -1046,11 +1127,11 @@ impl PoolState {
                 (sandboxes.map(|session| session.sandbox).collect::<Vec<_>>(), next)
             };
             for sandbox in over {
-                tracing::info!(pool = %self.spec.name, %sandbox, "a session ends: it was idle, or old");
+                tracing::info!(pool = %self.name, %sandbox, "a session ends: it was idle, or old");
                 self.end(sandbox);
             }
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = self.stop.cancelled() => return,
                 () = self.ends.notified() => {}
                 () = until(next.map(|at| self.instant(at))) => {}
             }

@@ -229,7 +229,7 @@ impl Session {
     /// Takes up an execution that ran before this server did: it counts as use until it ends.
     pub(crate) async fn adopt(self: &Arc<Self>, pool: &Arc<PoolState>, id: ExecutionId) -> Result<(), NodeError> {
         // What it runs is not known any more, so it may be one that takes input.
-        let record = Record::new(id, self.key.identifier.clone(), pool.spec.output_limit).taking(true, true);
+        let record = Record::new(id, self.key.identifier.clone(), pool.spec().output_limit).taking(true, true);
         let record = Arc::new(record);
         self.link.follow(id.0, Arc::clone(&record));
         self.with(|queue| queue.keep(Arc::clone(&record)));
@@ -257,9 +257,9 @@ impl Session {
         request: ExecuteRequest,
     ) -> Result<Arc<Record>, NodeError> {
         let takes_turns = matches!(request.work, Work::Code { .. });
-        let longest = pool.spec.max_timeout;
+        let longest = pool.spec().max_timeout;
         let timeout = request.timeout.unwrap_or(longest).min(longest);
-        let limit = pool.spec.output_limit;
+        let limit = pool.spec().output_limit;
         let output_limit = request.output_limit.unwrap_or(limit).min(limit);
         let terminal = matches!(request.work, Work::Terminal { .. });
         let input = match &request.work {
@@ -276,7 +276,7 @@ impl Session {
             }
             let live = queue.executions.iter().filter(|record| !record.has_ended());
             let (turns, live) = (live.clone().filter(|record| record.takes_turns()).count(), live.count());
-            if takes_turns && turns > pool.spec.queue {
+            if takes_turns && turns > pool.spec().queue {
                 return Err(NodeError::QueueFull { waiting: turns - 1 });
             }
             if live >= MOST {

@@ -291,6 +291,30 @@ impl Group {
         }
     }
 
+    /// What a sandbox's agent needs to make way for others: how much processor time all of it has used, whether it makes way, and its
+    /// share, which is to be written anew afterwards. None of them can raise what it may use (its quota).
+    ///
+    /// # Errors
+    /// `NotFound` on a kernel without `cpu.idle` (before 5.15), or without a count of processor time.
+    pub(crate) fn turns(&self) -> io::Result<[OwnedFd; 3]> {
+        let open = |path: PathBuf, flags: OFlags| {
+            rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|error| named(&path, &error.into()))
+        };
+        let [.., in_cpu] = self.v1();
+        let (usage, share) = match &self.groups {
+            Groups::V1 { cpuacct, .. } => {
+                let accounts = cpuacct.as_ref().ok_or(io::ErrorKind::NotFound)?;
+                (accounts.join(&self.name).join("cpuacct.usage"), "cpu.shares")
+            }
+            Groups::V2(_) => (in_cpu.join("cpu.stat"), "cpu.weight"),
+        };
+        Ok([
+            open(usage, OFlags::RDONLY)?,
+            open(in_cpu.join("cpu.idle"), OFlags::RDWR)?,
+            open(in_cpu.join(share), OFlags::RDWR)?,
+        ])
+    }
+
     /// How a new process gets into the groups, with all that it starts.
     pub(crate) fn entrance(&self) -> io::Result<Entrance> {
         let open = |path: &Path, flags: OFlags| {

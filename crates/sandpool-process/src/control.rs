@@ -40,6 +40,9 @@ pub(crate) enum Call {
         /// What its sandboxes may reach, as the egress proxy reads it; `None` for nothing, and no way out at all.
         egress: Option<Vec<u8>>,
     },
+    RemovePool {
+        pool: String,
+    },
     Create {
         id: Id,
         pool: String,
@@ -317,6 +320,7 @@ mod tests {
             let calls = [
                 Call::Assign { id, record },
                 Call::Create { id, pool: "pool".to_owned(), purpose: Purpose::Session },
+                Call::RemovePool { pool: "pool".to_owned() },
                 Call::EnsurePool {
                     pool: "pool".to_owned(),
                     runtime: Runtime::Shell,

@@ -3,7 +3,7 @@
 mod boot;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -52,6 +52,8 @@ struct State {
     waiting: HashMap<u32, oneshot::Sender<Reply>>,
     known: HashMap<SandboxId, Known>,
     templates: HashMap<PoolName, Template>,
+    /// Pools whose zygotes are kept fresh.
+    fresh: HashSet<PoolName>,
 }
 
 /// A call that the launcher has been sent.
@@ -261,7 +263,7 @@ impl Driver for ProcessDriver {
             Answer::Pool { has_zygote } => has_zygote,
             _ => return Err(unavailable(&"the launcher answered something else")),
         };
-        let known = self.state().templates.insert(template.pool.clone(), template.clone());
+        self.state().templates.insert(template.pool.clone(), template.clone());
         let can_be_frozen = template.runtime == Runtime::Python;
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());
@@ -270,10 +272,15 @@ impl Driver for ProcessDriver {
             let (driver, template) = (self.shared()?, template.clone());
             whole(async move { driver.make_zygote(&template).await }).await?;
         }
-        if known.is_none() {
+        if self.state().fresh.insert(template.pool.clone()) {
             tokio::spawn(Self::keep_zygote_fresh(self.this.clone(), template.pool.clone()));
         }
         Ok(())
+    }
+
+    async fn remove_pool(&self, pool: &PoolName) -> Result<(), DriverError> {
+        self.state().templates.remove(pool);
+        self.ask(Call::RemovePool { pool: pool.to_string() }).await.map(drop)
     }
 
     async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {

@@ -512,6 +512,10 @@ impl Launcher {
             Call::EnsurePool { pool, runtime, rootfs, limits, egress } => self
                 .ensure_pool(&pool, runtime, &rootfs, limits.check(), egress)
                 .map(|has_zygote| Answer::Pool { has_zygote }),
+            Call::RemovePool { pool } => {
+                self.remove_pool(&pool);
+                Ok(Answer::Done)
+            }
             Call::Create { id, pool, purpose } => self.create(id, &pool, purpose).map(|()| Answer::Done),
             Call::KeepZygote { id } => match self.present(id).and_then(|live| live.keep_zygote()) {
                 Ok(()) => {
@@ -625,12 +629,25 @@ impl Launcher {
             let is_alike = |old: &Pool| {
                 (old.runtime, old.rootfs_is, old.egress.is_some()) == (runtime, rootfs_is, egress.is_some())
             };
+            // Those that are there keep their way out, with the rules of now.
+            let is_ruled_anew = old.as_ref().is_some_and(|old| old.egress != egress);
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
             let pool = Pool { runtime, rootfs, rootfs_is, limits, expected, zygote, egress };
             self.pools.insert(name.to_owned(), pool);
+            if is_ruled_anew {
+                self.rule_pool(name);
+            }
         }
         Ok(self.pools.get(name).is_some_and(|pool| pool.zygote.is_some()))
+    }
+
+    /// Nothing more is made for this pool, and nothing is reached from it.
+    fn remove_pool(&mut self, name: &str) {
+        self.end_seeds(Some(name));
+        if self.pools.remove(name).is_some() {
+            self.rule_pool(name);
+        }
     }
 
     fn assign(&mut self, id: Id, record: Vec<u8>) -> Result<(), Refusal> {

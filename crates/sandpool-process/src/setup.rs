@@ -141,6 +141,7 @@ pub(crate) fn become_sandbox(
     agent: OwnedFd,
     control: OwnedFd,
     zygote: Option<Zygote>,
+    turns: Option<[OwnedFd; 3]>,
 ) -> String {
     let built = build(blueprint).and_then(|()| {
         let text = |text: &str| CString::new(text).map_err(io::Error::from);
@@ -156,6 +157,10 @@ pub(crate) fn become_sandbox(
                 argv.push(text("thaw")?);
                 keep.push(file);
             }
+        }
+        if let Some(files) = turns {
+            argv.push(text("turns")?);
+            keep.extend(files);
         }
         // ID6: nothing of the launcher's environment.
         let env = [

@@ -8,7 +8,7 @@
 //!
 //! One truth for each fact: which sandbox belongs to which session is the launcher's to say, and what a live execution does is
 //! its agent's. What is here is what nobody else would know any more: that a session was there whose sandbox is gone, what
-//! came of the executions in it, and who did what. What is written survives the end of any of our processes at once,
+//! came of the executions in it, which pools were applied, and who did what. What is written survives the end of any of our processes at once,
 //! and the end of the machine up to its last moments (WAL, `synchronous = NORMAL`); neither leaves anything half written.
 
 mod read;
@@ -146,7 +146,7 @@ pub struct Audited {
     pub session: String,
     /// Its sandbox.
     pub sandbox: String,
-    /// What: `session.opened`, `session.ended`, `session.lost`, `server.started`.
+    /// What: `session.opened`, `session.ended`, `session.lost`, `server.started`, `pool.applied`, `pool.removed`.
     pub what: String,
     /// More about it.
     pub detail: String,
@@ -194,6 +194,12 @@ enum Write {
     Audit {
         what: &'static str,
         detail: String,
+        at: SystemTime,
+    },
+    /// A pool that was applied; without a body, one that was removed.
+    Pool {
+        name: PoolName,
+        body: Option<String>,
         at: SystemTime,
     },
     /// Answered when all before it is written.
@@ -273,6 +279,11 @@ impl Store {
     /// Something for the audit trail that is about no session.
     pub fn audit(&self, what: &'static str, detail: impl Into<String>) {
         self.push(Write::Audit { what, detail: detail.into(), at: SystemTime::now() });
+    }
+
+    /// A pool was applied, in the words of whoever keeps it, or removed.
+    pub fn pool(&self, name: &PoolName, body: Option<String>) {
+        self.push(Write::Pool { name: name.clone(), body, at: SystemTime::now() });
     }
 
     /// Waits until all that was given before is written. Answers within milliseconds, or, when writing fails, not before it

@@ -89,6 +89,16 @@ impl Store {
         .await
     }
 
+    /// The pools that were applied and not removed: their names, and what was written of them.
+    pub async fn pools(&self) -> Vec<(String, String)> {
+        self.read(|connection| {
+            let mut select = connection.prepare("SELECT name, body FROM pools ORDER BY name")?;
+            let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })
+        .await
+    }
+
     /// The audit trail after the line `after`, oldest first, at most 1,000 lines.
     pub async fn audited(&self, after: i64, limit: u32) -> Vec<Audited> {
         self.read(move |connection| {

@@ -11,7 +11,7 @@ use crate::StoreError;
 const APPLICATION: i64 = 0x7364_706c;
 
 /// Each brings a file from the version before to the next. What has been released is never changed, only added to.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = ["
     CREATE TABLE sessions (
         sandbox BLOB PRIMARY KEY, pool TEXT NOT NULL, tenant TEXT NOT NULL, payer TEXT NOT NULL, identifier TEXT NOT NULL,
         owner TEXT NOT NULL, created INTEGER NOT NULL, lost INTEGER, reason TEXT, heard INTEGER NOT NULL DEFAULT 0
@@ -25,12 +25,14 @@ const MIGRATIONS: [&str; 1] = ["
         number INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, tenant TEXT NOT NULL, subject TEXT NOT NULL,
         pool TEXT NOT NULL, session TEXT NOT NULL, sandbox TEXT NOT NULL, what TEXT NOT NULL, detail TEXT NOT NULL
     ) STRICT;
+", "
+    CREATE TABLE pools (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
 "];
 
 /// The version of what this program writes.
 pub const VERSION: i64 = {
-    let [_] = MIGRATIONS;
-    1
+    let [_, _] = MIGRATIONS;
+    2
 };
 
 /// Opens the file for writing.

@@ -8,6 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, ErrorCode, Transaction, params};
+use sandpool_core::ids::PoolName;
 
 use crate::{Health, KEPT_AUDIT, KEPT_EXECUTIONS, KEPT_LOST, Place, Write, milliseconds};
 
@@ -173,8 +174,25 @@ fn apply(change: &Transaction<'_>, write: &Write, grown: &mut BTreeSet<[u8; 16]>
                 VALUES (?1, '', '', '', '', '', ?2, ?3)";
             change.prepare_cached(insert)?.execute(params![milliseconds(*at), what, detail])?;
         }
+        Write::Pool { name, body: Some(body), at } => {
+            let insert = "INSERT INTO pools (name, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = excluded.body";
+            change.prepare_cached(insert)?.execute(params![name.as_str(), body])?;
+            audit_pool(change, name, "pool.applied", *at)?;
+        }
+        Write::Pool { name, body: None, at } => {
+            change.prepare_cached("DELETE FROM pools WHERE name = ?1")?.execute(params![name.as_str()])?;
+            audit_pool(change, name, "pool.removed", *at)?;
+        }
         Write::Ack(_) | Write::Close => {}
     }
+    Ok(())
+}
+
+/// A line of the audit trail about a pool.
+fn audit_pool(change: &Transaction<'_>, name: &PoolName, what: &str, at: SystemTime) -> rusqlite::Result<()> {
+    let insert = "INSERT INTO audit (at, tenant, subject, pool, session, sandbox, what, detail)
+        VALUES (?1, '', '', ?2, '', '', ?3, '')";
+    change.prepare_cached(insert)?.execute(params![milliseconds(at), name.as_str(), what])?;
     Ok(())
 }
 

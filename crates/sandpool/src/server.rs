@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::PoolName;
-use sandpool_http::{App, Listener, PoolFace};
+use sandpool_http::{App, Listener};
 use sandpool_node::{Node, NodeConfig};
+use sandpool_objects::{Metadata, Origin, Prepared};
 use sandpool_process::ProcessDriver;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -43,14 +43,14 @@ pub(crate) struct Image {
 
 impl Image {
     /// What clients are told about it.
-    fn metadata(&self) -> sandpool_http::Metadata {
+    fn metadata(&self) -> Metadata {
         let runtime = match self.runtime.as_str() {
             "python" => "Python",
             "node" => "Node.js",
             "shell" => "Bash",
             other => other,
         };
-        sandpool_http::Metadata {
+        Metadata {
             runtime: runtime.to_owned(),
             version: self.version.clone(),
             packages: self.packages.clone(),
@@ -67,6 +67,8 @@ pub(crate) type Images = BTreeMap<String, Image>;
 pub(crate) struct Plan {
     /// The effective settings.
     pub(crate) settings: Settings,
+    /// Their pools are those of a configuration file, which is where they are changed.
+    pub(crate) of_file: bool,
     /// The images of its pools.
     pub(crate) images: Images,
     /// What is told to clients.
@@ -169,7 +171,7 @@ fn to_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 }
 
 async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<(), Failure> {
-    let Plan { settings, images, record } = plan;
+    let Plan { settings, of_file, images, record } = plan;
     let signal_failure = |error: io::Error| Failure::new("cannot hear signals").because(error);
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_failure)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_failure)?;
@@ -189,16 +191,25 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     let driver = ProcessDriver::connect(inherited.control)
         .await
         .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
-    let (specs, faces) = pools(&settings, &images)?;
+    let mut pools = declared(&settings, &images, of_file)?;
+    let store_of_images: Arc<dyn sandpool_objects::Images> = Arc::new(ImageStore(settings.images.clone()));
+    pools.read(&store, &*store_of_images).await;
     let tenants = settings.tenants.iter().map(crate::settings::TenantSettings::to_tenant).collect::<Result<_, _>>();
     let tenants = tenants.map_err(|error| Failure::new(error.to_string()))?;
-    let config = NodeConfig { pools: specs, tenants, monotonic: sandpool_process::monotonic(), store: Some(store) };
+    let config = NodeConfig {
+        pools: std::mem::take(&mut pools.declared),
+        applied: std::mem::take(&mut pools.applied),
+        tenants,
+        monotonic: sandpool_process::monotonic(),
+        store: Some(store.clone()),
+    };
     let node = Node::start(config, driver.clone())
         .await
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
+    let pools = pools.with(node.clone(), Some(store), store_of_images);
 
     let stop = CancellationToken::new();
-    let app = App { node: node.clone(), auth, pools: Arc::new(faces), version: env!("CARGO_PKG_VERSION") };
+    let app = App { node: node.clone(), auth, pools, version: env!("CARGO_PKG_VERSION") };
     let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));
     info!(endpoint = record.endpoint, "listening");
 
@@ -243,29 +254,39 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     }
 }
 
-/// How the pools look to clients, by name.
-type Faces = BTreeMap<PoolName, Arc<PoolFace>>;
-
-/// The pools for the service layer, and how they look to Azure's clients.
-fn pools(settings: &Settings, images: &Images) -> Result<(Vec<sandpool_node::PoolSpec>, Faces), Failure> {
-    let mut specs = Vec::new();
-    let mut faces = BTreeMap::new();
+/// The pools of the configuration, for the service layer and for clients.
+fn declared(settings: &Settings, images: &Images, of_file: bool) -> Result<Prepared, Failure> {
+    let mut prepared = Prepared::default();
+    let origin = if of_file { Origin::File } else { Origin::Default };
     for pool in &settings.pools {
         let image = images
             .get(&pool.metadata.name)
             .ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
         let spec = pool.to_spec(image.rootfs.clone()).map_err(|error| Failure::new(error.to_string()))?;
-        let face = PoolFace {
-            container_type: pool.spec.container_type.word().to_owned(),
-            metadata: image.metadata(),
-            default_output_limit: pool.spec.execution.output_streams_max_length,
-            is_mcp_enabled: pool.spec.mcp_server_settings.is_mcp_server_enabled,
-            servers: pool.spec.servers.iter().map(|(name, server)| (name.clone(), server.to_hosted(name))).collect(),
-        };
-        faces.insert(spec.name.clone(), Arc::new(face));
-        specs.push(spec);
+        prepared.declare(pool.clone(), spec, pool.to_face(image.metadata()), origin);
     }
-    Ok((specs, faces))
+    Ok(prepared)
+}
+
+/// The images that pools can be applied with: those that are there.
+struct ImageStore(Option<PathBuf>);
+
+impl sandpool_objects::Images for ImageStore {
+    fn find(&self, name: &str, runtime: &str) -> Result<(PathBuf, Metadata), String> {
+        let directory = self.0.as_deref().ok_or("names an image, and no directory of images is set")?;
+        let unreadable = |error: &dyn std::fmt::Display| format!("names an image that the server cannot read: {error}");
+        let store = sandpool_image::Store::open(directory).map_err(|error| unreadable(&error))?;
+        let image = store.get(name).map_err(|error| unreadable(&error))?.ok_or_else(|| {
+            let known = store.list().unwrap_or_default();
+            let known: Vec<_> = known.iter().map(|image| image.name.as_str()).collect();
+            format!("is {name:?}, which is not here; there are: {}. Get it first: sandpool image build, pull or import", known.join(", "))
+        })?;
+        if image.manifest.runtime != runtime {
+            return Err(format!("is {name:?}, which has {}, and this pool needs {runtime}", image.manifest.runtime));
+        }
+        let image = Image::from(image);
+        Ok((image.rootfs.clone(), image.metadata()))
+    }
 }
 
 fn tls_config(

@@ -5,6 +5,7 @@
 use std::io::Error;
 
 use sandpool_agent::agent::{Agent, Config};
+use sandpool_agent::turn::Turn;
 use sandpool_sys::workload;
 use sandpool_wire::agent::Runtime;
 
@@ -16,5 +17,6 @@ fn main() -> Result<(), Error> {
     let control = workload::inherited(3)?;
     // What pid 1 of a sandbox is to orphans without asking.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    Agent::new(Config { runtime, control, identity: None, directory, image: words.next(), zygote: None })?.run()
+    let (image, turn) = (words.next(), Turn::new(None));
+    Agent::new(Config { runtime, control, identity: None, directory, image, zygote: None, turn })?.run()
 }

@@ -7,11 +7,11 @@ use axum::http::Request;
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory as Host, MemoryConfig};
 use sandpool_node::{Node, NodeConfig, PoolSpec, Runtime};
+use sandpool_objects::{Metadata, Origin, PoolFace, Prepared};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
-use crate::app::Metadata;
 use crate::auth::{Auth, AuthConfig, Mint};
 
 const VERSION: &str = "api-version=2025-10-02-preview&identifier=abcd";
@@ -86,27 +86,27 @@ async fn world(name: &str) -> World {
         session_secrets: false,
         full_wait: Duration::ZERO,
     });
-    let pools = specs.iter().map(|spec| {
+    let mut prepared = Prepared::default();
+    for spec in &specs {
         let metadata = Metadata {
             runtime: "Python".to_owned(),
             version: "3.13".to_owned(),
             packages: vec![("ipython".to_owned(), "9.1".to_owned())],
             created: SystemTime::UNIX_EPOCH,
         };
-        (
-            spec.name.clone(),
-            Arc::new(PoolFace {
-                container_type: "PythonLTS".to_owned(),
-                metadata,
-                default_output_limit: 4096,
-                is_mcp_enabled: false,
-                servers: BTreeMap::new(),
-            }),
-        )
-    });
-    let pools = Arc::new(pools.collect());
+        let face = PoolFace {
+            container_type: "PythonLTS".to_owned(),
+            metadata,
+            default_output_limit: 4096,
+            is_mcp_enabled: false,
+            servers: BTreeMap::new(),
+        };
+        let object = sandpool_objects::pool::default_pools().remove(0);
+        prepared.declare(object, spec.clone(), face, Origin::File);
+    }
     let host = Host::new(MemoryConfig::default());
     let node = Node::start(NodeConfig { pools: specs.to_vec(), ..NodeConfig::default() }, host.driver()).await.unwrap();
+    let pools = prepared.with(node.clone(), None, Arc::new(crate::served::InMemory));
     let router = service(App { node, auth: Arc::new(auth), pools, version: "0" });
     World { router, tokens, keys }
 }

@@ -22,10 +22,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sandpool_core::ids::{Identifier, PoolName, SessionKey};
 use sandpool_node::{ExecuteRequest, Execution, ExecutionState, NodeError, Open, Outcome, Rich, Runtime, Stdin, Work};
+use sandpool_objects::PoolFace;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::app::{App, PoolFace};
+use crate::app::App;
 use crate::auth::{Principal, Role};
 use crate::azure::execution::{ATTEMPTS, FOREVER, reason, whole};
 use crate::azure::value::{Manner, Stream, Value as Shown};
@@ -69,13 +70,13 @@ pub(crate) async fn answer(app: &App, pool: &str, headers: &HeaderMap, body: &mu
     let no_pool = || Problem::from(NodeError::NoPool(pool.chars().take(80).collect()));
     let pool = PoolName::parse(pool).map_err(|_| no_pool())?;
     let principal = app.auth.verify_for_pool(headers, &pool).await?;
-    let face = app.pools.get(&pool).ok_or_else(no_pool)?;
+    let face = app.pools.face(&pool).ok_or_else(no_pool)?;
     if !face.is_mcp_enabled {
         let text = format!("Pool {pool} has no MCP server: see mcpServerSettings.isMCPServerEnabled in the settings.");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "SessionMCPServerNotEnabled", text));
     }
     let body = whole(body).await?;
-    let asked = Asked { app, principal, pool, face };
+    let asked = Asked { app, principal, pool, face: &face };
     let request: Value = match serde_json::from_slice(&body) {
         Ok(request) => request,
         Err(error) => {

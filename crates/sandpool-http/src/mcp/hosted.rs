@@ -35,8 +35,9 @@ use axum::routing::get;
 use futures::{StreamExt, stream};
 use sandpool_core::ids::{Identifier, PoolName, SessionKey};
 use sandpool_node::{Node, NodeError, Open};
+use sandpool_objects::HostedServer;
 
-use crate::app::{App, HostedServer};
+use crate::app::App;
 use crate::auth::{Principal, Role, Scope};
 use crate::problem::Problem;
 use live::{Call, ENDED, Live, MAX_MESSAGE, NotPassed};
@@ -211,7 +212,7 @@ impl Hosted {
         let own = principal.session.as_deref().and_then(|own| Identifier::parse(own).ok());
         principal.may(Role::Executor, &pool, own.as_ref())?;
         principal.allows(Scope::Execute)?;
-        let face = self.app.pools.get(&pool).ok_or_else(no_pool)?;
+        let face = self.app.pools.face(&pool).ok_or_else(no_pool)?;
         let Some(found) = face.servers.get(server).cloned() else {
             let names: Vec<_> = face.servers.keys().map(String::as_str).collect();
             let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };

@@ -36,7 +36,7 @@ pub(super) async fn start(
     let base64 = asked.base64()?;
     let after = events::after(&asked, &headers)?;
     let spec = app.node.spec(&pool)?;
-    let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(spec)?;
+    let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(&spec)?;
     app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
     let handle = app.node.execute(&pool, &key, request).await?;
     let mut response = if wants_events(&headers) {

@@ -3,16 +3,20 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use sandpool_core::ids::Identifier;
-use sandpool_node::{PoolStatus, SessionScope, Start, Whose};
+use sandpool_core::ids::{Identifier, PoolName};
+use sandpool_node::{NodeError, PoolStatus, SessionScope, Start, Whose};
+use sandpool_objects::Applied;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
+use super::body;
 use super::shown::instant;
 use crate::app::App;
 use crate::auth::Role;
+use crate::objects;
 use crate::problem::Problem;
 
 /// Whether every pool has its ready sandboxes. Needs no token: it is what a supervisor asks.
@@ -47,15 +51,61 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Val
     Ok(Json(shown(&app, &asked, &app.node.pool(&pool)?)?))
 }
 
+/// The pool, for something that only an operator may: an admin of the tenant `default`.
+fn operated(asked: &Asked, text: &str) -> Result<PoolName, Problem> {
+    let pool = asked.pool(Role::Admin)?;
+    if !asked.principal.is_operator() {
+        let text = format!("{text} An operator is an admin of the tenant default.");
+        return Err(Problem::new(StatusCode::FORBIDDEN, "Forbidden", text));
+    }
+    Ok(pool)
+}
+
+/// Why others than operators do not see or change objects.
+const OBJECTS: &str = "Pools are the operator's, and their objects hold variables of every session.";
+
+/// A pool as an object, as it can be applied again.
+pub(super) async fn object(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    let pool = operated(&asked, OBJECTS)?;
+    let kept = app.pools.get(&pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))?;
+    Ok(Json(objects::shown(&kept, app.pools.status(&pool).ok().as_ref())))
+}
+
+/// Makes a pool, or changes it. With `dryRun` all is checked and nothing done.
+pub(super) async fn apply(
+    State(app): State<App>,
+    asked: Asked,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let pool = operated(&asked, OBJECTS)?;
+    let is_dry = asked.flag("dryRun")?;
+    let object = objects::read(body::json(&body::whole(body, objects::MAX_OBJECT).await?)?)?;
+    if object.metadata.name != pool.as_str() {
+        let text = format!("metadata.name: is {:?}, and the path names {pool}.", object.metadata.name);
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "SessionPoolInvalid", text).about("metadata.name"));
+    }
+    let applied = app.pools.apply(object, is_dry).await?;
+    let (status, word) = match &applied {
+        Applied::Created(_) => (StatusCode::CREATED, "created"),
+        Applied::Changed(_) => (StatusCode::OK, "changed"),
+        Applied::Unchanged(_) => (StatusCode::OK, "unchanged"),
+    };
+    let status = if is_dry { StatusCode::OK } else { status };
+    let shown = objects::shown(applied.kept(), app.pools.status(&pool).ok().as_ref());
+    Ok((status, Json(json!({ "result": word, "isDryRun": is_dry, "object": shown }))))
+}
+
+/// Removes a pool that was applied, and ends its sessions.
+pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
+    let pool = operated(&asked, OBJECTS)?;
+    app.pools.remove(&pool).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// The key of a pool's MCP server; a new one if `rotate` says so. It is the operator's to give away: it is good in the
 /// tenant `default`.
 pub(super) async fn mcp_credentials(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
-    let pool = asked.pool(Role::Admin)?;
-    if !asked.principal.is_operator() {
-        let text =
-            "A pool's MCP key is the operator's: an admin of the tenant default. Tenants use API keys and tokens.";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "Forbidden", text));
-    }
+    let pool = operated(&asked, "A pool's MCP key is the operator's. Tenants use API keys and tokens.")?;
     app.node.spec(&pool)?;
     let key = app.auth.pool_key(&pool, asked.flag("rotate")?).map_err(|error| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", format!("The key cannot be made: {error}."))
@@ -65,7 +115,8 @@ pub(super) async fn mcp_credentials(State(app): State<App>, asked: Asked) -> Res
 
 fn shown(app: &App, asked: &Asked, pool: &PoolStatus) -> Result<Value, Problem> {
     let PoolStatus { spec, ready, booting, .. } = pool;
-    let face = app.pools.get(&spec.name);
+    let kept = app.pools.get(&spec.name);
+    let face = kept.as_ref().map(|kept| &kept.face);
     // How many others there are is nobody's business but the operator's.
     let room = asked.room()?;
     let sessions = match asked.whose(&room) {
@@ -102,6 +153,8 @@ fn shown(app: &App, asked: &Asked, pool: &PoolStatus) -> Result<Value, Problem> 
         "maxTimeoutSeconds": spec.max_timeout.as_secs_f64(),
         "outputLimitBytes": spec.output_limit,
         "queue": spec.queue,
+        "origin": kept.as_ref().map(|kept| kept.origin.word()),
+        "generation": kept.as_ref().map(|kept| kept.generation),
         "interpreterStart": match spec.start {
             Start::Zygote => "zygote",
             Start::Cold => "cold",

@@ -261,6 +261,13 @@ impl ProcessDriver {
         loop {
             tokio::time::sleep(ZYGOTE_AGE).await;
             let Some(driver) = driver.upgrade() else { return };
+            {
+                let mut state = driver.state();
+                if !state.templates.contains_key(&pool) {
+                    state.fresh.remove(&pool);
+                    return;
+                }
+            }
             if let Err(error) = driver.renew_zygote(&pool).await {
                 tracing::warn!(%pool, "the zygote could not be made anew: {error}");
             }

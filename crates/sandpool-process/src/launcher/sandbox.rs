@@ -320,7 +320,9 @@ impl Launcher {
                             (None, Some(file)) => Some(Zygote::Thaw(file.try_clone()?)),
                             (None, None) => None,
                         };
-                        Ok(become_sandbox(&blueprint, self.agent.try_clone()?, agents_end, zygote))
+                        // Where the kernel has no such files, it makes way for nobody.
+                        let turns = group.turns().ok();
+                        Ok(become_sandbox(&blueprint, self.agent.try_clone()?, agents_end, zygote, turns))
                     };
                     say(&start().unwrap_or_else(|error| error.to_string()));
                 }));

@@ -21,7 +21,7 @@ use crate::args::{Foreign, ImagePull};
 use crate::client::Context;
 use crate::failure::Failure;
 use crate::print::{self, human_bytes};
-use crate::settings::is_image_name;
+use sandpool_objects::pool::is_image_name;
 use crate::unpack::{Said, Task, have_done};
 
 /// How layers become a root file system; a change of it makes other images of them.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sandpool_image::{ImageError, Progress, Recipe, ServerPackage, Store, recipe, recipes};
+use sandpool_objects::PoolObject;
 use serde_json::{Value, json};
 
 use super::{Outcome, foreign};
@@ -20,7 +21,7 @@ use crate::failure::Failure;
 use crate::home::Home;
 use crate::print::{self, human_bytes};
 use crate::server::{Image, Images, Plan};
-use crate::settings::{PoolObject, Settings};
+use crate::settings::Settings;
 
 /// What building needs besides mmdebstrap itself, and Debian's installer does not bring along: the keys of Debian on
 /// other systems, and the program that mmdebstrap finds the right ones with.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use sandpool_objects::pool::ContainerType;
 use sandpool_process::launcher::{self, LauncherConfig, ServerProcess};
 
 use super::{config, doctor, image};
@@ -48,6 +49,8 @@ const DETACHED: &str = "SANDPOOL_DETACHED";
 struct Start {
     settings: Settings,
     home: Home,
+    /// The pools are those of a configuration file.
+    of_file: bool,
     detach: bool,
     json: bool,
     log_format: LogFormat,
@@ -75,7 +78,7 @@ pub(crate) fn up(context: &Context, up: &Up, log_format: LogFormat) -> Result<Ex
     settings.resolve(&context.home, up.images.as_deref());
     settings.check().map_err(|error| config::unusable(&error))?;
     let (home, json) = (context.home.clone(), context.json);
-    start(&Start { settings, home, detach: up.detach, json, log_format })
+    start(&Start { settings, home, of_file: false, detach: up.detach, json, log_format })
 }
 
 /// `home_asked`: the state directory was given by a flag or the environment, which win over the file.
@@ -96,7 +99,7 @@ pub(crate) fn serve(
     settings.resolve(&home, serve.images.as_deref());
     settings.check().map_err(|error| config::unusable(&error))?;
     let json = context.json;
-    start(&Start { settings, home, detach: serve.detach, json, log_format })
+    start(&Start { settings, home, of_file: true, detach: serve.detach, json, log_format })
 }
 
 fn start(start: &Start) -> Result<ExitCode, Failure> {
@@ -286,7 +289,8 @@ fn write_run_files(
     images: &crate::server::Images,
     server: (u32, u32),
 ) -> Result<(), Failure> {
-    let plan = crate::server::Plan { settings, images: images.clone(), record: record.clone() };
+    let (images, of_file) = (images.clone(), start.of_file);
+    let plan = crate::server::Plan { settings, of_file, images, record: record.clone() };
     let write = |path: PathBuf, value: serde_json::Result<String>, mode, group| {
         value
             .map_err(std::io::Error::from)
@@ -480,11 +484,11 @@ pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, js
     text.push_str(&format!("State is in {}. Stop it with: {stop}\n", home.path().display()));
     if let Some(pool) = settings.pools.first() {
         let body = match pool.spec.container_type {
-            crate::settings::ContainerType::PythonLTS => {
+            ContainerType::PythonLTS => {
                 r#"{"code": "import platform; platform.python_version(), 6 * 7"}"#
             }
-            crate::settings::ContainerType::NodeLTS => r#"{"code": "[process.version, 6 * 7]"}"#,
-            crate::settings::ContainerType::Shell => r#"{"command": "uname -a; echo $((6 * 7))"}"#,
+            ContainerType::NodeLTS => r#"{"code": "[process.version, 6 * 7]"}"#,
+            ContainerType::Shell => r#"{"command": "uname -a; echo $((6 * 7))"}"#,
         };
         text.push_str(&format!(
             "\nTry it:\n\n  curl -s {endpoint}{path}/executions \\\n    -H \"Authorization: Bearer $({program} token{flag})\" \\\n    \

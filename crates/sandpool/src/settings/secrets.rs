@@ -1,23 +1,22 @@
 //! Secrets by placeholder, as the settings say them, and what root makes of them at the start: a file for the egress proxy, and what
 //! makes the certificates that the pool's sandboxes trust. The server gets neither.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, fchown};
-use std::path::PathBuf;
 
-use sandpool_egress::secrets::{Authorities, FILE, PoolFile, Secrets, SecretsFile, check_host};
+use sandpool_egress::secrets::{Authorities, FILE, PoolFile, Secrets, SecretsFile};
 use sandpool_process::launcher::Trust;
 use sandpool_wire::egress::{MAX_VALUE, MIN_VALUE, SecretValue};
-use serde::{Deserialize, Serialize};
 
-use super::{EnvVariable, PoolObject, PoolObjectSpec, Settings};
+use sandpool_objects::PoolObject;
+use sandpool_objects::pool::{EnvVariable, PoolObjectSpec};
+use sandpool_objects::secrets::SecretSettings;
+
+use super::Settings;
 use crate::client::random_hex;
 use crate::failure::Failure;
 use crate::home::Home;
-
-/// Secrets of one pool, at most.
-const MOST: usize = 64;
 
 /// Where sandboxes have the certificates that they trust, and where that of their own authority alone.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -26,71 +25,6 @@ const AUTHORITY: &str = "/etc/ssl/sandpool.pem";
 /// The variables by which programs find certificates, instead of what they bring.
 const BUNDLE_VARIABLES: [&str; 6] =
     ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE"];
-
-/// One secret.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct SecretSettings {
-    /// The variable that sessions have; its value there is a placeholder.
-    pub(crate) name: String,
-    /// Where the value is.
-    pub(crate) from: SecretSource,
-    /// Who gets the value.
-    pub(crate) hosts: Vec<String>,
-    /// A file of certificates (PEM) that are trusted besides the host's own, when speaking with them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) trust: Option<PathBuf>,
-}
-
-/// Where a value is: exactly one of them. It is read at the start, by root.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(crate) struct SecretSource {
-    /// A variable of the environment that `sandpool serve` is started in.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) env: Option<String>,
-    /// A file; a line break at its end does not count.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) file: Option<PathBuf>,
-}
-
-/// # Errors
-/// The key below `spec`, and what is wrong with it.
-pub(super) fn check(spec: &PoolObjectSpec) -> Result<(), (String, String)> {
-    let has_egress = spec.egress().is_ok_and(|egress| egress.is_some());
-    for (field, is_said) in [("secrets", !spec.secrets.is_empty()), ("sessionSecrets", spec.session_secrets)] {
-        if is_said && !has_egress {
-            return Err((
-                field.to_owned(),
-                "is of no use without egress: it must allow the hosts of secrets".to_owned(),
-            ));
-        }
-    }
-    if spec.secrets.len() > MOST {
-        return Err(("secrets".to_owned(), format!("are {}, {MOST} at most", spec.secrets.len())));
-    }
-    let mut names: BTreeSet<&str> = spec.env.iter().map(|variable| variable.name.as_str()).collect();
-    for (at, secret) in spec.secrets.iter().enumerate() {
-        let wrong = |field: &str, why: String| Err((format!("secrets[{at}].{field}"), why));
-        let SecretSettings { name, from, hosts, .. } = secret;
-        if !sandpool_node::is_variable(name) {
-            return wrong("name", format!("{name:?} is not the name of an environment variable"));
-        }
-        if !names.insert(name) {
-            return wrong("name", format!("{name} is there already, in env or secrets"));
-        }
-        if from.env.is_some() == from.file.is_some() {
-            return wrong("from", "must have exactly one of env and file".to_owned());
-        }
-        if hosts.is_empty() || hosts.len() > MOST {
-            return wrong("hosts", format!("are {}, must be from 1 to {MOST}", hosts.len()));
-        }
-        for (host_at, host) in hosts.iter().enumerate() {
-            check_host(host).map_err(|why| (format!("secrets[{at}].hosts[{host_at}]"), why))?;
-        }
-    }
-    Ok(())
-}
 
 /// Reads every value, and writes what the proxy needs. In `settings` a secret becomes a variable with its placeholder: all that the server
 /// learns of it. Answers what makes the certificates that sandboxes trust. What an earlier start left is removed.

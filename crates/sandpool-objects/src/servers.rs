@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use sandpool_image::{Registry, ServerPackage};
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerType, EnvVariable, SettingsError, value};
+use crate::pool::{ContainerType, EnvVariable};
+use crate::{Fault, HostedServer, fault};
 
 /// The most servers of one pool.
 const MOST: usize = 64;
@@ -20,38 +21,41 @@ const WORD: usize = 214;
 const ARGUMENTS: usize = 64 * 1024;
 
 /// The servers of a pool, by name.
-pub(crate) type Servers = BTreeMap<String, ServerSettings>;
+pub type Servers = BTreeMap<String, ServerSettings>;
 
 /// One server, which speaks over its standard input and output, or over HTTP in its sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct ServerSettings {
+pub struct ServerSettings {
     /// A package of npm with its exact version: `name@1.2.3`.
     #[serde(default)]
-    pub(crate) npm: Option<String>,
+    pub npm: Option<String>,
     /// A package of PyPI with its exact version: `name==1.2.3`.
     #[serde(default)]
-    pub(crate) pypi: Option<String>,
+    pub pypi: Option<String>,
     /// The program: one of the package's, or of the image where there is no package.
     #[serde(default)]
-    pub(crate) command: Option<String>,
+    pub command: Option<String>,
+    /// What it is started with.
     #[serde(default)]
-    pub(crate) args: Vec<String>,
+    pub args: Vec<String>,
     /// Environment variables of its own, over the pool's.
     #[serde(default)]
-    pub(crate) env: Vec<EnvVariable>,
+    pub env: Vec<EnvVariable>,
     /// Where it listens, when it speaks over HTTP.
     #[serde(default)]
-    pub(crate) http: Option<HttpSettings>,
+    pub http: Option<HttpSettings>,
 }
 
 /// Where a server listens in its sandbox: Streamable HTTP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct HttpSettings {
-    pub(crate) port: u16,
+pub struct HttpSettings {
+    /// The port.
+    pub port: u16,
+    /// The path there.
     #[serde(default = "default_path")]
-    pub(crate) path: String,
+    pub path: String,
 }
 
 fn default_path() -> String {
@@ -59,18 +63,18 @@ fn default_path() -> String {
 }
 
 /// Speaks with a server over HTTP, in its sandbox, and with us as the others do. Every image has what runs it.
-const OVER_HTTP: &str = include_str!("../../../../runtimes/servers/http.py");
+const OVER_HTTP: &str = include_str!("../../../runtimes/servers/http.py");
 
 /// Checks every value of all of them; `place` is the key that they stand under.
-pub(super) fn check(servers: &Servers, kind: ContainerType, place: &str) -> Result<(), SettingsError> {
+pub(crate) fn check(servers: &Servers, kind: ContainerType, place: &str) -> Result<(), Fault> {
     if servers.len() > MOST {
-        return Err(value(place, format!("there are {} servers, and {MOST} may be", servers.len())));
+        return Err(fault(place, format!("there are {} servers, and {MOST} may be", servers.len())));
     }
     for (name, server) in servers {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || name.len() > NAME || !name.chars().all(plain) || name.starts_with('-') {
             let why = format!("{name:?} is no name of a server: 1 to {NAME} of a-z, 0-9 and -, not - first");
-            return Err(value(place, why));
+            return Err(fault(place, why));
         }
         server.check(kind, &format!("{place}.{name}"))?;
     }
@@ -78,31 +82,31 @@ pub(super) fn check(servers: &Servers, kind: ContainerType, place: &str) -> Resu
 }
 
 impl ServerSettings {
-    fn check(&self, kind: ContainerType, place: &str) -> Result<(), SettingsError> {
+    fn check(&self, kind: ContainerType, place: &str) -> Result<(), Fault> {
         let key = |field: &str| format!("{place}.{field}");
         match (&self.npm, &self.pypi) {
             (Some(_), Some(_)) => {
-                return Err(value(place, "has both npm and pypi: one of them says where it comes from"));
+                return Err(fault(place, "has both npm and pypi: one of them says where it comes from"));
             }
             (Some(package), None) => {
                 if kind != ContainerType::NodeLTS {
                     let why =
                         format!("needs npm, which the image of {} has not: a pool of NodeLTS has it", kind.word());
-                    return Err(value(key("npm"), why));
+                    return Err(fault(key("npm"), why));
                 }
                 if !is_npm(package) {
                     let why = format!("{package:?} is no package with its exact version, such as name@1.2.3");
-                    return Err(value(key("npm"), why));
+                    return Err(fault(key("npm"), why));
                 }
             }
             (None, Some(package)) => {
                 if !is_pypi(package) {
                     let why = format!("{package:?} is no package with its exact version, such as name==1.2.3");
-                    return Err(value(key("pypi"), why));
+                    return Err(fault(key("pypi"), why));
                 }
             }
             (None, None) if self.command.is_none() => {
-                return Err(value(place, "says neither npm nor pypi nor command: what is the server?"));
+                return Err(fault(place, "says neither npm nor pypi nor command: what is the server?"));
             }
             (None, None) => {}
         }
@@ -113,24 +117,24 @@ impl ServerSettings {
                 || command.contains('\0')
                 || of_package && command.contains('/')
             {
-                return Err(value(key("command"), format!("{command:?} is no program")));
+                return Err(fault(key("command"), format!("{command:?} is no program")));
             }
         }
         if self.args.iter().any(|word| word.contains('\0'))
             || self.args.iter().map(String::len).sum::<usize>() > ARGUMENTS
         {
-            return Err(value(key("args"), format!("has a NUL, or is longer than {ARGUMENTS} bytes in all")));
+            return Err(fault(key("args"), format!("has a NUL, or is longer than {ARGUMENTS} bytes in all")));
         }
         if let Some(http) = &self.http {
             if http.port == 0 {
-                return Err(value(key("http.port"), "is 0, must be from 1 to 65535"));
+                return Err(fault(key("http.port"), "is 0, must be from 1 to 65535"));
             }
             if !http.path.starts_with('/')
                 || http.path.len() > WORD
                 || !http.path.bytes().all(|byte| byte.is_ascii_graphic())
             {
                 let why = format!("{:?} is no path, such as /mcp", http.path);
-                return Err(value(key("http.path"), why));
+                return Err(fault(key("http.path"), why));
             }
         }
         for (at, variable) in self.env.iter().enumerate() {
@@ -140,7 +144,7 @@ impl ServerSettings {
     }
 
     /// What has to be in the image for it.
-    pub(crate) fn package(&self, name: &str) -> Option<ServerPackage> {
+    pub fn package(&self, name: &str) -> Option<ServerPackage> {
         let (registry, package) = match (&self.npm, &self.pypi) {
             (Some(package), _) => (Registry::Npm, package),
             (None, Some(package)) => (Registry::Pypi, package),
@@ -150,7 +154,7 @@ impl ServerSettings {
     }
 
     /// How it is started.
-    pub(crate) fn to_hosted(&self, name: &str) -> sandpool_http::HostedServer {
+    pub fn to_hosted(&self, name: &str) -> HostedServer {
         let program = match &self.command {
             Some(command) if self.npm.is_none() && self.pypi.is_none() => command.clone(),
             _ => ServerPackage::program(name),
@@ -160,7 +164,7 @@ impl ServerSettings {
             ["python3".to_owned(), "-c".to_owned(), OVER_HTTP.to_owned(), http.port.to_string(), http.path.clone()]
         });
         let own = std::iter::once(program).chain(self.args.iter().cloned());
-        sandpool_http::HostedServer { argv: bridge.into_iter().flatten().chain(own).collect(), env }
+        HostedServer { argv: bridge.into_iter().flatten().chain(own).collect(), env }
     }
 }
 

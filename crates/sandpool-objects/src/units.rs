@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Size(pub(crate) u64);
+pub struct Size(pub u64);
 
 const UNITS: [(&str, u64); 8] = [
     ("Ti", 1 << 40),
@@ -21,7 +21,7 @@ const UNITS: [(&str, u64); 8] = [
 
 impl Size {
     /// Reads a number with or without a unit: Ki, Mi, Gi, Ti (powers of 1024), k, M, G, T (powers of 1000).
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not a size; write bytes, or a number with Ki, Mi, Gi or Ti, such as 512Mi");
         let (number, unit) = UNITS
             .iter()

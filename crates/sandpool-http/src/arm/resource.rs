@@ -1,0 +1,361 @@
+//! A pool as the ARM resource, and back.
+//!
+//! Property names come in any case and leave in the specification's. What this resource cannot say of a pool (its memory, its
+//! variables, its allow-list) is kept as it is; what it says and nothing here can do is refused, never dropped.
+
+use axum::http::StatusCode;
+use sandpool_objects::network::{NetworkSettings, NetworkStatus};
+use sandpool_objects::pool::{ContainerType, PoolObject, default_pools};
+use sandpool_objects::{Kept, PoolsError};
+use serde_json::{Map, Value, json};
+
+use super::invalid;
+use super::operation::State;
+use super::path::Group;
+use crate::problem::Problem;
+
+/// Annotations in which is kept what only this face knows.
+pub(super) const SUBSCRIPTION: &str = "azure/subscription";
+pub(super) const GROUP: &str = "azure/resourceGroup";
+const LOCATION: &str = "azure/location";
+
+/// The versions that have session pools.
+pub(super) const VERSIONS: [&str; 12] = [
+    "2026-07-01",
+    "2026-03-02-preview",
+    "2026-01-01",
+    "2025-10-02-preview",
+    "2025-07-01",
+    "2025-02-02-preview",
+    "2025-01-01",
+    "2024-10-02-preview",
+    "2024-08-02-preview",
+    "2024-02-02-preview",
+    "2023-11-02-preview",
+    "2023-08-01-preview",
+];
+
+/// The version that links name when their caller named none.
+pub(super) const NEWEST: &str = "2026-07-01";
+
+/// Versions whose `dynamicPoolConfiguration` is flat.
+const FLAT: [&str; 4] = ["2023-08-01-preview", "2023-11-02-preview", "2024-02-02-preview", "2024-08-02-preview"];
+
+/// Versions that know nothing of `mcpServerSettings`.
+const WITHOUT_MCP: [&str; 2] = ["2026-01-01", "2026-07-01"];
+
+/// Every property's name, as the specification writes it.
+const NAMES: [&str; 36] = [
+    "id",
+    "name",
+    "type",
+    "location",
+    "tags",
+    "identity",
+    "properties",
+    "environmentId",
+    "containerType",
+    "poolManagementType",
+    "nodeCount",
+    "scaleConfiguration",
+    "maxConcurrentSessions",
+    "readySessionInstances",
+    "secrets",
+    "dynamicPoolConfiguration",
+    "lifecycleConfiguration",
+    "lifecycleType",
+    "executionType",
+    "cooldownPeriodInSeconds",
+    "maxAlivePeriodInSeconds",
+    "customContainerTemplate",
+    "containers",
+    "registryCredentials",
+    "ingress",
+    "targetPort",
+    "sessionNetworkConfiguration",
+    "status",
+    "managedIdentitySettings",
+    "lifecycle",
+    "mcpServerSettings",
+    "isMcpServerEnabled",
+    "isMcpServerApiKeyDisabled",
+    "mcpServerEndpoint",
+    "poolManagementEndpoint",
+    "provisioningState",
+];
+
+/// The same with every property's name as the specification writes it. Tags have the names that people give them.
+pub(super) fn canonical(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(name, value)| {
+                let known = NAMES.iter().find(|known| known.eq_ignore_ascii_case(&name));
+                match known {
+                    Some(&"tags") => ("tags".to_owned(), value),
+                    Some(known) => ((*known).to_owned(), canonical(value)),
+                    None => (name, canonical(value)),
+                }
+            })
+            .collect::<Map<_, _>>()
+            .into(),
+        Value::Array(values) => values.into_iter().map(canonical).collect(),
+        value => value,
+    }
+}
+
+/// JSON merge patch (RFC 7396).
+pub(super) fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Some(fields) = target.as_object_mut() else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            fields.remove(&name);
+        } else {
+            merge(fields.entry(name).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// A refusal in the words of this resource.
+pub(super) fn refused(error: PoolsError) -> Problem {
+    let mut problem = Problem::from(error);
+    if let Some(field) = problem.target.as_deref().and_then(|target| target.strip_prefix("spec.")) {
+        problem.message = problem.message.replacen("spec.", "properties.", 1);
+        problem.target = Some(format!("properties.{field}"));
+    }
+    problem
+}
+
+/// Below `properties`.
+struct Properties<'a>(&'a Value);
+
+impl<'a> Properties<'a> {
+    /// What is there and not null.
+    fn get(&self, path: &str) -> Option<&'a Value> {
+        let mut value = self.0;
+        for name in path.split('.') {
+            value = value.get(name)?;
+        }
+        Some(value).filter(|value| !value.is_null())
+    }
+
+    fn number<N: TryFrom<u64>>(&self, path: &str) -> Result<Option<N>, Problem> {
+        let Some(value) = self.get(path) else { return Ok(None) };
+        let number = value.as_u64().and_then(|number| N::try_from(number).ok());
+        number.map(Some).ok_or_else(|| wrong(path, "is no number that can be meant"))
+    }
+
+    fn word(&self, path: &str) -> Result<Option<&'a str>, Problem> {
+        let Some(value) = self.get(path) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| wrong(path, "is no text"))
+    }
+
+    fn flag(&self, path: &str) -> Result<Option<bool>, Problem> {
+        let Some(value) = self.get(path) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| wrong(path, "is neither true nor false"))
+    }
+
+    /// Refuses what is said and cannot be done.
+    fn has_no(&self, path: &str, why: &str) -> Result<(), Problem> {
+        let is_empty = |value: &Value| match value {
+            Value::Array(values) => values.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        };
+        match self.get(path).filter(|value| !is_empty(value)) {
+            Some(_) => Err(wrong(path, why)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn wrong(path: &str, why: &str) -> Problem {
+    let path = format!("properties.{path}");
+    invalid(&path, format!("{path}: {why}."))
+}
+
+/// The container types there are, as the resource writes them.
+const TYPES: [(&str, ContainerType); 3] =
+    [("PythonLTS", ContainerType::PythonLTS), ("NodeLTS", ContainerType::NodeLTS), ("Shell", ContainerType::Shell)];
+
+/// The object that a resource means, with [`canonical`] names. `before` is the pool as it is.
+pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&Kept>) -> Result<PoolObject, Problem> {
+    let empty = Value::Object(Map::new());
+    let properties = Properties(resource.get("properties").filter(|value| value.is_object()).unwrap_or(&empty));
+    let asked = properties.word("containerType")?;
+    let kind = match (asked, before) {
+        (None, Some(kept)) => kept.object.spec.container_type,
+        (None, None) => ContainerType::PythonLTS,
+        (Some(word), _) => match TYPES.iter().find(|(known, _)| known.eq_ignore_ascii_case(word)) {
+            Some((_, kind)) => *kind,
+            None => {
+                let known = TYPES.map(|(known, _)| known).join(", ");
+                let text = format!("properties.containerType: {:?} is none of {known}.", word.chars().take(40).collect::<String>());
+                let problem = Problem::new(StatusCode::BAD_REQUEST, "SessionTypeNotSupported", text);
+                return Err(problem.about("properties.containerType"));
+            }
+        },
+    };
+    let mut object = match before {
+        Some(kept) => kept.object.clone(),
+        None => {
+            let template = default_pools().into_iter().find(|object| object.spec.container_type == kind);
+            let mut object = template.ok_or_else(|| wrong("containerType", "is none that pools have"))?;
+            object.metadata.name = name.to_owned();
+            object
+        }
+    };
+    object.spec.container_type = kind;
+    notes(&mut object, resource, group)?;
+    match properties.word("poolManagementType")? {
+        Some(word) if !word.eq_ignore_ascii_case("Dynamic") => {
+            return Err(wrong("poolManagementType", "is not Dynamic, and there is no other"));
+        }
+        _ => {}
+    }
+    const NO_IDENTITY: &str = "asks for a managed identity, and there is none here: secrets by placeholder do what it is for";
+    properties.has_no("customContainerTemplate", "is for custom containers only")?;
+    properties.has_no("secrets", "are for custom containers only")?;
+    properties.has_no("managedIdentitySettings", NO_IDENTITY)?;
+    let identity = resource.get("identity").and_then(|identity| identity.get("type")).and_then(Value::as_str);
+    if identity.is_some_and(|word| !word.eq_ignore_ascii_case("None")) {
+        return Err(invalid("identity.type", format!("identity.type: {NO_IDENTITY}.")));
+    }
+    let (defaults, spec) = (default_pools().remove(0).spec, &mut object.spec);
+    let scale = &mut spec.scale_configuration;
+    let most = properties.number("scaleConfiguration.maxConcurrentSessions")?;
+    scale.max_concurrent_sessions = most.unwrap_or(defaults.scale_configuration.max_concurrent_sessions);
+    let ready = properties.number("scaleConfiguration.readySessionInstances")?;
+    let usual = defaults.scale_configuration.ready_session_instances.min(scale.max_concurrent_sessions);
+    scale.ready_session_instances = ready.unwrap_or(usual);
+    life(&properties, spec)?;
+    match properties.word("sessionNetworkConfiguration.status")? {
+        None if before.is_some_and(|kept| kept.object.spec.session_network_configuration.is_none()) => {}
+        None => spec.session_network_configuration = None,
+        Some(word) if word.eq_ignore_ascii_case("EgressEnabled") => {
+            // An allow-list that is there says what is meant by it.
+            let has_own = spec.egress.is_some() && spec.egress().is_ok_and(|egress| egress.is_some());
+            if !has_own {
+                spec.egress = None;
+                spec.session_network_configuration = Some(NetworkSettings { status: NetworkStatus::EgressEnabled });
+            }
+        }
+        Some(word) if word.eq_ignore_ascii_case("EgressDisabled") => {
+            spec.egress = None;
+            spec.session_network_configuration = Some(NetworkSettings { status: NetworkStatus::EgressDisabled });
+        }
+        Some(_) => return Err(wrong("sessionNetworkConfiguration.status", "is neither EgressEnabled nor EgressDisabled")),
+    }
+    if properties.flag("mcpServerSettings.isMcpServerApiKeyDisabled")? == Some(true) {
+        return Err(wrong("mcpServerSettings.isMcpServerApiKeyDisabled", "cannot be: the key is what lets clients in"));
+    }
+    if let Some(is_enabled) = properties.flag("mcpServerSettings.isMcpServerEnabled")? {
+        spec.mcp_server_settings.is_mcp_server_enabled = is_enabled;
+    }
+    Ok(object)
+}
+
+/// Tags, and where it is said to be.
+fn notes(object: &mut PoolObject, resource: &Value, group: &Group) -> Result<(), Problem> {
+    if let Some(tags) = resource.get("tags").filter(|tags| !tags.is_null()) {
+        let labels = tags.as_object().and_then(|tags| {
+            let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+            tags.iter().map(text).collect::<Option<_>>()
+        });
+        object.metadata.labels =
+            labels.ok_or_else(|| invalid("tags", "tags: must be texts by their names.".to_owned()))?;
+    } else {
+        object.metadata.labels.clear();
+    }
+    let annotations = &mut object.metadata.annotations;
+    annotations.insert(SUBSCRIPTION.to_owned(), group.subscription.clone());
+    if let Some(name) = &group.name {
+        annotations.insert(GROUP.to_owned(), name.clone());
+    }
+    if let Some(location) = resource.get("location").and_then(Value::as_str) {
+        annotations.insert(LOCATION.to_owned(), location.to_owned());
+    }
+    Ok(())
+}
+
+/// When sessions end, in both forms.
+fn life(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObjectSpec) -> Result<(), Problem> {
+    const NESTED: &str = "dynamicPoolConfiguration.lifecycleConfiguration";
+    const FLAT: &str = "dynamicPoolConfiguration";
+    let place = if properties.get(NESTED).is_some() { NESTED } else { FLAT };
+    for (path, least) in [(format!("{NESTED}.lifecycleType"), "Timed"), (format!("{FLAT}.executionType"), "Timed")] {
+        if let Some(word) = properties.word(&path)?.filter(|word| !word.eq_ignore_ascii_case(least)) {
+            let word: String = word.chars().take(40).collect();
+            return Err(wrong(&path, &format!("is {word}, which is for custom containers only: Timed is what there is")));
+        }
+    }
+    let life = &mut spec.dynamic_pool_configuration.lifecycle_configuration;
+    let usual = sandpool_objects::pool::LifecycleSettings::default();
+    let cooldown = properties.number(&format!("{place}.cooldownPeriodInSeconds"))?;
+    life.cooldown_period_in_seconds = cooldown.unwrap_or(usual.cooldown_period_in_seconds);
+    life.max_alive_period_in_seconds = properties.number(&format!("{place}.maxAlivePeriodInSeconds"))?;
+    Ok(())
+}
+
+/// The resource that a pool is.
+pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, state: State) -> Value {
+    let object = &kept.object;
+    let (spec, notes) = (&object.spec, &object.metadata.annotations);
+    let name = &object.metadata.name;
+    let place = group.name.as_ref().or_else(|| notes.get(GROUP)).map_or("sandpool", String::as_str);
+    let subscription = &group.subscription;
+    let below = format!("/subscriptions/{subscription}/resourceGroups/{place}");
+    let endpoint = format!("{origin}{below}/sessionPools/{name}");
+    let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
+    let dynamic = if FLAT.contains(&version) {
+        json!({ "executionType": "Timed", "cooldownPeriodInSeconds": life.cooldown_period_in_seconds })
+    } else {
+        json!({ "lifecycleConfiguration": {
+            "lifecycleType": "Timed",
+            "cooldownPeriodInSeconds": life.cooldown_period_in_seconds,
+            "maxAlivePeriodInSeconds": life.max_alive_period_in_seconds,
+        } })
+    };
+    let has_egress = spec.egress().is_ok_and(|egress| egress.is_some());
+    let mut properties = json!({
+        "environmentId": null,
+        "containerType": spec.container_type.word(),
+        "poolManagementType": "Dynamic",
+        "nodeCount": 0,
+        "scaleConfiguration": {
+            "maxConcurrentSessions": spec.scale_configuration.max_concurrent_sessions,
+            "readySessionInstances": spec.scale_configuration.ready_session_instances,
+        },
+        "secrets": null,
+        "dynamicPoolConfiguration": dynamic,
+        "customContainerTemplate": null,
+        "sessionNetworkConfiguration": { "status": if has_egress { "EgressEnabled" } else { "EgressDisabled" } },
+        "managedIdentitySettings": [],
+        "poolManagementEndpoint": endpoint,
+        "provisioningState": state.word(),
+    });
+    if !WITHOUT_MCP.contains(&version) {
+        let is_enabled = spec.mcp_server_settings.is_mcp_server_enabled;
+        properties["mcpServerSettings"] = json!({
+            "isMcpServerEnabled": is_enabled,
+            "isMcpServerApiKeyDisabled": false,
+            "mcpServerEndpoint": is_enabled.then(|| format!("{endpoint}/mcp")),
+        });
+    }
+    json!({
+        "id": format!("{below}/providers/Microsoft.App/sessionPools/{name}"),
+        "name": name,
+        "type": "Microsoft.App/sessionPools",
+        "location": notes.get(LOCATION).map_or("local", String::as_str),
+        "tags": object.metadata.labels,
+        "identity": { "type": "None" },
+        "properties": properties,
+    })
+}

@@ -1,0 +1,86 @@
+//! Pools as objects in requests and answers: what the native API and ARM have in common.
+
+use axum::http::StatusCode;
+use sandpool_node::PoolStatus;
+use sandpool_objects::{Kept, PoolObject, PoolsError};
+use serde_json::{Value, json};
+
+use crate::problem::Problem;
+
+/// The longest body with an object, in bytes.
+pub(crate) const MAX_OBJECT: usize = 256 * 1024;
+
+impl From<PoolsError> for Problem {
+    fn from(error: PoolsError) -> Self {
+        let conflict = |code, text: String| Self::new(StatusCode::CONFLICT, code, format!("{}.", text.trim_end_matches('.')));
+        match error {
+            PoolsError::Invalid(fault) => {
+                let problem = Self::new(StatusCode::BAD_REQUEST, "SessionPoolInvalid", format!("{fault}."));
+                problem.about(&fault.field)
+            }
+            PoolsError::Forbidden(why) => conflict("SessionPoolNotApplied", why),
+            PoolsError::Conflict(why) => conflict("SessionPoolConflict", why),
+            PoolsError::Node(error) => error.into(),
+        }
+    }
+}
+
+/// Reads an object. What only answers have (`status`, `metadata.generation` and the like) is left out, so that what was got can be
+/// applied again.
+pub(crate) fn read(mut value: Value) -> Result<PoolObject, Problem> {
+    if let Some(object) = value.as_object_mut() {
+        object.remove("status");
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            for name in ["generation", "creationTimestamp", "origin"] {
+                metadata.remove(name);
+            }
+        }
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, why) = (error.path().to_string(), error.into_inner().to_string());
+        let unknown = why.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
+        let field = match (path.as_str(), unknown) {
+            (".", Some((name, _))) => name.to_owned(),
+            (path, Some((name, _))) if !path.ends_with(name) => format!("{path}.{name}"),
+            (".", None) => "body".to_owned(),
+            (path, _) => path.to_owned(),
+        };
+        let field: String = field.chars().take(200).collect();
+        Problem::new(StatusCode::BAD_REQUEST, "SessionPoolInvalid", format!("{field}: {why}.")).about(&field)
+    })
+}
+
+/// An object as it is shown: as it can be applied, and how it is.
+pub(crate) fn shown(kept: &Kept, status: Option<&PoolStatus>) -> Value {
+    // Plain data: this cannot fail.
+    let mut object = serde_json::to_value(&kept.object).unwrap_or_default();
+    object["metadata"]["generation"] = json!(kept.generation);
+    object["metadata"]["creationTimestamp"] = json!(kept.created_at());
+    object["metadata"]["origin"] = json!(kept.origin.word());
+    let trouble = trouble(kept, status);
+    let is_ready = trouble.is_none() && status.is_some_and(|status| status.is_full);
+    let (reason, message) = match (&trouble, is_ready) {
+        (Some(why), _) => ("Broken", why.clone()),
+        (None, true) => ("Filled", "The reservoir has what it is to keep.".to_owned()),
+        (None, false) => ("Filling", "Sandboxes are being made.".to_owned()),
+    };
+    object["status"] = json!({
+        "ready": status.map_or(0, |status| status.ready),
+        "booting": status.map_or(0, |status| status.booting),
+        "sessions": status.map_or(0, |status| status.sessions),
+        "level": status.map(|status| &status.level),
+        "observedGeneration": kept.generation,
+        "conditions": [{
+            "type": "Ready",
+            "status": if is_ready { "True" } else { "False" },
+            "reason": reason,
+            "message": message,
+        }],
+    });
+    object
+}
+
+/// Why no sandbox can be made of it.
+pub(crate) fn trouble(kept: &Kept, status: Option<&PoolStatus>) -> Option<String> {
+    kept.broken.clone().or_else(|| status.and_then(|status| status.trouble.clone()))
+}

@@ -1,0 +1,421 @@
+//! Where pools are kept: those of the configuration, and those that were applied while the server ran.
+//!
+//! ```text
+//! apply --check--> image --> written to the store --> Node::apply --> answered
+//!                                  ^                       |
+//!                                  +---- taken back -------+ when no sandbox can be made of it
+//! ```
+//!
+//! A pool of the configuration file is that file's to change. A pool that `up` makes by default can be applied over, and one that was
+//! applied comes back with the next start.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sandpool_core::ids::PoolName;
+use sandpool_node::{Node, NodeError, PoolSpec, PoolStatus, Store};
+use time::OffsetDateTime;
+
+use crate::pool::PoolObject;
+use crate::{Fault, Metadata, PoolFace, fault};
+
+/// Pools that may be applied, besides those of the configuration.
+const MOST: usize = 1_000;
+
+/// The longest that a change may take to be written.
+const WRITTEN: Duration = Duration::from_secs(10);
+
+/// Finds images that are there.
+pub trait Images: Send + Sync + 'static {
+    /// The root file system of the image of this name, and what is in it. It must hold this runtime (`python`, `node`, `shell`).
+    ///
+    /// # Errors
+    /// Why it cannot be used, as the rest of a sentence.
+    fn find(&self, name: &str, runtime: &str) -> Result<(PathBuf, Metadata), String>;
+}
+
+/// Where a pool comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The configuration file.
+    File,
+    /// What a server without one has.
+    Default,
+    /// It was applied.
+    Applied,
+}
+
+impl Origin {
+    /// As clients are told.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Default => "default",
+            Self::Applied => "applied",
+        }
+    }
+}
+
+/// A pool, as it is kept.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// As declared.
+    pub object: PoolObject,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Counts its changes, from 1.
+    pub generation: u64,
+    /// When it was first applied; the server's start, for one that never was.
+    pub created: SystemTime,
+    /// How it looks to clients.
+    pub face: Arc<PoolFace>,
+    /// Why no sandbox can be made of it, if that was so when it was read.
+    pub broken: Option<String>,
+}
+
+impl Kept {
+    /// When it was first applied, in RFC 3339.
+    #[must_use]
+    pub fn created_at(&self) -> String {
+        let time = OffsetDateTime::from(self.created).replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+    }
+}
+
+/// What came of an apply.
+#[derive(Clone, Debug)]
+pub enum Applied {
+    /// The pool is new.
+    Created(Kept),
+    /// It was there, and something has changed.
+    Changed(Kept),
+    /// It was so already.
+    Unchanged(Kept),
+}
+
+impl Applied {
+    /// The pool.
+    #[must_use]
+    pub fn kept(&self) -> &Kept {
+        let (Self::Created(kept) | Self::Changed(kept) | Self::Unchanged(kept)) = self;
+        kept
+    }
+}
+
+/// Why a pool was not applied or removed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PoolsError {
+    /// The object is wrong: says where.
+    #[error(transparent)]
+    Invalid(#[from] Fault),
+    /// It is not to be changed here.
+    #[error("{0}")]
+    Forbidden(String),
+    /// It contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// No sandbox can be made of it, or the server cannot for now.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+}
+
+/// What is applied, in the store's words.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Written {
+    generation: u64,
+    created: u64,
+    object: PoolObject,
+}
+
+/// Pools before there is a node for them.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// Those of the configuration.
+    pub declared: Vec<PoolSpec>,
+    /// Those that were applied.
+    pub applied: Vec<PoolSpec>,
+    kept: BTreeMap<PoolName, Kept>,
+    defaults: BTreeMap<PoolName, (Kept, PoolSpec)>,
+}
+
+/// All pools of a server. Cheap to clone.
+#[derive(Clone)]
+pub struct Pools {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: Node,
+    store: Option<Store>,
+    images: Arc<dyn Images>,
+    kept: RwLock<BTreeMap<PoolName, Kept>>,
+    /// The generation of each that has had a full reservoir.
+    settled: Mutex<BTreeMap<PoolName, u64>>,
+    /// What comes back when what was applied over it is removed.
+    defaults: BTreeMap<PoolName, (Kept, PoolSpec)>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Pools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pools").finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Those of the configuration, whose images and faces are known.
+    pub fn declare(&mut self, object: PoolObject, spec: PoolSpec, face: PoolFace, origin: Origin) {
+        let name = spec.name.clone();
+        let (created, face) = (SystemTime::now(), Arc::new(face));
+        let kept = Kept { object, origin, generation: 1, created, face, broken: None };
+        if origin == Origin::Default {
+            self.defaults.insert(name.clone(), (kept.clone(), spec.clone()));
+        }
+        self.kept.insert(name, kept);
+        self.declared.push(spec);
+    }
+
+    /// Those that were applied to an earlier server.
+    pub async fn read(&mut self, store: &Store, images: &dyn Images) {
+        for (name, text) in store.pools().await {
+            let read = serde_json::from_str::<Written>(&text).map_err(|error| error.to_string());
+            let read = read.and_then(|written| {
+                let name = PoolName::parse(&name).map_err(|error| error.to_string())?;
+                Ok((name, written))
+            });
+            let (name, Written { generation, created, object }) = match read {
+                Ok(read) => read,
+                Err(why) => {
+                    tracing::error!(pool = name, "an applied pool cannot be read, and is left out: {why}");
+                    continue;
+                }
+            };
+            if self.kept.get(&name).is_some_and(|kept| kept.origin == Origin::File) {
+                tracing::warn!(pool = %name, "the configuration file has a pool that was applied before: the file's counts");
+                continue;
+            }
+            let (spec, face, broken) = match made(&object, images) {
+                Ok((spec, face)) => (Ok(spec), face, None),
+                Err(why) => (object.to_spec(PathBuf::from("/nowhere")), unknown(&object), Some(why.to_string())),
+            };
+            let spec = match spec {
+                Ok(spec) => spec,
+                Err(why) => {
+                    tracing::error!(pool = %name, "an applied pool cannot be made, and is left out: {why}");
+                    continue;
+                }
+            };
+            if let Some(why) = &broken {
+                tracing::error!(pool = %name, "no sandbox of an applied pool can be made: {why}");
+            }
+            self.declared.retain(|declared| declared.name != name);
+            self.applied.push(spec);
+            let created = UNIX_EPOCH + Duration::from_secs(created);
+            let kept = Kept { object, origin: Origin::Applied, generation, created, face: Arc::new(face), broken };
+            self.kept.insert(name, kept);
+        }
+    }
+
+    /// With the node that was made of them.
+    #[must_use]
+    pub fn with(self, node: Node, store: Option<Store>, images: Arc<dyn Images>) -> Pools {
+        let (kept, settled, changing) = (RwLock::new(self.kept), Mutex::default(), tokio::sync::Mutex::default());
+        Pools { inner: Arc::new(Inner { node, store, images, kept, settled, defaults: self.defaults, changing }) }
+    }
+}
+
+/// What an object means here.
+fn made(object: &PoolObject, images: &dyn Images) -> Result<(PoolSpec, PoolFace), Fault> {
+    let runtime = object.spec.container_type.runtime().word();
+    let found = images.find(object.image(), runtime);
+    let (rootfs, metadata) = found.map_err(|why| fault("spec.image", why))?;
+    Ok((object.to_spec(rootfs)?, object.to_face(metadata)))
+}
+
+/// The face of a pool whose image is not there.
+fn unknown(object: &PoolObject) -> PoolFace {
+    let runtime = object.spec.container_type.runtime().word().to_owned();
+    object.to_face(Metadata { runtime, version: String::new(), packages: Vec::new(), created: UNIX_EPOCH })
+}
+
+impl Pools {
+    fn kept(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<PoolName, Kept>> {
+        self.inner.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, name: PoolName, kept: Kept) {
+        self.inner.kept.write().unwrap_or_else(PoisonError::into_inner).insert(name, kept);
+    }
+
+    /// How a pool looks to clients.
+    #[must_use]
+    pub fn face(&self, name: &PoolName) -> Option<Arc<PoolFace>> {
+        self.kept().get(name).map(|kept| Arc::clone(&kept.face))
+    }
+
+    /// One pool.
+    #[must_use]
+    pub fn get(&self, name: &PoolName) -> Option<Kept> {
+        self.kept().get(name).cloned()
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Kept> {
+        self.kept().values().cloned().collect()
+    }
+
+    /// How it is: what stands in the object's `status`, and whether it is as it was asked to be.
+    ///
+    /// # Errors
+    /// `NoPool`.
+    pub fn status(&self, name: &PoolName) -> Result<PoolStatus, NodeError> {
+        self.inner.node.pool(name)
+    }
+
+    /// Whether this generation of a pool has had a full reservoir; `is_full` says that it has now. A change is through then, whatever
+    /// callers take out of the reservoir later.
+    #[must_use]
+    pub fn is_settled(&self, name: &PoolName, generation: u64, is_full: bool) -> bool {
+        let mut settled = self.inner.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_full && self.kept().get(name).is_some_and(|kept| kept.generation == generation && kept.broken.is_none()) {
+            settled.insert(name.clone(), generation);
+        }
+        settled.get(name) == Some(&generation)
+    }
+
+    /// Makes the pool, or changes it: sessions that are there keep their sandboxes. With `dry_run` all is checked and nothing done.
+    ///
+    /// # Errors
+    /// See [`PoolsError`]; then all is as it was.
+    pub async fn apply(&self, object: PoolObject, dry_run: bool) -> Result<Applied, PoolsError> {
+        let pools = self.clone();
+        whole(async move { pools.applied(object, dry_run).await }).await
+    }
+
+    async fn applied(&self, object: PoolObject, dry_run: bool) -> Result<Applied, PoolsError> {
+        object.check()?;
+        object.check_applied()?;
+        let name = PoolName::parse(&object.metadata.name).map_err(|why| fault("metadata.name", why.to_string()))?;
+        let images = Arc::clone(&self.inner.images);
+        let (object, made) = tokio::task::spawn_blocking(move || {
+            // It reads the image store.
+            let made = made(&object, &*images);
+            (object, made)
+        })
+        .await
+        .map_err(|_| NodeError::Unavailable("the server is stopping".to_owned()))?;
+        let (spec, face) = made?;
+        let _one = self.inner.changing.lock().await;
+        let before = self.get(&name);
+        match &before {
+            Some(kept) if kept.origin == Origin::File => return Err(PoolsError::Forbidden(of_file(&name))),
+            Some(kept) if kept.object.spec.container_type != object.spec.container_type => {
+                let why = format!("is {}, and stays so: remove the pool, and make it anew", kept.face.container_type);
+                return Err(PoolsError::Conflict(fault("spec.containerType", why).to_string()));
+            }
+            Some(kept) if kept.object.spec.session_scope != object.spec.session_scope => {
+                let why = "a pool keeps its scope: remove it, and make it anew";
+                return Err(PoolsError::Conflict(fault("spec.sessionScope", why).to_string()));
+            }
+            Some(kept) if kept.object == object && kept.broken.is_none() && self.is_made_of(&name, &spec) => {
+                return Ok(Applied::Unchanged(kept.clone()));
+            }
+            None if self.kept().len() >= MOST => {
+                return Err(PoolsError::Conflict(format!("there are {MOST} pools already")));
+            }
+            _ => {}
+        }
+        let kept = Kept {
+            object,
+            origin: Origin::Applied,
+            generation: before.as_ref().map_or(1, |kept| kept.generation + 1),
+            created: before.as_ref().map_or_else(SystemTime::now, |kept| kept.created),
+            face: Arc::new(face),
+            broken: None,
+        };
+        if !dry_run {
+            self.write(&name, Some(&kept)).await?;
+            if let Err(error) = self.inner.node.apply(spec).await {
+                let applied = before.as_ref().filter(|before| before.origin == Origin::Applied);
+                self.write(&name, applied).await?;
+                return Err(error.into());
+            }
+            self.inner.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+            self.keep(name, kept.clone());
+        }
+        Ok(if before.is_some() { Applied::Changed(kept) } else { Applied::Created(kept) })
+    }
+
+    /// Whether the pool is made of the image that its name means now.
+    fn is_made_of(&self, name: &PoolName, spec: &PoolSpec) -> bool {
+        self.inner.node.spec(name).is_ok_and(|now| now.rootfs == spec.rootfs)
+    }
+
+    /// Removes a pool that was applied, and ends its sessions; where it was applied over a default one, that comes back, and they stay.
+    ///
+    /// # Errors
+    /// `NoPool`; `Forbidden` for one of the configuration, or one that a server without a file has.
+    pub async fn remove(&self, name: &PoolName) -> Result<(), PoolsError> {
+        let (pools, name) = (self.clone(), name.clone());
+        whole(async move { pools.removed(&name).await }).await
+    }
+
+    async fn removed(&self, name: &PoolName) -> Result<(), PoolsError> {
+        let _one = self.inner.changing.lock().await;
+        match self.get(name).map(|kept| kept.origin) {
+            None => return Err(NodeError::NoPool(name.to_string()).into()),
+            Some(Origin::File) => return Err(PoolsError::Forbidden(of_file(name))),
+            Some(Origin::Default) => {
+                let why = format!(
+                    "{name} is a pool that a server without a configuration file has: start it with one to be without it"
+                );
+                return Err(PoolsError::Forbidden(why));
+            }
+            Some(Origin::Applied) => {}
+        }
+        self.write(name, None).await?;
+        if let Some((kept, spec)) = self.inner.defaults.get(name) {
+            self.inner.node.apply(spec.clone()).await?;
+            self.keep(name.clone(), kept.clone());
+            return Ok(());
+        }
+        self.inner.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.inner.kept.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        Ok(self.inner.node.remove(name).await?)
+    }
+
+    /// Writes what is kept of a pool, and waits until it is written.
+    async fn write(&self, name: &PoolName, kept: Option<&Kept>) -> Result<(), PoolsError> {
+        let Some(store) = &self.inner.store else { return Ok(()) };
+        if let Some(why) = store.trouble() {
+            return Err(NodeError::Unavailable(why).into());
+        }
+        let text = kept.map(|kept| {
+            let created = kept.created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let written = Written { generation: kept.generation, created, object: kept.object.clone() };
+            // Plain data: this cannot fail.
+            serde_json::to_string(&written).unwrap_or_default()
+        });
+        store.pool(name, text);
+        let written = tokio::time::timeout(WRITTEN, store.written()).await;
+        written.map_err(|_| NodeError::Unavailable("the change cannot be written".to_owned()).into())
+    }
+}
+
+/// Goes through with a change also when its caller does not wait for it, so that nothing is left half done.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, PoolsError>> + Send + 'static,
+) -> Result<T, PoolsError> {
+    let stopping = || NodeError::Unavailable("the server is stopping".to_owned());
+    // An error is a panic, whose message has been printed, or the server's end.
+    tokio::spawn(change).await.unwrap_or_else(|_| Err(stopping().into()))
+}
+
+fn of_file(name: &PoolName) -> String {
+    format!("{name} is a pool of the configuration file: change it there, and start the server again")
+}
