@@ -78,7 +78,7 @@ def node_modules() -> tuple[Path, Path]:
 class Server:
     """A running server. `start` is `up` or `serve`, with its arguments."""
 
-    def __init__(self, *start: str, config: str | None = None, home: Path | None = None):
+    def __init__(self, *start: str, config: str | None = None, home: Path | None = None, env: dict[str, str] | None = None):
         # Not below pytest's own directory, which nobody but root may enter: the server is not root.
         self.home = home or Path(tempfile.mkdtemp(prefix="sandpool-e2e-", dir="/var/tmp"))
         self.home.chmod(0o755)
@@ -88,7 +88,7 @@ class Server:
         else:
             start = ("up", "--listen", "127.0.0.1:0", "--detach", *start)
         try:
-            command(*start, home=self.home, timeout=300)
+            command(*start, home=self.home, timeout=300, env=env)
             self.record = json.loads((self.home / "run/server.json").read_text())
         except BaseException:
             self.remove()
@@ -234,7 +234,7 @@ class Target(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answer, context: ssl.SSLContext | None = None):
+    def __init__(self, answer, context: ssl.SSLContext | None = None, address: tuple[str, int] = ("127.0.0.1", 0)):
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -250,7 +250,7 @@ class Target(http.server.ThreadingHTTPServer):
             def log_message(self, *_):
                 pass
 
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(address, Handler)
         self.port = self.server_port
         if context:
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)

@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from sandpool import command, wait_for
+from documents import examples
+from sandpool import CLEAN, PROGRAM, command, wait_for
+
+# The guide's examples: commands, and a pool with what they got.
+EXAMPLES = [*examples("docs/images.md", "sh"), *examples("docs/images.md", "yaml")]
 
 USER, PASSWORD = "puller", "s3cret-word"
 # `htpasswd -nbB puller s3cret-word`
@@ -326,6 +330,42 @@ def test_archives_are_imported(layout, images, tmp_path, start):
     broken.write_bytes(b"no archive at all" * 100)
     assert "cannot be read" in image("import", broken, images=images, check=False).stderr
     assert image("import", tmp_path / "missing", images=images, check=False).returncode != 0
+
+
+def test_the_guides_commands_do_what_it_says(registry, layout, images, tmp_path, start):
+    commands, pool = EXAMPLES
+    # The guide's registries are ours, and have what it names.
+    for name in ("library/debian:12-slim", "team/tool:1.4"):
+        skopeo("copy", f"oci:{layout.place}:one", f"docker://{registry}/{name}")
+    manifest = requests.head(f"http://{registry}/v2/team/tool/manifests/1.4", auth=(USER, PASSWORD), timeout=30,
+                             headers={"Accept": "application/vnd.oci.image.manifest.v1+json"})
+    script = commands.code
+    for theirs, ours in {"docker.io/": f"{registry}/", "registry.example.com/": f"{registry}/", "--username ci": f"--username {USER}",
+                         "sha256:5ad0e3...": manifest.headers["Docker-Content-Digest"]}.items():  # fmt: skip
+        assert theirs in script
+        script = script.replace(theirs, ours)
+    # Its files are here.
+    skopeo("copy", f"oci:{layout.place}:one", f"oci-archive:{tmp_path}/tool.tar:team/tool:1.4")
+    skopeo("copy", f"oci:{layout.place}:one", f"docker-archive:{tmp_path}/docker.tar:team/tool:1.4")
+    shutil.copytree(layout.place, tmp_path / "layout")
+    login = tmp_path / ".docker/config.json"
+    login.parent.mkdir()
+    login.write_text(json.dumps({"auths": {registry: {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}}}))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sandpool").symlink_to(PROGRAM)
+    variables = {**CLEAN, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "SANDPOOL_IMAGES": str(images), "TOKEN": PASSWORD}
+    done = subprocess.run(["bash", "-euxo", "pipefail", "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True,
+                          timeout=120, stdin=subprocess.DEVNULL)  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    listed = {one["name"] for one in json.loads(image("--json", "ls", images=images).stdout)["value"] if one["state"] == "own"}
+    assert listed == {"debian", "layout"}, "the last two commands remove the others"
+    # What skopeo writes into a docker-archive has a longer name.
+    refused = image("import", tmp_path / "docker.tar", "--tag", "team/tool:1.4", "--name", "tool", images=images, check=False)
+    assert refused.returncode != 0 and "docker.io/team/tool:1.4" in refused.stderr
+    image("import", tmp_path / "docker.tar", "--tag", "docker.io/team/tool:1.4", "--name", "tool", images=images)
+    server = start("--images", str(images), "--listen", "127.0.0.1:0", config=pool.code)
+    answer = server.native("POST", "/pools/tools/sessions/user/executions", json={"command": "tool"})
+    assert answer.json()["stdout"] == "tool 2 fast\n", answer.text
 
 
 def harmful(outside: Path) -> dict[str, tuple[bytes, ...]]:

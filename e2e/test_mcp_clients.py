@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from documents import ROOT, examples
 from sandpool import CLEAN, PROGRAM, installed, node_modules
 
 HERE = Path(__file__).parent
-GUIDE = (HERE.parent / "docs/mcp-clients.md").read_text()
+GUIDE = "docs/mcp-clients.md"
+# The guide's examples that are run here, by what stands behind their fences.
+EXAMPLES = {language: examples(GUIDE, language) for language in ("python new", "python old", "js", "bash")}
 TOOLS = [
     "open_session",
     "run_code",
@@ -52,13 +55,14 @@ def run(words: list, cwd: Path, **variables: str) -> str:
     return done.stdout
 
 
-def snippets(fence: str) -> list:
+def snippets(language: str) -> list:
     """The guide's examples in one language, each named after the client whose version stands before it."""
+    lines = (ROOT / GUIDE).read_text().splitlines()
     found = []
-    for block in re.finditer(rf"^```{fence}\n(.*?)^```", GUIDE, re.M | re.S):
-        name = re.findall(r"`([^`\n]+)` [\d.]+", GUIDE[: block.start()])[-1]
-        found.append(pytest.param(block[1], id=name))
-    assert found, fence
+    for example in EXAMPLES[language]:
+        name = re.findall(r"`([^`\n]+)` [\d.]+", "\n".join(lines[: example.line]))[-1]
+        found.append(pytest.param(example.code, id=name))
+    assert found, language
     return found
 
 
@@ -94,9 +98,9 @@ def test_clients_of_node(variables, tmp_path, code):
     check(run(["node", "example.mjs"], tmp_path, **node(tmp_path), **variables))
 
 
-def test_the_inspector(server, variables, tmp_path):
+@pytest.mark.parametrize("script", snippets("bash"))
+def test_the_inspector(server, variables, tmp_path, script):
     try:
-        [script] = [block.values[0] for block in snippets("bash")]
         printed = run(["bash", "-euc", script], tmp_path, **node(tmp_path), **variables)
     finally:
         server.native("DELETE", "/pools/python/sessions/inspected")

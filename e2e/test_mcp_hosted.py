@@ -10,10 +10,13 @@ import pytest
 import requests
 import yaml
 
+from documents import examples, for_server
 from sandpool import Server, kill, wait_for
 from test_mcp_clients import node, python, run
 
 HERE = Path(__file__).parent
+# The guide's examples: settings, and how a host is told of one of their servers.
+EXAMPLES = [*examples("docs/mcp-servers.md", "yaml"), *examples("docs/mcp-servers.md", "json")]
 
 # The first start installs the servers, from their registries; a client has a minute on a machine that has better to do.
 pytestmark = pytest.mark.timeout(400)
@@ -225,10 +228,19 @@ def test_a_hosted_server_reaches_nothing_and_knows_nothing_of_the_host(hosted):
 
 
 def test_the_guides_servers_are_those_that_are_tested():
-    text = (HERE.parent / "docs/mcp-servers.md").read_text()
-    [guide] = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["pools"]
+    settings, _ = EXAMPLES
+    [guide] = yaml.safe_load(settings.code)["pools"]
     ours = next(pool for pool in yaml.safe_load(CONFIG)["pools"] if pool["metadata"] == guide["metadata"])
     assert guide["spec"]["containerType"] == ours["spec"]["containerType"]
     assert guide["spec"]["servers"]
     for name, server in guide["spec"]["servers"].items():
         assert ours["spec"]["servers"][name] == server
+
+
+def test_a_host_is_told_of_a_server_as_the_guide_does(hosted):
+    _, told = EXAMPLES
+    [(name, entry)] = json.loads(for_server(told.code, hosted.endpoint, hosted.bearer))["mcpServers"].items()
+    assert entry["type"] == "http" and entry["url"] == f"{base(hosted)}/{name}/mcp"
+    host = Host(hosted, "tools", name, entry["headers"])
+    assert "UTC" in host.call("get_current_time", timezone="UTC")["content"][0]["text"]
+    assert host.end() == 204
