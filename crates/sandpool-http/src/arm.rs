@@ -12,12 +12,12 @@ mod operation;
 mod path;
 mod resource;
 
+use axum::Json;
 use axum::body::Body;
 use axum::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use sandpool_core::ids::PoolName;
 use sandpool_objects::{Applied, Kept};
 use serde_json::{Value, json};
@@ -49,7 +49,13 @@ struct Call<'a> {
 }
 
 /// Answers a request for the control plane.
-pub(crate) async fn answer(app: &App, target: Target, parts: &Parts, origin: String, body: &mut Body) -> Result<Response, Problem> {
+pub(crate) async fn answer(
+    app: &App,
+    target: Target,
+    parts: &Parts,
+    origin: String,
+    body: &mut Body,
+) -> Result<Response, Problem> {
     let principal = app.auth.verify(&parts.headers).await?;
     let query = parts.uri.query().unwrap_or_default();
     let version = query.split('&').find_map(|pair| {
@@ -83,7 +89,8 @@ async fn read(body: &mut Body) -> Result<Value, Problem> {
         let text = format!("The body did not come, or is longer than {MAX_OBJECT} bytes.");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", text)
     })?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|error| invalid("body", format!("The body is not JSON: {error}.")))?;
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|error| invalid("body", format!("The body is not JSON: {error}.")))?;
     if value.is_object() { Ok(value) } else { Err(invalid("body", "The body is no JSON object.".to_owned())) }
 }
 
@@ -104,7 +111,8 @@ fn provider(group: &Group) -> Value {
 impl Call<'_> {
     fn missing(&self, group: &Group, name: &str) -> Problem {
         let place = group.name.as_deref().unwrap_or_default();
-        let text = format!("The resource 'Microsoft.App/sessionPools/{name}' under resource group '{place}' was not found.");
+        let text =
+            format!("The resource 'Microsoft.App/sessionPools/{name}' under resource group '{place}' was not found.");
         Problem::new(StatusCode::NOT_FOUND, "ResourceNotFound", text)
     }
 
@@ -133,7 +141,8 @@ impl Call<'_> {
 
     fn list(&self, group: &Group) -> Result<Response, Problem> {
         let may_see = |kept: &Kept| {
-            PoolName::parse(&kept.object.metadata.name).is_ok_and(|name| self.principal.may(Role::Reader, &name, None).is_ok())
+            PoolName::parse(&kept.object.metadata.name)
+                .is_ok_and(|name| self.principal.may(Role::Reader, &name, None).is_ok())
         };
         let pools = self.app.pools.all();
         let seen = pools.iter().filter(|kept| group.has(&kept.object) && may_see(kept));
@@ -148,7 +157,8 @@ impl Call<'_> {
     /// Makes or replaces a pool. What this resource cannot say of a pool that is there (its memory, its variables) stays.
     async fn put(&self, group: &Group, name: &str, body: Value) -> Result<Response, Problem> {
         self.operator()?;
-        let pool = PoolName::parse(name).map_err(|why| invalid("name", format!("The name is not one of a pool: {why}.")))?;
+        let pool =
+            PoolName::parse(name).map_err(|why| invalid("name", format!("The name is not one of a pool: {why}.")))?;
         let before = self.app.pools.get(&pool);
         if before.as_ref().is_some_and(|kept| !group.has(&kept.object)) {
             let text = format!("There is a pool {name} in another resource group, and names of pools are alone here.");
@@ -167,7 +177,12 @@ impl Call<'_> {
         self.apply(group, object, true).await
     }
 
-    async fn apply(&self, group: &Group, object: sandpool_objects::PoolObject, is_patch: bool) -> Result<Response, Problem> {
+    async fn apply(
+        &self,
+        group: &Group,
+        object: sandpool_objects::PoolObject,
+        is_patch: bool,
+    ) -> Result<Response, Problem> {
         let applied = self.app.pools.apply(object, false).await.map_err(resource::refused)?;
         let kept = applied.kept();
         let status = match (&applied, is_patch) {

@@ -12,7 +12,8 @@ pub(crate) const MAX_OBJECT: usize = 256 * 1024;
 
 impl From<PoolsError> for Problem {
     fn from(error: PoolsError) -> Self {
-        let conflict = |code, text: String| Self::new(StatusCode::CONFLICT, code, format!("{}.", text.trim_end_matches('.')));
+        let conflict =
+            |code, text: String| Self::new(StatusCode::CONFLICT, code, format!("{}.", text.trim_end_matches('.')));
         match error {
             PoolsError::Invalid(fault) => {
                 let problem = Self::new(StatusCode::BAD_REQUEST, "SessionPoolInvalid", format!("{fault}."));

@@ -556,9 +556,14 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`, `NoSession`, `NoExecution`.
-    pub fn execution(&self, pool: &PoolName, key: &SessionKey, id: &ExecutionId) -> Result<ExecutionHandle, NodeError> {
+    pub async fn execution(
+        &self,
+        pool: &PoolName,
+        key: &SessionKey,
+        id: &ExecutionId,
+    ) -> Result<ExecutionHandle, NodeError> {
         let pool = self.state(pool)?;
-        let session = pool.present(&pool.scoped(key))?;
+        let session = pool.present(&pool.scoped(key)).await?;
         let record = session.find(*id).ok_or_else(|| NodeError::NoExecution(id.to_string()))?;
         Ok(ExecutionHandle { session, record })
     }
@@ -575,9 +580,9 @@ impl Node {
     ///
     /// # Errors
     /// `NoPool`, `NoSession`.
-    pub fn executions(&self, pool: &PoolName, key: &SessionKey) -> Result<Vec<ExecutionHandle>, NodeError> {
+    pub async fn executions(&self, pool: &PoolName, key: &SessionKey) -> Result<Vec<ExecutionHandle>, NodeError> {
         let pool = self.state(pool)?;
-        let session = pool.present(&pool.scoped(key))?;
+        let session = pool.present(&pool.scoped(key)).await?;
         let records = session.executions();
         Ok(records.into_iter().map(|record| ExecutionHandle { session: Arc::clone(&session), record }).collect())
     }

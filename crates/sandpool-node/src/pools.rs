@@ -962,16 +962,19 @@ impl PoolState {
 
     /// A session that is there now. That it was lost is said here as often as it is asked: only who would use the
     /// session has heard of it for good.
-    pub(crate) fn present(&self, key: &SessionKey) -> Result<Arc<Session>, NodeError> {
-        let inner = self.inner();
-        if let Some(reason) = inner.lost.get(key) {
-            return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason: reason.clone() });
+    pub(crate) async fn present(&self, key: &SessionKey) -> Result<Arc<Session>, NodeError> {
+        if let Some(session) = self.settled_now(key) {
+            return Ok(session);
         }
-        let coming = self.sessions().get(key).map(|coming| coming.borrow().clone());
-        match coming {
-            Some(Some(session)) => session,
-            _ => Err(NodeError::NoSession(key.identifier.clone())),
-        }
+        let coming = {
+            let inner = self.inner();
+            if let Some(reason) = inner.lost.get(key) {
+                return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason: reason.clone() });
+            }
+            self.sessions().get(key).cloned()
+        };
+        // Just after a restart it is there, and its agent has yet to answer.
+        settled(coming.ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?).await
     }
 
     pub(crate) fn info(&self, key: &SessionKey) -> Result<SessionInfo, NodeError> {

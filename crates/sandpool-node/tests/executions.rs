@@ -31,7 +31,8 @@ async fn code_takes_turns_in_the_order_it_was_accepted_and_commands_do_not_wait(
     assert!(seen.queued.unwrap() >= seconds(2), "{:?}", seen.queued);
     assert_eq!(text(&two.snapshot()), "1");
     assert_eq!(one.snapshot().state, ended(Outcome::Succeeded));
-    let order: Vec<_> = bench.node.executions(&bench.pool, &name("mine")).unwrap().iter().map(|one| one.id()).collect();
+    let order: Vec<_> =
+        bench.node.executions(&bench.pool, &name("mine")).await.unwrap().iter().map(|one| one.id()).collect();
     assert_eq!(order[..3], [one.id(), two.id(), three.id()]);
 }
 
@@ -58,11 +59,11 @@ async fn an_execution_goes_on_when_nobody_listens_and_is_read_later() {
     assert_eq!((stdout(&first), &first.state), ("a\n", &ExecutionState::Running));
     drop(handle);
     tokio::time::sleep(seconds(2)).await;
-    let found = bench.node.execution(&bench.pool, &name("mine"), &ExecutionId([5; 16])).unwrap().snapshot();
+    let found = bench.node.execution(&bench.pool, &name("mine"), &ExecutionId([5; 16])).await.unwrap().snapshot();
     assert_eq!((stdout(&found), found.stderr.as_slice(), text(&found)), ("a\n", &b"b\n"[..], "3"));
     assert_eq!((found.displays.len(), found.state.clone()), (1, ended(Outcome::Succeeded)));
     assert!(found.duration.unwrap() >= seconds(1));
-    let missing = bench.node.execution(&bench.pool, &name("mine"), &ExecutionId([6; 16]));
+    let missing = bench.node.execution(&bench.pool, &name("mine"), &ExecutionId([6; 16])).await;
     assert!(matches!(missing, Err(NodeError::NoExecution(_))), "{missing:?}");
 }
 
@@ -73,7 +74,7 @@ async fn the_same_id_is_the_same_execution_also_at_the_same_time() {
     for handle in futures::future::join_all(all).await {
         assert_eq!(stdout(&handle.unwrap().wait(LONG).await), "once\n");
     }
-    assert_eq!(bench.node.executions(&bench.pool, &name("mine")).unwrap().len(), 1);
+    assert_eq!(bench.node.executions(&bench.pool, &name("mine")).await.unwrap().len(), 1);
     assert_eq!(bench.run("mine", "value 1").await.state, ended(Outcome::Succeeded));
 }
 
@@ -183,7 +184,7 @@ async fn the_last_sixty_four_ended_executions_are_kept_and_all_that_run() {
     }
     bench.start_as("mine", Some(71), shell("out x")).await.unwrap();
     let kept: Vec<u8> =
-        bench.node.executions(&bench.pool, &name("mine")).unwrap().iter().map(|one| one.id().0[0]).collect();
+        bench.node.executions(&bench.pool, &name("mine")).await.unwrap().iter().map(|one| one.id().0[0]).collect();
     assert_eq!(kept, [0].into_iter().chain(7..=71).collect::<Vec<u8>>());
     assert_eq!(running.snapshot().state, ExecutionState::Running);
 }

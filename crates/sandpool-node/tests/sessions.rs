@@ -168,7 +168,7 @@ async fn a_lost_session_is_told_once_and_then_its_name_is_anybodys() {
         assert_eq!(stdout(&seen), "on\n", "what it said is kept for who has the handle");
         bench.until("it is lost", |bench| bench.node.session(&bench.pool, &name("mine")).is_err()).await;
         for _ in 0..2 {
-            let peek = bench.node.execution(&bench.pool, &name("mine"), &handle.id());
+            let peek = bench.node.execution(&bench.pool, &name("mine"), &handle.id()).await;
             assert!(matches!(peek, Err(NodeError::SessionLost { .. })), "a look is not the telling: {peek:?}");
         }
         let Err(NodeError::SessionLost { reason, .. }) = bench.open("mine").await else { panic!("amnesia") };
@@ -220,15 +220,15 @@ async fn a_restarted_server_finds_sessions_executions_and_the_reservoir() {
     assert_eq!((again.new, again.session.sandbox), (false, first.session.sandbox));
     assert_eq!(again.session.owner, "owner of mine");
     assert_eq!(bench.memory.sandboxes(), before, "nothing was made or destroyed");
-    let found = |number: u8| {
+    let found = async |number: u8| {
         let id = sandpool_core::ids::ExecutionId([number; 16]);
-        bench.node.execution(&bench.pool, &name("mine"), &id).unwrap()
+        bench.node.execution(&bench.pool, &name("mine"), &id).await.unwrap()
     };
-    assert_eq!(stdout(&found(1).wait(LONG).await), "done\n");
+    assert_eq!(stdout(&found(1).await.wait(LONG).await), "done\n");
     assert_eq!(bench.node.session(&bench.pool, &name("mine")).unwrap().busy, 1, "what runs on counts as use");
     // New code waits for the code of the life before.
     let next = bench.start("mine", code("get k")).await.unwrap();
-    let running = found(2).wait(LONG).await;
+    let running = found(2).await.wait(LONG).await;
     assert_eq!((stdout(&running), text(&running)), ("begun\n", "7"));
     assert_eq!(text(&next.wait(LONG).await), "7");
     assert_eq!(bench.node.session(&bench.pool, &name("mine")).unwrap().busy, 0);

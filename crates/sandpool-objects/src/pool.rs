@@ -578,4 +578,3 @@ fn milli(cpu: f64) -> u32 {
     let milli = (cpu * 1000.0).round() as u32;
     milli
 }
-

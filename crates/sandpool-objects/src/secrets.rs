@@ -75,4 +75,3 @@ pub(crate) fn check(spec: &PoolObjectSpec) -> Result<(), (String, String)> {
     }
     Ok(())
 }
-

@@ -175,7 +175,8 @@ fn apply(change: &Transaction<'_>, write: &Write, grown: &mut BTreeSet<[u8; 16]>
             change.prepare_cached(insert)?.execute(params![milliseconds(*at), what, detail])?;
         }
         Write::Pool { name, body: Some(body), at } => {
-            let insert = "INSERT INTO pools (name, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = excluded.body";
+            let insert =
+                "INSERT INTO pools (name, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = excluded.body";
             change.prepare_cached(insert)?.execute(params![name.as_str(), body])?;
             audit_pool(change, name, "pool.applied", *at)?;
         }

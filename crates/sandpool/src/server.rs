@@ -279,7 +279,10 @@ impl sandpool_objects::Images for ImageStore {
         let image = store.get(name).map_err(|error| unreadable(&error))?.ok_or_else(|| {
             let known = store.list().unwrap_or_default();
             let known: Vec<_> = known.iter().map(|image| image.name.as_str()).collect();
-            format!("is {name:?}, which is not here; there are: {}. Get it first: sandpool image build, pull or import", known.join(", "))
+            format!(
+                "is {name:?}, which is not here; there are: {}. Get it first: sandpool image build, pull or import",
+                known.join(", ")
+            )
         })?;
         if image.manifest.runtime != runtime {
             return Err(format!("is {name:?}, which has {}, and this pool needs {runtime}", image.manifest.runtime));

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use sandpool_core::ids::PoolName;
-use sandpool_objects::{Fault, PoolObject};
 pub(crate) use sandpool_objects::Size;
 use sandpool_objects::pool::default_pools;
+use sandpool_objects::{Fault, PoolObject};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;

@@ -94,7 +94,8 @@ impl Operation {
 
     /// How it goes, and the pool as it is now.
     pub(super) fn look(&self, app: &App) -> (State, Option<Kept>) {
-        let is_it = |kept: &Kept| kept.created.duration_since(UNIX_EPOCH).is_ok_and(|since| since.as_secs() == self.created);
+        let is_it =
+            |kept: &Kept| kept.created.duration_since(UNIX_EPOCH).is_ok_and(|since| since.as_secs() == self.created);
         let kept = app.pools.get(&self.pool).filter(is_it);
         match (self.is_removal, kept) {
             (true, None) => (State::Succeeded, None),

@@ -18,7 +18,8 @@ impl Group {
     pub(super) fn has(&self, object: &PoolObject) -> bool {
         let noted = |name: &str| object.metadata.annotations.get(name);
         let is_same = |noted: Option<&String>, own: &str| noted.is_none_or(|noted| noted.eq_ignore_ascii_case(own));
-        is_same(noted(SUBSCRIPTION), &self.subscription) && self.name.as_ref().is_none_or(|own| is_same(noted(GROUP), own))
+        is_same(noted(SUBSCRIPTION), &self.subscription)
+            && self.name.as_ref().is_none_or(|own| is_same(noted(GROUP), own))
     }
 }
 
@@ -28,9 +29,15 @@ pub(crate) enum What {
     Provider,
     List,
     Pool(String),
-    Credentials { pool: String, rotate: bool },
+    Credentials {
+        pool: String,
+        rotate: bool,
+    },
     /// `results`: what came of it, and not how it goes.
-    Operation { id: String, results: bool },
+    Operation {
+        id: String,
+        results: bool,
+    },
     /// By its whole path.
     RoleAssignment(String),
 }

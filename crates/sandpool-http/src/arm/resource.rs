@@ -197,7 +197,10 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
             Some((_, kind)) => *kind,
             None => {
                 let known = TYPES.map(|(known, _)| known).join(", ");
-                let text = format!("properties.containerType: {:?} is none of {known}.", word.chars().take(40).collect::<String>());
+                let text = format!(
+                    "properties.containerType: {:?} is none of {known}.",
+                    word.chars().take(40).collect::<String>()
+                );
                 let problem = Problem::new(StatusCode::BAD_REQUEST, "SessionTypeNotSupported", text);
                 return Err(problem.about("properties.containerType"));
             }
@@ -220,7 +223,8 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
         }
         _ => {}
     }
-    const NO_IDENTITY: &str = "asks for a managed identity, and there is none here: secrets by placeholder do what it is for";
+    const NO_IDENTITY: &str =
+        "asks for a managed identity, and there is none here: secrets by placeholder do what it is for";
     properties.has_no("customContainerTemplate", "is for custom containers only")?;
     properties.has_no("secrets", "are for custom containers only")?;
     properties.has_no("managedIdentitySettings", NO_IDENTITY)?;
@@ -251,7 +255,9 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
             spec.egress = None;
             spec.session_network_configuration = Some(NetworkSettings { status: NetworkStatus::EgressDisabled });
         }
-        Some(_) => return Err(wrong("sessionNetworkConfiguration.status", "is neither EgressEnabled nor EgressDisabled")),
+        Some(_) => {
+            return Err(wrong("sessionNetworkConfiguration.status", "is neither EgressEnabled nor EgressDisabled"));
+        }
     }
     if properties.flag("mcpServerSettings.isMcpServerApiKeyDisabled")? == Some(true) {
         return Err(wrong("mcpServerSettings.isMcpServerApiKeyDisabled", "cannot be: the key is what lets clients in"));
@@ -293,7 +299,10 @@ fn life(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObje
     for (path, least) in [(format!("{NESTED}.lifecycleType"), "Timed"), (format!("{FLAT}.executionType"), "Timed")] {
         if let Some(word) = properties.word(&path)?.filter(|word| !word.eq_ignore_ascii_case(least)) {
             let word: String = word.chars().take(40).collect();
-            return Err(wrong(&path, &format!("is {word}, which is for custom containers only: Timed is what there is")));
+            return Err(wrong(
+                &path,
+                &format!("is {word}, which is for custom containers only: Timed is what there is"),
+            ));
         }
     }
     let life = &mut spec.dynamic_pool_configuration.lifecycle_configuration;

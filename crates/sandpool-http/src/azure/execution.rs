@@ -150,7 +150,7 @@ pub(super) async fn read(call: &Call, envelope: Envelope) -> Result<Response, Pr
     let key = call.session()?;
     let shown_id = call.held.first().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
     let id = execution_id(&shown_id);
-    let execution = match call.app.node.execution(&call.pool, key, &id) {
+    let execution = match call.app.node.execution(&call.pool, key, &id).await {
         Ok(handle) => handle.snapshot(),
         Err(error) => call.app.node.past_execution(&call.pool, key, id).await.ok_or_else(|| match error {
             NodeError::NoExecution(_) => NodeError::NoExecution(shown_id.chars().take(MAX_OPERATION_ID).collect()),

@@ -28,7 +28,7 @@ pub(super) async fn follow(State(app): State<App>, asked: Asked, headers: Header
     let (pool, key, id) = asked.execution(Role::Reader)?;
     let after = after(&asked, &headers)?;
     let base64 = asked.base64()?;
-    let handle = app.node.execution(&pool, &key, &id)?;
+    let handle = app.node.execution(&pool, &key, &id).await?;
     Ok(stream(&handle, after, base64))
 }
 

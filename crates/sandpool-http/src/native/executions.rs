@@ -37,7 +37,9 @@ pub(super) async fn start(
     let after = events::after(&asked, &headers)?;
     let spec = app.node.spec(&pool)?;
     let Start { request, wait } = body::json::<Asking>(&body::whole(body, MAX_BODY).await?)?.check(&spec)?;
-    app.node.open(&pool, &key, Open::OrCreate, &asked.principal.caller()).await?;
+    // A session that was made with something of its own is not to be made again without it.
+    let open = if asked.flag("existing")? { Open::Existing } else { Open::OrCreate };
+    app.node.open(&pool, &key, open, &asked.principal.caller()).await?;
     let handle = app.node.execute(&pool, &key, request).await?;
     let mut response = if wants_events(&headers) {
         handle.kept().await?;
@@ -84,7 +86,7 @@ fn answer(pool: &PoolName, execution: &Execution, base64: bool) -> Response {
 pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
     asked.principal.allows(Scope::Execute)?;
     let (pool, key) = asked.session(Role::Reader)?;
-    let handles = app.node.executions(&pool, &key)?;
+    let handles = app.node.executions(&pool, &key).await?;
     let outlines: Vec<_> = handles.iter().map(|handle| shown::outline(&pool, &handle.outline())).collect();
     Ok(Json(json!({ "value": outlines })))
 }
@@ -94,7 +96,7 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Response
     let (pool, key, id) = asked.execution(Role::Reader)?;
     let wait = asked.seconds("wait", LONGEST_WAIT)?;
     let base64 = asked.base64()?;
-    let execution = match (app.node.execution(&pool, &key, &id), wait) {
+    let execution = match (app.node.execution(&pool, &key, &id).await, wait) {
         (Ok(handle), Some(wait)) => handle.wait(wait).await,
         (Ok(handle), None) => handle.snapshot(),
         (Err(error), _) => app.node.past_execution(&pool, &key, id).await.ok_or(error)?,
@@ -121,7 +123,7 @@ pub(super) async fn stop(State(app): State<App>, asked: Asked, body: Body) -> Re
     let (pool, key, id) = asked.execution(Role::Executor)?;
     let body = body::whole(body, MAX_SMALL).await?;
     let Stopping { how } = if body.is_empty() { Stopping::default() } else { body::json(&body)? };
-    let handle = app.node.execution(&pool, &key, &id)?;
+    let handle = app.node.execution(&pool, &key, &id).await?;
     handle
         .stop(match how.unwrap_or_default() {
             How::Interrupt => Stop::Interrupt,
@@ -134,7 +136,7 @@ pub(super) async fn stop(State(app): State<App>, asked: Asked, body: Body) -> Re
 /// Sends bytes to its standard input or terminal; no bytes are the end of input.
 pub(super) async fn input(State(app): State<App>, asked: Asked, mut body: Body) -> Result<StatusCode, Problem> {
     let (pool, key, id) = asked.execution(Role::Executor)?;
-    let handle = app.node.execution(&pool, &key, &id)?;
+    let handle = app.node.execution(&pool, &key, &id).await?;
     let mut sent = 0;
     // Piece by piece, as fast as it is read in the sandbox.
     while let Some(piece) = body::next(&mut body).await? {
@@ -154,7 +156,7 @@ pub(super) async fn input(State(app): State<App>, asked: Asked, mut body: Body) 
 pub(super) async fn resize(State(app): State<App>, asked: Asked, body: Body) -> Result<StatusCode, Problem> {
     let (pool, key, id) = asked.execution(Role::Executor)?;
     let Size { rows, columns } = body::json::<Size>(&body::whole(body, MAX_SMALL).await?)?.check("")?;
-    let handle = app.node.execution(&pool, &key, &id)?;
+    let handle = app.node.execution(&pool, &key, &id).await?;
     handle.resize(rows, columns).await.map_err(|error| Problem::from(error).about("execution"))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -140,7 +140,9 @@ pub(super) async fn open(
     }
     let secrets = secrets.into_iter().map(|SecretOpening { name, value, hosts }| SessionSecret { name, value, hosts });
     let given = Given { env: env.into_iter().collect(), secrets: secrets.collect() };
-    given.check(&*app.node.spec(&pool)?).map_err(|(field, why)| Problem::invalid(&field, format!("{field}: {why}.")))?;
+    given
+        .check(&*app.node.spec(&pool)?)
+        .map_err(|(field, why)| Problem::invalid(&field, format!("{field}: {why}.")))?;
     let field = if given.secrets.is_empty() { "env" } else { "secrets" };
     let opened = app.node.open_with(&pool, &key, Open::OrCreate, given, &asked.principal.caller()).await;
     let opened = opened.map_err(|error| egress::wrong(error, field))?;

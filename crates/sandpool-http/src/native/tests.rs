@@ -5,6 +5,7 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{Request, StatusCode};
 use futures::stream;
 use http_body_util::BodyExt;
+use sandpool_driver::Driver as _;
 use sandpool_driver::memory::{Boot, Memory, MemoryConfig};
 use serde_json::{Value, json};
 
@@ -264,7 +265,7 @@ async fn nothing_is_open_and_roles_are_kept() {
         let answer = read(served.send(none).await).await;
         assert_eq!((answer.status, answer.refusal().1.as_str()), (StatusCode::UNAUTHORIZED, "Unauthorized"), "{path}");
         assert!(answer.header("www-authenticate").starts_with("Bearer"), "{path}");
-        let looks = method == "GET" && !path.contains("/files");
+        let looks = method == "GET" && !path.contains("/files") && !path.ends_with("/object");
         let answer = served.as_(&reader, &method, &path, "").await;
         assert_eq!(answer.status == StatusCode::FORBIDDEN, !looks, "{method} {path}: {answer:?}");
     }
@@ -358,4 +359,108 @@ async fn readiness_names_what_is_missing() {
     let pool = served.call("GET", "/pools/python", "").await.json();
     assert_eq!((&pool["containerType"], &pool["maxSessions"]), (&json!("PythonLTS"), &json!(3)));
     assert_eq!(served.memory.sandboxes().len(), 3);
+}
+
+fn object(name: &str, spec: Value) -> Value {
+    let mut object = json!({ "metadata": { "name": name }, "spec": { "containerType": "Shell" } });
+    let fields = object["spec"].as_object_mut().unwrap();
+    fields.extend(spec.as_object().unwrap().clone());
+    object
+}
+
+#[tokio::test]
+async fn a_pool_is_applied_used_changed_and_removed() {
+    let served = Served::start().await;
+    let admin = served.token_for(Role::Admin, None, None);
+    let apply = async |path: &str, object: &Value| served.as_(&admin, "PUT", path, object.to_string()).await;
+    let calc = object("calc", json!({ "scaleConfiguration": { "readySessionInstances": 1 } }));
+    // A dry run says what would be, and does nothing.
+    let answer = apply("/pools/calc?dryRun=true", &calc).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["result"]), (200, &json!("created")), "{answer:?}");
+    assert_eq!(served.as_(&admin, "GET", "/pools/calc/object", "").await.status, StatusCode::NOT_FOUND);
+    let answer = apply("/pools/calc", &calc).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["result"]), (201, &json!("created")), "{answer:?}");
+    let ran = served.call("POST", "/pools/calc/sessions/chat-17/executions", r#"{"command": "out hi"}"#).await;
+    assert_eq!(ran.json()["stdout"], "hi\n");
+    // What was got can be applied again, and changes nothing.
+    let got = served.as_(&admin, "GET", "/pools/calc/object", "").await.json();
+    assert_eq!((&got["metadata"]["origin"], &got["metadata"]["generation"]), (&json!("applied"), &json!(1)), "{got}");
+    assert_eq!(apply("/pools/calc", &got).await.json()["result"], "unchanged");
+    // A change counts, and leaves the session where it is.
+    let more = object(
+        "calc",
+        json!({ "resources": { "memory": "512Mi" }, "scaleConfiguration": { "readySessionInstances": 1 } }),
+    );
+    let answer = apply("/pools/calc", &more).await.json();
+    assert_eq!((&answer["result"], &answer["object"]["metadata"]["generation"]), (&json!("changed"), &json!(2)));
+    assert_eq!(served.call("GET", "/pools/calc", "").await.json()["limits"]["memoryBytes"], 512 << 20);
+    let opened = served.call("PUT", "/pools/calc/sessions/chat-17", "").await;
+    assert_eq!((opened.status.as_u16(), &opened.json()["isNew"]), (200, &json!(false)));
+    assert_eq!(served.as_(&admin, "DELETE", "/pools/calc", "").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(served.call("GET", "/pools/calc/sessions/chat-17", "").await.refusal().0, 404);
+    assert_eq!(served.as_(&admin, "DELETE", "/pools/calc", "").await.refusal().0, 404);
+    let kinds: Vec<_> =
+        served.memory.driver().list().await.unwrap().into_iter().map(|one| one.pool.to_string()).collect();
+    assert!(!kinds.contains(&"calc".to_owned()), "nothing of it is left: {kinds:?}");
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_applied_is_refused_with_its_field() {
+    let served = Served::start().await;
+    let admin = served.token_for(Role::Admin, None, None);
+    let refused = async |path: &str, object: Value| served.as_(&admin, "PUT", path, object.to_string()).await.refusal();
+    for (spec, status, field) in [
+        (json!({ "resources": { "memory": "1" } }), 400, "spec.resources.memory"),
+        (json!({ "resources": { "memroy": "1Gi" } }), 400, "spec.resources.memroy"),
+        (
+            json!({ "scaleConfiguration": { "maxConcurrentSessions": "many" } }),
+            400,
+            "spec.scaleConfiguration.maxConcurrentSessions",
+        ),
+        (json!({ "image": "nobody" }), 400, "spec.image"),
+        (json!({ "sessionSecrets": true, "egress": { "mode": "open" } }), 400, "spec.sessionSecrets"),
+        (json!({ "servers": { "one": { "pypi": "a==1.0" } } }), 400, "spec.servers.one"),
+    ] {
+        let (got, code, target) = refused("/pools/calc", object("calc", spec.clone())).await;
+        assert_eq!((got, code.as_str(), target), (status, "SessionPoolInvalid", json!(field)), "{spec}");
+    }
+    assert_eq!(refused("/pools/other", object("calc", json!({}))).await.2, "metadata.name");
+    // The kind of a pool is what it is.
+    let (status, code, _) = refused("/pools/python", object("python", json!({}))).await;
+    assert_eq!((status, code.as_str()), (409, "SessionPoolConflict"));
+    // One of the server's own is not removed.
+    assert_eq!(served.as_(&admin, "DELETE", "/pools/python", "").await.refusal().1, "SessionPoolNotApplied");
+    // And none of it is for others than operators.
+    for token in [served.token_for(Role::Executor, None, None), served.token_of("acme", Role::Admin)] {
+        for (method, path) in [("PUT", "/pools/calc"), ("DELETE", "/pools/shell"), ("GET", "/pools/shell/object")] {
+            assert_eq!(
+                served.as_(&token, method, path, object("calc", json!({})).to_string()).await.refusal().0,
+                403,
+                "{method}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_applied_over_a_pool_of_the_server_gives_way_to_it_again() {
+    let served = Served::start().await;
+    let admin = served.token_for(Role::Admin, None, None);
+    let more = object("shell", json!({ "execution": { "queue": 7 }, "image": "stranger" }));
+    let answer = served.as_(&admin, "PUT", "/pools/shell", more.to_string()).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["object"]["metadata"]["origin"]), (200, &json!("applied")));
+    assert_eq!(served.call("GET", "/pools/shell", "").await.json()["queue"], 7);
+    assert_eq!(served.as_(&admin, "DELETE", "/pools/shell", "").await.status, StatusCode::NO_CONTENT);
+    let pool = served.call("GET", "/pools/shell", "").await.json();
+    assert_eq!((&pool["queue"], &pool["origin"]), (&json!(2), &json!("default")));
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_there_is_not_made_when_it_is_asked_so() {
+    let served = Served::start().await;
+    let body = json!({ "code": "value 1" });
+    let path = format!("{HERE}/executions?existing=true");
+    assert_eq!(served.call("POST", &path, body.to_string()).await.refusal().1, "NoSessionFoundError");
+    served.call("PUT", HERE, "").await;
+    assert_eq!(served.call("POST", &path, body.to_string()).await.status, StatusCode::OK);
 }

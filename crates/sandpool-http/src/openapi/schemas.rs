@@ -73,11 +73,44 @@ fn hosted() -> Value {
 
 pub(super) fn all() -> Value {
     let mut all = native();
-    for more in [azure(), identity(), hosted()] {
+    for more in [azure(), identity(), hosted(), objects()] {
         let (Value::Object(all), Value::Object(more)) = (&mut all, more) else { panic!("not schemas") };
         all.extend(more);
     }
     all
+}
+
+fn objects() -> Value {
+    json!({
+        "PoolObject": with_example(
+            closed(object("A pool as an object: what it shall be, and in answers how it is.", json!({
+                "apiVersion?": kind("string", "`sandpool.dev/v1alpha1`."),
+                "kind?": kind("string", "`SessionPool`."),
+                "metadata": object("Its name, and what people say about it.", json!({
+                    "name": kind("string", "As in the path."),
+                    "labels?": json!({ "type": "object", "additionalProperties": true, "description": "Texts by their names; ARM's tags." }),
+                    "annotations?": json!({ "type": "object", "additionalProperties": true, "description": "What other programs keep with it." }),
+                    "generation?": kind("integer", "In answers: counts its changes."),
+                    "creationTimestamp?": instant("In answers: when it was first applied."),
+                    "origin?": json!({ "type": "string", "enum": ["file", "default", "applied"], "description": "In answers: where it comes from." }),
+                })),
+                "spec": json!({
+                    "type": "object", "additionalProperties": true,
+                    "description": "As in a configuration file: `docs/pools.md` tells every field. `containerType` must be there.",
+                }),
+                "status?": json!({ "type": "object", "additionalProperties": true, "description": "In answers: how it is." }),
+            }))),
+            json!({
+                "apiVersion": "sandpool.dev/v1alpha1", "kind": "SessionPool", "metadata": { "name": "calc" },
+                "spec": { "containerType": "PythonLTS", "scaleConfiguration": { "maxConcurrentSessions": 20, "readySessionInstances": 2 } },
+            }),
+        ),
+        "AppliedPool": object("What came of applying a pool.", json!({
+            "result": json!({ "type": "string", "enum": ["created", "changed", "unchanged"] }),
+            "isDryRun": kind("boolean", "Nothing was done."),
+            "object": to("PoolObject"),
+        })),
+    })
 }
 
 fn native() -> Value {
@@ -211,6 +244,8 @@ fn native() -> Value {
             "maxTimeoutSeconds": kind("number", "The longest time-out of an execution."),
             "outputLimitBytes": kind("integer", "Bytes of output that one execution keeps."),
             "queue": kind("integer", "Executions that may wait in one session."),
+            "origin": json!({ "type": ["string", "null"], "enum": ["file", "default", "applied", null], "description": "Where it comes from." }),
+            "generation": or_null("integer", "Counts its changes."),
             "interpreterStart": json!({
                 "type": "string", "enum": ["zygote", "cold"], "description": "How interpreters start.",
             }),

@@ -16,7 +16,11 @@ const REFUSALS: [(u16, &str, &str); 12] = [
     (401, "Unauthorized", "No token, or one that is not good here: the message says why."),
     (403, "Forbidden", "The token is good, but not for this; or the session itself may not touch that file."),
     (404, "Missing", "The pool, session, execution or file is not there."),
-    (409, "Conflict", "A directory where a file was meant or the other way round, or an execution that has ended."),
+    (
+        409,
+        "Conflict",
+        "A directory where a file was meant or the other way round, an execution that has ended, or a pool that is not to be changed so.",
+    ),
     (410, "Lost", "The session's sandbox died, and all in it. Said once before its name is used anew."),
     (413, "TooLarge", "The body, or a part of it, is over its limit."),
     (
@@ -207,6 +211,24 @@ fn native() -> Vec<Operation> {
     vec![
         with("get", "/pools", "listPools", "The pools that the token is good for").gives(200, "The pools.", "Pools"),
         with("get", "/pools/{pool}", "getPool", "One pool").gives(200, "The pool.", "Pool").refuses(&[404]),
+        with("put", "/pools/{pool}", "applyPool", "Makes a pool, or changes it")
+            .about(
+                "Only for an operator. Sessions that are there keep their sandboxes; the reservoir is made again where it is made from \
+                 something else now. What may be reached holds for both at once. The same object again changes nothing.",
+            )
+            .query("dryRun", json!({ "type": "boolean" }), "Check all, and do nothing.")
+            .takes("application/json", to("PoolObject"), true)
+            .gives(200, "It was there.", "AppliedPool")
+            .gives(201, "It is new.", "AppliedPool")
+            .refuses(&[409, 413, 503]),
+        with("delete", "/pools/{pool}", "removePool", "Removes a pool that was applied, and ends its sessions")
+            .about("Only for an operator. A pool that was applied over one of the server's own gives way to that again.")
+            .nothing("It is gone.")
+            .refuses(&[404, 409, 503]),
+        with("get", "/pools/{pool}/object", "getPoolObject", "A pool as an object, as it can be applied again")
+            .about("Only for an operator: environment variables are in it.")
+            .gives(200, "The object, and its status.", "PoolObject")
+            .refuses(&[404]),
         with("post", "/pools/{pool}/mcp/credentials", "getMcpCredentials", "The key of a pool's MCP server")
             .about("Only for an operator. The key goes into the header `x-ms-apikey`.")
             .query("rotate", json!({ "type": "boolean" }), "Make a new one; the one before is good for five more minutes.")
@@ -242,6 +264,11 @@ fn native() -> Vec<Operation> {
             .refuses(&[404, 410, 503]),
         with("post", EXECUTIONS, "execute", "Runs something in a session that is found or made")
             .about("With `Accept: text/event-stream` the answer is the stream of its events. A client that goes away ends nothing.")
+            .query(
+                "existing",
+                json!({ "type": "boolean" }),
+                "Only in a session that is there: else 404. For one that was made with variables, secrets or narrower egress.",
+            )
             .shared("Bytes")
             .shared("After")
             .shared("LastEventId")

@@ -150,7 +150,8 @@ thread_local! {
 async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant], store: Option<Store>) -> Node {
     // Paused time stands for the host's monotonic clock.
     let monotonic = BEGAN.with(|began| began.get_or_init(tokio::time::Instant::now).elapsed());
-    let config = NodeConfig { pools: specs.to_vec(), tenants: tenants.to_vec(), monotonic, store };
+    let (pools, tenants) = (specs.to_vec(), tenants.to_vec());
+    let config = NodeConfig { pools, applied: Vec::new(), tenants, monotonic, store };
     Node::start(config, memory.driver() as Arc<dyn Driver>).await.unwrap()
 }
 

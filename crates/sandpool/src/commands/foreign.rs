@@ -21,8 +21,8 @@ use crate::args::{Foreign, ImagePull};
 use crate::client::Context;
 use crate::failure::Failure;
 use crate::print::{self, human_bytes};
-use sandpool_objects::pool::is_image_name;
 use crate::unpack::{Said, Task, have_done};
+use sandpool_objects::pool::is_image_name;
 
 /// How layers become a root file system; a change of it makes other images of them.
 const FORM: &str = "sandpool-oci-1";

@@ -484,9 +484,7 @@ pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, js
     text.push_str(&format!("State is in {}. Stop it with: {stop}\n", home.path().display()));
     if let Some(pool) = settings.pools.first() {
         let body = match pool.spec.container_type {
-            ContainerType::PythonLTS => {
-                r#"{"code": "import platform; platform.python_version(), 6 * 7"}"#
-            }
+            ContainerType::PythonLTS => r#"{"code": "import platform; platform.python_version(), 6 * 7"}"#,
             ContainerType::NodeLTS => r#"{"code": "[process.version, 6 * 7]"}"#,
             ContainerType::Shell => r#"{"command": "uname -a; echo $((6 * 7))"}"#,
         };

@@ -371,7 +371,7 @@ impl Asked<'_> {
     async fn stop_execution(&self, arguments: Value) -> Outcome {
         let StopExecution { session_id, execution_id, signal } = read(arguments)?;
         let place = self.asker.place(&session_id)?;
-        let handle = self.app.node.execution(&place.pool, &place.key, &execution(&execution_id)?)?;
+        let handle = self.app.node.execution(&place.pool, &place.key, &execution(&execution_id)?).await?;
         let (how, wait) = match signal.unwrap_or(Signal::Interrupt) {
             // As long as the harder ways take.
             Signal::Interrupt => (Stop::Interrupt, Duration::from_secs(8)),
@@ -387,7 +387,7 @@ impl Asked<'_> {
 
     async fn find(&self, place: &Place, id: ExecutionId) -> Result<Found, Told> {
         let node = &self.app.node;
-        match node.execution(&place.pool, &place.key, &id) {
+        match node.execution(&place.pool, &place.key, &id).await {
             Ok(handle) => Ok(Found::Alive(handle)),
             Err(error) => {
                 let past = node.past_execution(&place.pool, &place.key, id).await;

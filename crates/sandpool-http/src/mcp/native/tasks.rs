@@ -87,7 +87,7 @@ impl Asked<'_> {
     /// Stops a task: it is told so, and ends as it likes within seconds.
     pub(super) async fn cancel_task(&self, named: &str) -> Result<(), ErrorData> {
         let (place, id) = self.meant(named)?;
-        match self.app.node.execution(&place.pool, &place.key, &id) {
+        match self.app.node.execution(&place.pool, &place.key, &id).await {
             Ok(handle) => {
                 // It has ended in the meantime: there is nothing to stop.
                 let _ = handle.stop(Stop::Interrupt).await;

@@ -195,12 +195,12 @@ async fn a_client_that_goes_away_stops_its_run_but_not_what_is_in_the_background
     let background = caller.tool("run_command", background).await;
     assert_eq!(background["status"], "running");
     let place = Asker { principal: principal(), pool: None }.place("python/chat-17").unwrap();
-    let running = || served.node.executions(&place.pool, &place.key).unwrap();
+    let running = async || served.node.executions(&place.pool, &place.key).await.unwrap();
     let body = call("run_code", &json!({ "session_id": session, "code": "out begun\nwait" }));
     let asked = request(&caller.token, "/mcp", &body).body(Body::from(body.to_string())).unwrap();
     let waiting = served.send(asked);
     let begun = async {
-        while !running().iter().any(|one| one.snapshot().stdout == b"begun\n") {
+        while !running().await.iter().any(|one| one.snapshot().stdout == b"begun\n") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -209,7 +209,7 @@ async fn a_client_that_goes_away_stops_its_run_but_not_what_is_in_the_background
         () = begun => {}
     }
     // The request was dropped, as when its connection closes.
-    let left = running().pop().unwrap();
+    let left = running().await.pop().unwrap();
     let ended = left.wait(Duration::from_secs(20)).await;
     assert_eq!(ended.state, sandpool_node::ExecutionState::Ended(sandpool_node::Outcome::Cancelled));
     assert_eq!(ended.stdout, b"begun\n", "its output is kept");
