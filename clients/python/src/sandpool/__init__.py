@@ -6,6 +6,7 @@ What it is for, in two lines:
         print(session.run("6 * 7").result)
 """
 
+from ._async import AsyncEventStream, AsyncExecution, AsyncFiles, AsyncSandpool, AsyncSession
 from ._errors import (
     Busy,
     ExecutionFailed,
@@ -41,18 +42,27 @@ from ._model import (
     Truncated,
     Usage,
 )
+from ._sync import EventStream, Execution, Files, Sandpool, Session
 from ._version import __version__
 
 __all__ = [
+    "AsyncEventStream",
+    "AsyncExecution",
+    "AsyncFiles",
+    "AsyncSandpool",
+    "AsyncSession",
     "Busy",
     "Displayed",
     "Egress",
     "Event",
+    "EventStream",
+    "Execution",
     "ExecutionFailed",
     "ExecutionRecord",
     "Exhausted",
     "Failed",
     "FileEntry",
+    "Files",
     "Finished",
     "Form",
     "InvalidRequest",
@@ -64,8 +74,10 @@ __all__ = [
     "Raised",
     "Resulted",
     "Rich",
+    "Sandpool",
     "SandpoolError",
     "Secret",
+    "Session",
     "SessionInfo",
     "SessionLost",
     "Started",
