@@ -128,6 +128,38 @@ def test_a_session_is_given_variables(client, session):
         assert caught.value.target == "env"
 
 
+OPEN = """
+listen: 127.0.0.1:0
+pools:
+  - apiVersion: sandpool.dev/v1alpha1
+    kind: SessionPool
+    metadata: { name: python }
+    spec:
+      containerType: PythonLTS
+      scaleConfiguration: { maxConcurrentSessions: 4, readySessionInstances: 1 }
+      egress: { mode: allow-list, allow: [api.test] }
+      sessionSecrets: true
+"""
+
+
+def test_a_session_is_given_secrets_and_less_to_reach(start):
+    server = start(config=OPEN)
+    secret = library.Secret("OWN_KEY", "own-value-4711", ["api.test"])
+    with (
+        library.Sandpool(server.endpoint, server.bearer) as client,
+        client.session("python", secrets=[secret], egress={"mode": "none"}) as session,
+    ):
+        placeholder = session.run("import os; os.environ['OWN_KEY']").result.json
+        assert placeholder.startswith("sandpool-own-key-") and "4711" not in placeholder
+        policy = server.native("GET", f"/pools/python/sessions/{session.identifier}/egress").json()
+        assert (policy["pool"]["mode"], policy["session"]["mode"]) == ("allow-list", "none")
+    with library.Sandpool(server.endpoint, server.bearer) as client:
+        short = client.session("python", secrets=[library.Secret("OWN_KEY", "short", ["api.test"])])
+        with pytest.raises(library.InvalidRequest) as caught:
+            short.open()
+        assert "secrets" in caught.value.target and client.sessions("python") == []
+
+
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", (SOURCE.parent / "README.md").read_text(), re.M | re.S)
 PRINTED = [
     "42\n3\nraised ZeroDivisionError\n",
