@@ -10,11 +10,14 @@ import re
 import shutil
 import subprocess
 import tarfile
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from sandpool import CLEAN, installed, node_modules
+from sandpool import CLEAN, descendants, installed, kill, node_modules, wait_for
+from test_life import is_agent_of
 
 ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent / "typescript"
@@ -216,6 +219,53 @@ def test_an_abort_signal_interrupts_and_keeps_the_variables(drive):
 def test_what_is_started_is_waited_for_later(drive):
     state, stdout, outcome = drive("started")
     assert state in ("queued", "running") and stdout == "late\n" and outcome in ("cancelled", "exited")
+
+
+def test_what_waits_and_what_reads_survive_a_killed_server(drive, session, start):
+    server = start("--ready", "1")
+    path = f"/pools/python/sessions/{session}/executions"
+    killed = []
+
+    def runs(nth: int) -> bool:
+        # As long as the request that started it waits, it is in no record of the server.
+        answer = server.native("GET", path)
+        known = answer.json()["value"][nth:] if answer.status_code == 200 else []
+        age = [datetime.now(UTC) - datetime.fromisoformat(one["createdAt"][:19] + "+00:00") for one in known]
+        return [one["state"] for one in known] == ["running"] and age[0] > timedelta(seconds=3)
+
+    def kill_twice():
+        for nth in range(2):
+            wait_for(lambda nth=nth: runs(nth), "an execution")
+            pid = server.process()
+            kill(pid)
+            wait_for(lambda pid=pid: server.process() not in (0, pid) and server.is_ready(), "the server's return")
+            killed.append(pid)
+
+    killer = threading.Thread(target=kill_twice)
+    killer.start()
+    try:
+        seen = drive("survive", of=server)
+    finally:
+        killer.join()
+    assert len(set(killed)) == 2
+    assert seen == {"text": "begun\nended\n", "value": "kept", "streamed": "begun\nended\n", "count": 1}
+
+
+def test_a_lost_session_is_an_error_of_its_own(drive, server):
+    def lose():
+        def find() -> list[int]:
+            return [pid for pid in descendants(server.launcher) if is_agent_of(pid, "", server)]
+
+        [agent] = wait_for(find, "the session's sandbox")
+        kill(agent)
+
+    killer = threading.Thread(target=lose)
+    killer.start()
+    try:
+        seen = drive("lost")
+    finally:
+        killer.join()
+    assert seen == [True, 410, "SessionLost", False]
 
 
 def test_a_full_pool(drive, start):

@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { ExhaustedError, NotFoundError, Sandpool, SandpoolError, type ExecutionEvent, type Session } from "@sandpool/client";
+import { ExhaustedError, NotFoundError, Sandpool, SandpoolError, SessionLostError, type ExecutionEvent, type Session } from "@sandpool/client";
 
 const [what = "", name = "", file = ""] = process.argv.slice(2);
 const sandpool = new Sandpool();
@@ -204,6 +204,32 @@ const everything: Record<string, (session: Session) => Promise<unknown>> = {
     const endless = await session.start({ argv: ["sleep", "60"] });
     await session.stop(endless.id, "kill");
     return [started.state, ended.stdout, (await endless.wait()).outcome];
+  },
+
+  // The server is killed while these run.
+  async survive(session) {
+    const text = await session.run("import time; print('begun', flush=True); time.sleep(6); print('ended')\n'kept'");
+    let streamed = "";
+    for await (const event of session.stream({ command: "echo begun; sleep 6; echo ended" })) {
+      if (event.type === "stdout") streamed += event.text;
+    }
+    const shared = await session.run("n = globals().get('n', 0) + 1; n");
+    return { text: text.stdout, value: text.result?.json, streamed, count: shared.result?.json };
+  },
+
+  // The session's sandbox is killed when it has its file.
+  async lost(session) {
+    await session.files.write("file", "precious\n");
+    let lost: unknown;
+    await until(() =>
+      session.run("1").then(
+        () => false,
+        (error: unknown) => Boolean((lost = error)),
+      ),
+    );
+    if (!(lost instanceof SandpoolError)) throw lost;
+    const after = await session.run("import os; os.path.exists('/mnt/data/file')");
+    return [lost instanceof SessionLostError, lost.status, lost.code, after.result?.json];
   },
 
   async exhausted() {

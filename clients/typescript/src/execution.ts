@@ -8,7 +8,7 @@ import { EventParser } from "./sse.js";
 import type { ExecutionRecord, ExecutionRequest, Raised, Shown, Size } from "./wire.js";
 
 /** How long one request waits for an execution's end, so that no proxy in between loses its patience. */
-export const WAIT_SECONDS = 30;
+const WAIT_SECONDS = 30;
 
 /** The most bytes of input in one request. */
 const INPUT_BYTES = 16 << 20;
@@ -51,21 +51,6 @@ export class Running {
   /** Tells its terminal a new size. */
   async resize(size: Size): Promise<void> {
     await this.http.send({ method: "POST", path: `${this.path}/resize`, json: size });
-  }
-
-  /** Waits for its end, however long that takes, also through broken connections. Aborting ends the waiting, not the execution. */
-  protected async ended(signal?: AbortSignal): Promise<ExecutionRecord> {
-    const breaks = new Breaks();
-    for (;;) {
-      try {
-        const call: Call = { method: "GET", path: this.path, query: { wait: WAIT_SECONDS }, waitMs: WAIT_SECONDS * 1000, signal };
-        const record = await this.http.json<ExecutionRecord>(call);
-        if (record.state === "ended") return record;
-        breaks.reset();
-      } catch (error) {
-        await breaks.next(error, signal);
-      }
-    }
   }
 
   async #feed(bytes: Uint8Array): Promise<void> {
@@ -159,7 +144,26 @@ export class Execution extends Running {
   /** The same execution when it has ended. Aborting ends the waiting, not the execution. */
   async wait(options: { signal?: AbortSignal | undefined } = {}): Promise<Execution> {
     if (this.state === "ended") return this;
-    return new Execution(this.http, this.#executions, await this.ended(options.signal));
+    return new Execution(this.http, this.#executions, await whenEnded(this.http, this.path, options.signal));
+  }
+}
+
+/** The record of the execution at `path` when it has ended, however long that takes, also through broken connections. */
+export async function whenEnded(
+  http: Http,
+  path: string,
+  signal: AbortSignal | undefined,
+  breaks = new Breaks(),
+): Promise<ExecutionRecord> {
+  const call: Call = { method: "GET", path, query: { wait: WAIT_SECONDS }, waitMs: WAIT_SECONDS * 1000, signal };
+  for (;;) {
+    try {
+      const record = await http.json<ExecutionRecord>(call);
+      if (record.state === "ended") return record;
+      breaks.reset();
+    } catch (error) {
+      await breaks.next(error, signal);
+    }
   }
 }
 

@@ -226,20 +226,33 @@ class Watch {
 /** How often something is asked for again without any progress, while the connection fails. */
 const BREAKS = 6;
 
+/** How many of these may be answers that it is not there. */
+const MISSES = 3;
+
 /** Connections that broke one after another: 0.1 s to 3.2 s apart, 6.3 s in all, which is longer than a server's restart. */
 export class Breaks {
   #count = 0;
+  #misses = 0;
 
   reset(): void {
     this.#count = 0;
+    this.#misses = 0;
   }
 
   /** Waits until it is worth trying again; throws the failure if it is not. */
   async next(failure: unknown, signal: AbortSignal | undefined): Promise<void> {
-    const isBreak = failure instanceof SandpoolError && (failure.status === 0 || failure.status >= 500);
-    if (!isBreak || this.#count === BREAKS) throw failure;
+    if (!this.#passes(failure) || this.#count === BREAKS) throw failure;
     await sleep(100 * 2 ** this.#count, signal);
     this.#count += 1;
+  }
+
+  #passes(failure: unknown): boolean {
+    if (!(failure instanceof SandpoolError)) return false;
+    if (failure.status === 0 || failure.status >= 500) return true;
+    // A server that has just started again may not know its sessions for a moment.
+    if (failure.status !== 404 || this.#count === 0 || this.#misses === MISSES) return false;
+    this.#misses += 1;
+    return true;
   }
 }
 

@@ -3,9 +3,9 @@
 
 import { toBase64, uuid } from "./bytes.js";
 import { NotFoundError, SessionLostError } from "./errors.js";
-import { Execution, ExecutionStream, interrupt, interruptOn, Running, WAIT_SECONDS, type How } from "./execution.js";
+import { Execution, ExecutionStream, interrupt, interruptOn, Running, whenEnded, type How } from "./execution.js";
 import { Files } from "./files.js";
-import { segment, type Http } from "./http.js";
+import { Breaks, segment, type Http } from "./http.js";
 import type {
   ExecutionOutline,
   ExecutionRecord,
@@ -15,6 +15,12 @@ import type {
   SessionDetail,
   Terminal,
 } from "./wire.js";
+
+/**
+ * How long the request that starts an execution waits for its end. What is short needs no other request. What takes longer is known to the
+ * server's own records from then on, and outlives its restart.
+ */
+const FIRST_WAIT_SECONDS = 1;
 
 /** Takes output as it comes; the next piece waits until it is done. */
 export type OnText = (text: string) => void | Promise<void>;
@@ -183,14 +189,27 @@ export class Session implements AsyncDisposable {
 
   async #waited(work: Work): Promise<Execution> {
     const { signal } = work;
-    const json = { ...request(work), waitSeconds: WAIT_SECONDS };
+    const json = { ...request(work), waitSeconds: FIRST_WAIT_SECONDS };
     const settle = interruptOn(signal, new Running(this.#http, this.#executions, json.id));
     try {
-      const waitMs = WAIT_SECONDS * 1000;
-      const call = { method: "POST", path: this.#executions, json, waitMs, signal } as const;
-      return await this.#execution(await this.#http.json<ExecutionRecord>(call)).wait({ signal });
+      return await this.#execution(await this.#begun(json, signal)).wait({ signal });
     } finally {
       await settle();
+    }
+  }
+
+  async #begun(json: ExecutionRequest & { id: string }, signal: AbortSignal | undefined): Promise<ExecutionRecord> {
+    const breaks = new Breaks();
+    try {
+      return await this.#http.json({ method: "POST", path: this.#executions, json, waitMs: FIRST_WAIT_SECONDS * 1000, signal });
+    } catch (failure) {
+      await breaks.next(failure, signal);
+      // It may have been started all the same. Asking for it tells, and starts nothing.
+      try {
+        return await whenEnded(this.#http, `${this.#executions}/${segment(json.id)}`, signal, breaks);
+      } catch (error) {
+        throw error instanceof NotFoundError ? failure : error;
+      }
     }
   }
 

@@ -157,6 +157,21 @@ test("an execution that goes on is waited for, through a broken connection", asy
   });
 });
 
+test("an execution whose request breaks off is looked for, and not started again", async () => {
+  const breaks = (_: unknown, response: import("node:http").ServerResponse) => void response.destroy();
+  const answers = {
+    [`PUT ${SESSION}`]: opened,
+    [`POST ${EXECUTIONS}`]: breaks,
+    [`GET ${EXECUTIONS}/${ID}`]: inTurn(say(record({ stdout: "hi\n" })), refuse(404, "ExecutionNotFound")),
+  };
+  await serving(answers, async (sandpool, asked) => {
+    const session = await sandpool.session("python", { id: "chat-17" });
+    assert.equal((await session.run("1", { id: ID })).stdout, "hi\n");
+    await assert.rejects(session.run("1", { id: ID }), { code: "ConnectionFailed" });
+    assert.equal(asked.filter((one) => one.method === "POST").length, 2);
+  });
+});
+
 test("commands: a line, a program, input as text and as bytes", async () => {
   const answers = { [`PUT ${SESSION}`]: opened, [`POST ${EXECUTIONS}`]: say(record({ outcome: "exited", exitCode: 3 })) };
   await serving(answers, async (sandpool, asked) => {

@@ -47,6 +47,7 @@ test("a stream that breaks goes on after the last event, and tells nothing twice
     [`POST ${EXECUTIONS}`]: events(first, { breaks: true }),
     [`GET ${EVENTS}`]: inTurn(
       refuse(500, "Broken"),
+      refuse(404, "NoSessionFoundError"),
       events(event("stdout", 2, { text: "a" }) + event("stdout", 3, { text: "b" })),
       events(event("stdout", null, { text: "\ufffd" }) + finished(4)),
     ),
@@ -57,7 +58,7 @@ test("a stream that breaks goes on after the last event, and tells nothing twice
     assert.deepEqual(all.map((one) => ("text" in one ? one.text : one.type)), ["started", "a", "b", "\ufffd", "finished"]);
     assert.deepEqual(
       asked.slice(2).map((one) => one.url),
-      [`${EVENTS}?after=2`, `${EVENTS}?after=2`, `${EVENTS}?after=3`],
+      [`${EVENTS}?after=2`, `${EVENTS}?after=2`, `${EVENTS}?after=2`, `${EVENTS}?after=3`],
     );
   });
 });
