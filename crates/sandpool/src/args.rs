@@ -76,7 +76,7 @@ pub(crate) enum Command {
     /// List, look at and end sessions
     #[command(subcommand)]
     Session(Session),
-    /// List and look at pools
+    /// List, look at, make, change and remove pools
     #[command(subcommand)]
     Pool(Pool),
     /// Be an MCP server on standard input and output, for hosts that start their servers themselves
@@ -411,11 +411,35 @@ pub(crate) enum Session {
 pub(crate) enum Pool {
     /// All pools
     Ls,
-    /// One pool
+    /// One pool; with -o yaml as an object that can be applied again
     Get {
         /// The pool
         #[arg(value_name = "POOL")]
         pool: String,
+        /// How it is shown [default: what people want to know]
+        #[arg(short, long, value_name = "FORM")]
+        output: Option<ObjectForm>,
+    },
+    /// Make pools, or change them: sessions that are there keep their sandboxes
+    Apply {
+        /// A file of objects, YAML or JSON; - for standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Check all of it, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show what applying a file would change. Exits with 1 if it would change anything
+    Diff {
+        /// A file of objects, YAML or JSON; - for standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Remove pools that were applied, and end their sessions
+    Rm {
+        /// The pools
+        #[arg(value_name = "POOL", required = true)]
+        pools: Vec<String>,
     },
     /// Print the key of a pool's MCP server, for the header x-ms-apikey
     McpKey {
@@ -426,6 +450,13 @@ pub(crate) enum Pool {
         #[arg(long)]
         rotate: bool,
     },
+}
+
+/// How an object is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectForm {
+    Yaml,
+    Json,
 }
 
 #[derive(Debug, Args)]

@@ -1,4 +1,6 @@
 use expect_test::{Expect, expect};
+use sandpool_core::limits::Limits;
+use sandpool_objects::pool::EnvVariable;
 
 use super::*;
 
