@@ -76,8 +76,22 @@ fn told(context: &Context, pool: &str, what: &str) -> Result<(), Failure> {
     }
 }
 
+/// What people read and apply again: without what nobody has said.
 fn yaml(object: &Value) -> Result<String, Failure> {
-    Ok(serde_norway::to_string(object).map_err(anyhow::Error::from)?)
+    Ok(serde_norway::to_string(&said(object)).map_err(anyhow::Error::from)?)
+}
+
+/// The same without nulls, empty lists and empty maps.
+fn said(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (name.clone(), said(value)))
+            .filter(|(_, value)| !is_nothing(value) && value.as_object().is_none_or(|fields| !fields.is_empty()))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        value => value.clone(),
+    }
 }
 
 /// The objects of a file, which may have several documents, with their names.
