@@ -152,6 +152,8 @@ pub struct Template {
     pub limits: Limits,
     /// How long a sandbox may take from `create` to ready, before it is given up.
     pub boot_limit: Duration,
+    /// Programs in it may listen, and connect to each other, on loopback. Otherwise they connect to what leads out, and to nothing else.
+    pub local_servers: bool,
     /// How its interpreters start.
     pub start: Start,
     /// What may be reached from it; `None` for nothing. A changed one holds at once, for all sandboxes of the pool, unless it

@@ -29,6 +29,7 @@ impl Harness for InMemory {
             rootfs: "/nowhere".into(),
             limits: Limits::default(),
             boot_limit: Duration::from_secs(20),
+            local_servers: true,
             start: Start::default(),
             egress: None,
         }

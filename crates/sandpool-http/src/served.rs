@@ -132,6 +132,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
             .then(|| sandpool_node::EgressPolicy { mode: sandpool_node::EgressMode::Open, ..Default::default() }),
         scope: sandpool_node::SessionScope::Tenant,
         session_secrets: name == "python",
+        local_servers: true,
         full_wait: Duration::ZERO,
     }
 }

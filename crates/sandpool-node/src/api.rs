@@ -42,6 +42,8 @@ pub struct PoolSpec {
     pub egress: Option<EgressPolicy>,
     /// Sessions may bring secrets of their own.
     pub session_secrets: bool,
+    /// Sessions may have servers of their own, on loopback.
+    pub local_servers: bool,
     /// Who shares a session's name.
     pub scope: SessionScope,
     /// How long a caller waits for a place when every one is taken, before it hears [`NodeError::Exhausted`].

@@ -101,6 +101,7 @@ fn template(spec: &PoolSpec) -> Template {
         rootfs: spec.rootfs.clone(),
         limits: spec.limits,
         boot_limit: BOOT_LIMIT,
+        local_servers: spec.local_servers,
         start: spec.start,
         egress: spec.egress.clone(),
     }

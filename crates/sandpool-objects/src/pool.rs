@@ -92,6 +92,9 @@ pub struct PoolObjectSpec {
     /// Sessions may bring secrets of their own, when they are made.
     #[serde(default)]
     pub session_secrets: bool,
+    /// Sessions may have servers of their own, on loopback.
+    #[serde(default = "yes")]
+    pub local_servers: bool,
     /// Whether sessions may reach anything: with `EgressEnabled` and no `egress`, all that is public.
     #[serde(default)]
     pub session_network_configuration: Option<NetworkSettings>,
@@ -328,6 +331,10 @@ fn api_version() -> String {
     "sandpool.dev/v1alpha1".into()
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn pool_kind() -> String {
     "SessionPool".into()
 }
@@ -359,6 +366,7 @@ pub fn default_pools() -> Vec<PoolObject> {
                 egress: None,
                 secrets: Vec::new(),
                 session_secrets: false,
+                local_servers: true,
                 session_network_configuration: None,
                 mcp_server_settings: McpServerSettings::default(),
                 servers: servers::Servers::new(),
@@ -551,6 +559,7 @@ impl PoolObject {
                 }
             },
             session_secrets: spec.session_secrets,
+            local_servers: spec.local_servers,
             scope: match spec.session_scope {
                 SessionScopeName::Tenant => SessionScope::Tenant,
                 SessionScopeName::Pool => SessionScope::Pool,

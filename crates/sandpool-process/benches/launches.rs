@@ -47,6 +47,7 @@ async fn run(stage: Stage) -> Outcome<()> {
             rootfs: stage.image("shell")?,
             limits: Limits { memory: 256 << 20, ..Limits::default() },
             boot_limit: Duration::from_secs(20),
+            local_servers: true,
             start: Start::Zygote,
             egress: None,
         })

@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetError, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -19,11 +19,16 @@ const RESOLVING: [&str; 7] = ["/etc", "/usr", "/lib", "/lib64", "/run", "/dev", 
 pub(crate) const NEWEST: ABI = ABI::V6;
 
 /// Rules that forbid all that a kernel's Landlock can forbid: what is in the first version is required (LL1), the rest is taken where it is
-/// there. Signals and abstract sockets reach nobody outside.
-pub(crate) fn ruleset() -> Result<RulesetCreated, RulesetError> {
-    Ruleset::default()
+/// there. Signals and abstract sockets reach nobody outside. With `ports`, no TCP port is bound or connected to but those that a rule names:
+/// then a kernel before 6.7, which cannot forbid it, is an error.
+pub(crate) fn ruleset(ports: bool) -> Result<RulesetCreated, RulesetError> {
+    let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))?
+        .handle_access(AccessFs::from_all(ABI::V1))?;
+    if ports {
+        rules = rules.handle_access(AccessNet::from_all(ABI::V4))?;
+    }
+    rules
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
@@ -49,7 +54,7 @@ pub fn confine(reads: &[&Path], writes: &[&Path]) -> io::Result<()> {
     let other = |error: RulesetError| io::Error::other(error);
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::from_all(NEWEST) & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock);
-    let mut rules = ruleset().map_err(other)?;
+    let mut rules = ruleset(false).map_err(other)?;
     for path in reads {
         // What is not there need not be read.
         if let Ok(open) = PathFd::new(path) {

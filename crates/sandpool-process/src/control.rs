@@ -37,6 +37,8 @@ pub(crate) enum Call {
         runtime: Runtime,
         rootfs: String,
         limits: WireLimits,
+        /// Whether its programs may have servers on loopback.
+        local_servers: bool,
         /// What its sandboxes may reach, as the egress proxy reads it; `None` for nothing, and no way out at all.
         egress: Option<Vec<u8>>,
     },
@@ -326,6 +328,7 @@ mod tests {
                     runtime: Runtime::Shell,
                     rootfs: "/images/a".to_owned(),
                     limits: Limits::default().into(),
+                    local_servers: true,
                     egress: Some(vec![1, 2, 3]),
                 },
             ];

@@ -257,6 +257,7 @@ impl Driver for ProcessDriver {
             runtime: template.runtime,
             rootfs: rootfs.to_owned(),
             limits: template.limits.into(),
+            local_servers: template.local_servers,
             egress: template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?,
         };
         let has_zygote = match self.ask(call).await?.0 {

@@ -118,6 +118,18 @@ pub fn describe() -> Description {
         Some(_) => "2",
         None => "none that this process can see",
     };
+    let has_threads =
+        std::fs::read_to_string("/sys/devices/system/cpu/smt/active").is_ok_and(|active| active.trim() == "1");
+    let processor = match (has_threads, sandpool_sys::sandbox::can_keep_core()) {
+        (false, _) => "no core has two threads that sandboxes could share",
+        (true, true) => "no core is shared with another sandbox at the same time",
+        (true, false) => {
+            let why =
+                "cores have two threads here, and the kernel cannot keep sandboxes from sharing one: turn SMT off";
+            weaker.push(why.to_owned());
+            "shared, threads of one core too"
+        }
+    };
     Description {
         level: "process".to_owned(),
         wall: vec![
@@ -127,6 +139,7 @@ pub fn describe() -> Description {
             format!("seccomp: {} system calls allowed, foreign instruction sets killed", Filters::allowed()),
             format!("landlock: version {} in force", landlock.min(setup::LANDLOCK)),
             format!("limits: memory without swap, processes, processor time (control groups {groups})"),
+            format!("processor: {processor}"),
             "network: loopback only".to_owned(),
         ],
         weaker,

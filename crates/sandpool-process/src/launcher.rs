@@ -139,6 +139,8 @@ struct Pool {
     rootfs: PathBuf,
     rootfs_is: (u64, u64),
     limits: Limits,
+    /// Whether its programs may have servers on loopback.
+    local_servers: bool,
     /// What a sandbox takes of the host's memory.
     expected: Expected,
     /// What interpreters of new sandboxes start from, open for reading alone.
@@ -509,8 +511,8 @@ impl Launcher {
     /// Answers a call; `None` when the answer comes later.
     fn call(&mut self, request: u32, call: Call) -> Option<(Result<Answer, Refusal>, Option<OwnedFd>)> {
         let result = match call {
-            Call::EnsurePool { pool, runtime, rootfs, limits, egress } => self
-                .ensure_pool(&pool, runtime, &rootfs, limits.check(), egress)
+            Call::EnsurePool { pool, runtime, rootfs, limits, local_servers, egress } => self
+                .ensure_pool(&pool, runtime, &rootfs, (limits.check(), local_servers), egress)
                 .map(|has_zygote| Answer::Pool { has_zygote }),
             Call::RemovePool { pool } => {
                 self.remove_pool(&pool);
@@ -577,7 +579,7 @@ impl Launcher {
         name: &str,
         runtime: Runtime,
         rootfs: &str,
-        limits: Result<Limits, String>,
+        (limits, local_servers): (Result<Limits, String>, bool),
         egress: Option<Vec<u8>>,
     ) -> Result<bool, Refusal> {
         let limits = limits.map_err(Refusal::Invalid)?;
@@ -612,6 +614,7 @@ impl Launcher {
                 && pool.rootfs == rootfs
                 && pool.rootfs_is == rootfs_is
                 && pool.limits == limits
+                && pool.local_servers == local_servers
                 && pool.egress.is_some() == egress.is_some()
         });
         if is_known
@@ -633,7 +636,7 @@ impl Launcher {
             let is_ruled_anew = old.as_ref().is_some_and(|old| old.egress != egress);
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
-            let pool = Pool { runtime, rootfs, rootfs_is, limits, expected, zygote, egress };
+            let pool = Pool { runtime, rootfs, rootfs_is, limits, local_servers, expected, zygote, egress };
             self.pools.insert(name.to_owned(), pool);
             if is_ruled_anew {
                 self.rule_pool(name);

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use landlock::{Access, AccessFs, PathBeneath, PathFd, RulesetCreatedAttr};
+use landlock::{Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, RulesetCreatedAttr};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -114,6 +114,8 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) trust: Option<(&'a Trust, [u8; 16])>,
     pub(crate) runtime: &'static str,
     pub(crate) limits: Limits,
+    /// LL2: whether programs may listen and connect on loopback.
+    pub(crate) local_servers: bool,
     pub(crate) filters: &'a Filters,
     pub(crate) way_out: WayOut<'a>,
 }
@@ -202,7 +204,10 @@ pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
     // ID7: after the last change of ids, which would clear it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
-    restrict_files().map_err(step("Landlock"))
+    // SD1. Where there is nothing to keep apart, or no way to, the host's report says so.
+    let _ = sandbox::keep_core();
+    let _ = sandbox::keep_branches();
+    restrict(blueprint).map_err(step("Landlock"))
 }
 
 /// Takes the place of root in namespaces that the process was cloned into.
@@ -528,14 +533,20 @@ fn privileges() -> io::Result<()> {
 }
 
 /// LL1, LL2: a second opinion on the same policy.
-fn restrict_files() -> io::Result<()> {
+fn restrict(blueprint: &Blueprint<'_>) -> io::Result<()> {
     let other = |error: landlock::RulesetError| io::Error::other(error);
     let all = AccessFs::from_all(NEWEST);
     let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
     let read = AccessFs::from_read(NEWEST);
     let open = |path: &str| PathFd::new(path).map_err(io::Error::other);
-    confine::ruleset()
-        .map_err(other)?
+    let mut rules = confine::ruleset(!blueprint.local_servers).map_err(other)?;
+    if !blueprint.local_servers && !matches!(blueprint.way_out, WayOut::None) {
+        // What leads out: nothing else of this network is anybody's.
+        for port in sandpool_sys::network::PORTS {
+            rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(other)?;
+        }
+    }
+    rules
         .add_rule(PathBeneath::new(open("/")?, read))
         .map_err(other)?
         .add_rule(PathBeneath::new(open("/mnt/data")?, all & !devices))

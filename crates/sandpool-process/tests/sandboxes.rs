@@ -169,6 +169,7 @@ async fn tests(images: &Path) -> Outcome<()> {
         rootfs: images.join("shell"),
         limits: Limits { memory: 128 << 20, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
+        local_servers: true,
         start: Start::default(),
         egress: None,
     };
@@ -524,6 +525,7 @@ fn spec(template: &Template) -> PoolSpec {
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         session_secrets: false,
+        local_servers: true,
         full_wait: Duration::ZERO,
     }
 }

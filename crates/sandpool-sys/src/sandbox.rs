@@ -327,6 +327,40 @@ fn check(answer: libc::c_int) -> io::Result<libc::c_int> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
+/// Lets no other task than this one, and those that it starts, run on the same core at the same time (core scheduling, Linux 5.14).
+///
+/// # Errors
+/// `ENODEV` where no core has two threads, `EINVAL` where the kernel was built without it.
+pub fn keep_core() -> io::Result<()> {
+    const PR_SCHED_CORE: libc::c_int = 62;
+    const CREATE: libc::c_ulong = 1;
+    // SAFETY: the call takes integers: this thread (0), and itself alone (`PIDTYPE_PID`, 0).
+    check(unsafe { libc::prctl(PR_SCHED_CORE, CREATE, 0_u64, 0_u64, 0_u64) }).map(drop)
+}
+
+/// Whether [`keep_core`] would work.
+#[must_use]
+pub fn can_keep_core() -> bool {
+    std::thread::spawn(keep_core).join().is_ok_and(|kept| kept.is_ok())
+}
+
+/// Keeps what other tasks have taught the processor's branch predictor from this task and those that it starts, for good, where the kernel
+/// lets a task choose. Whether it does.
+pub fn keep_branches() -> bool {
+    const PR_GET_SPECULATION_CTRL: libc::c_int = 52;
+    const PR_SET_SPECULATION_CTRL: libc::c_int = 53;
+    const INDIRECT_BRANCH: libc::c_ulong = 1;
+    const CHOSEN_BY_TASKS: libc::c_int = 1;
+    const FORCE_DISABLE: libc::c_ulong = 8;
+    // SAFETY: both calls take integers and are about the calling thread alone.
+    unsafe {
+        let state = libc::prctl(PR_GET_SPECULATION_CTRL, INDIRECT_BRANCH, 0_u64, 0_u64, 0_u64);
+        state >= 0
+            && state & CHOSEN_BY_TASKS != 0
+            && libc::prctl(PR_SET_SPECULATION_CTRL, INDIRECT_BRANCH, FORCE_DISABLE, 0_u64, 0_u64) == 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,7 @@ fn template(runtime: Runtime) -> Template {
         rootfs: "/nowhere".into(),
         limits: Limits { data: 1000, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
+        local_servers: true,
         start: crate::Start::default(),
         egress: None,
     }

@@ -84,6 +84,7 @@ async fn world(name: &str) -> World {
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         session_secrets: false,
+        local_servers: true,
         full_wait: Duration::ZERO,
     });
     let mut prepared = Prepared::default();

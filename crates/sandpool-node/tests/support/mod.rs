@@ -50,6 +50,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         session_secrets: false,
+        local_servers: true,
         full_wait: Duration::ZERO,
     }
 }

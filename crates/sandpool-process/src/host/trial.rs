@@ -271,6 +271,7 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
             trust: None,
             runtime: "shell",
             limits: Limits { memory: 64 << 20, data: 1 << 20, tmp: 1 << 20, ..Limits::default() },
+            local_servers: true,
             filters: &filters,
             way_out: WayOut::None,
         };

@@ -285,6 +285,7 @@ impl Launcher {
                     trust: self.config.trust.get(name).map(|trust| (trust, nonce)),
                     runtime: pool.runtime.word(),
                     limits,
+                    local_servers: pool.local_servers,
                     filters: &self.filters,
                     way_out: match (&handover, &pool.egress) {
                         (Some((_, there)), _) => WayOut::Listeners(there),

@@ -347,6 +347,7 @@ impl Stage {
             egress: None,
             scope: sandpool_node::SessionScope::Tenant,
             session_secrets: false,
+            local_servers: true,
             full_wait: Duration::ZERO,
         })
     }

@@ -21,6 +21,7 @@ fn spec() -> PoolSpec {
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
         session_secrets: false,
+        local_servers: true,
         full_wait: Duration::ZERO,
     }
 }
