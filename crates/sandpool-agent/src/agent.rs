@@ -26,6 +26,7 @@ use crate::interpreter::{self, Interpreter, News, random};
 use crate::log::{Channel, Log};
 use crate::login::Login;
 use crate::pipe::{self, Got, WAITING};
+use crate::port;
 use crate::program::{Ending, Program};
 use crate::stream::{Closed, Stream};
 use crate::turn::Turn;
@@ -53,7 +54,8 @@ const REASON: usize = 4096;
 pub struct Config {
     /// What answers code.
     pub runtime: Runtime,
-    /// The socket on which streams arrive: SEQPACKET, one byte `D` and one descriptor in each message.
+    /// The socket on which streams arrive: SEQPACKET, and one descriptor in each message. `D` is a stream to the agent; `P` and a port in two
+    /// bytes asks for a connection to that port, which is handed over on the stream ([`crate::port`]).
     pub control: OwnedFd,
     /// Whom programs and the interpreter run as. `None` is for tests only: they stay what the agent is.
     pub identity: Option<Identity>,
@@ -276,19 +278,28 @@ impl Agent {
     fn take_stream(&mut self) -> bool {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut word = [0; 1];
+        let mut word = [0; 3];
         let mut buffers = [std::io::IoSliceMut::new(&mut word)];
-        match rustix::net::recvmsg(&self.control, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        let length = match rustix::net::recvmsg(&self.control, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Ok(message) if message.bytes == 0 => return false,
-            Ok(_) => {}
+            Ok(message) => message.bytes,
             Err(Errno::AGAIN | Errno::INTR) => return true,
             Err(_) => return false,
-        }
+        };
         let received = ancillary.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        let Some(fd) = received.filter(|_| word == *b"D" && self.streams.len() < STREAMS) else { return true };
+        let Some(fd) = received else { return true };
+        match word.get(..length) {
+            Some([b'P', high, low]) => {
+                // Whoever asked may have gone.
+                let _ = port::hand_over(&fd, u16::from_be_bytes([*high, *low]));
+                return true;
+            }
+            Some(b"D") if self.streams.len() < STREAMS => {}
+            _ => return true,
+        }
         if pipe::set_nonblocking(&fd).is_err() {
             return true;
         }

@@ -15,6 +15,7 @@ pub mod interpreter;
 pub mod log;
 pub mod login;
 pub mod pipe;
+pub mod port;
 pub mod procs;
 pub mod program;
 pub mod runner;

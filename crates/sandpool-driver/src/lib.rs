@@ -96,6 +96,12 @@ pub trait Driver: Send + Sync + 'static {
     /// `Gone` when the sandbox is not there, `Unavailable` when it does not answer.
     async fn dial(&self, id: SandboxId) -> Result<Stream, DriverError>;
 
+    /// A new byte stream to what listens at this TCP port of a sandbox's loopback.
+    ///
+    /// # Errors
+    /// `Gone` when the sandbox is not there, `Refused` when nobody listens, or programs of its pool may not.
+    async fn connect(&self, id: SandboxId, port: u16) -> Result<Stream, DriverError>;
+
     /// What a sandbox uses now.
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError>;
 
@@ -281,4 +287,7 @@ pub enum DriverError {
     /// The sandbox is not there, or not any more.
     #[error("gone: {0}")]
     Gone(String),
+    /// The sandbox is there, and nobody in it takes the connection.
+    #[error("refused: {0}")]
+    Refused(String),
 }

@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_wire::agent::Activation;
 use sandpool_wire::egress::{Policy, SecretValue};
+use tokio::io::DuplexStream;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -50,7 +51,7 @@ pub struct Memory {
 }
 
 /// What a host is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MemoryConfig {
     /// Sandboxes at the same time, at most.
     pub max_sandboxes: usize,
@@ -58,11 +59,22 @@ pub struct MemoryConfig {
     pub boot_time: Duration,
     /// Changes that are kept for a watcher that is slow.
     pub changes: usize,
+    /// What listens at the ports of its sandboxes.
+    pub port: Option<Port>,
+}
+
+/// Serves a connection to a port; `None` where nobody listens.
+pub type Port = Arc<dyn Fn(u16, DuplexStream) -> Option<()> + Send + Sync>;
+
+impl std::fmt::Debug for MemoryConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryConfig").field("max_sandboxes", &self.max_sandboxes).finish_non_exhaustive()
+    }
 }
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { max_sandboxes: 1000, boot_time: BOOT_TIME, changes: CHANGES }
+        Self { max_sandboxes: 1000, boot_time: BOOT_TIME, changes: CHANGES, port: None }
     }
 }
 
@@ -532,6 +544,15 @@ impl Driver for MemoryDriver {
             }
         });
         Ok(Box::new(here))
+    }
+
+    async fn connect(&self, id: SandboxId, port: u16) -> Result<Stream, DriverError> {
+        self.begin(Operation::Dial).await?.place(id)?;
+        let (here, there) = tokio::io::duplex(PIPE);
+        match self.host.config.port.as_ref().and_then(|serve| serve(port, there)) {
+            Some(()) => Ok(Box::new(here)),
+            None => Err(DriverError::Refused(format!("nothing listens at port {port}"))),
+        }
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {

@@ -33,6 +33,8 @@ pub struct App {
     pub auth: Arc<Auth>,
     /// The pools as objects, and how they look to clients. Every pool of `node` is in it.
     pub pools: Pools,
+    /// What stands behind the dot in the names of hosts under which ports of sessions are reached.
+    pub preview_host: Arc<str>,
     /// This program's version.
     pub version: &'static str,
 }
@@ -48,8 +50,9 @@ pub fn router(app: App) -> Router {
         .merge(openapi::routes())
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)
-        .fallback_service(azure::service(app))
+        .fallback_service(azure::service(app.clone()))
         .layer(axum::middleware::from_fn(without_body))
+        .layer(axum::middleware::from_fn_with_state(app, native::ports::by_host))
 }
 
 /// The longest body that is read of a request that means nothing by it, in bytes.

@@ -10,6 +10,7 @@ mod endpoints;
 mod failure;
 mod keys;
 mod pool_keys;
+pub(crate) mod previews;
 mod scopes;
 mod trusted;
 mod verified;
@@ -223,6 +224,8 @@ pub struct Auth {
     tokens: verified::Tokens,
     /// Those of the pools' MCP servers; `None` until the first is asked for. The server is the only one that changes them.
     pool_keys: Mutex<Option<PoolKeys>>,
+    /// The secret of addresses that lead to ports of sessions.
+    previews: Vec<u8>,
     /// When the key file was last read again for an unknown key.
     reread: Mutex<Option<Instant>>,
 }
@@ -251,6 +254,7 @@ impl Auth {
         }
         let keys = Keys::open(&config.keys_dir).map_err(|error| AuthError::keys(&config.keys_dir, error))?;
         let pool_keys = PoolKeys::open(&config.keys_dir).map_err(|error| AuthError::keys(&config.keys_dir, error))?;
+        let previews = previews::secret(&config.keys_dir).map_err(|error| AuthError::keys(&config.keys_dir, error))?;
         let issuers = config.trusted.iter().map(|issuer| Issuer::new(issuer.clone())).collect::<Result<_, _>>()?;
         Ok(Self {
             config,
@@ -258,6 +262,7 @@ impl Auth {
             issuers,
             tokens: verified::Tokens::default(),
             pool_keys: Mutex::new(pool_keys),
+            previews,
             reread: Mutex::default(),
         })
     }

@@ -14,6 +14,7 @@ mod app;
 mod arm;
 pub mod auth;
 mod azure;
+mod forward;
 mod mcp;
 mod native;
 mod objects;

@@ -9,6 +9,7 @@
 //! executions .../executions[/{execution}[/stop|/input|/resize]]     request: what may be in a POST
 //! events     .../executions/{execution}/events                      shown: how an execution looks as JSON
 //! files      .../files[/{path}]
+//! ports      .../ports/{port}/{path}, .../previews, /preview/{word}/{path}
 //! ```
 
 mod asked;
@@ -18,6 +19,7 @@ mod events;
 mod executions;
 pub(crate) mod files;
 mod pools;
+pub(crate) mod ports;
 mod request;
 mod sessions;
 pub(crate) mod shown;
@@ -33,7 +35,17 @@ use crate::problem::Problem;
 /// Its routes.
 pub(crate) fn routes(app: App) -> Router {
     let router = table().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.service));
-    router.with_state(app)
+    // Every method is the program's to answer.
+    let passed = axum::routing::any(ports::with_token);
+    let previewed = || axum::routing::any(ports::by_address);
+    router
+        .route("/pools/{pool}/sessions/{session}/ports/{port}", passed.clone())
+        .route("/pools/{pool}/sessions/{session}/ports/{port}/", passed.clone())
+        .route("/pools/{pool}/sessions/{session}/ports/{port}/{*path}", passed)
+        .route("/preview/{word}", previewed())
+        .route("/preview/{word}/", previewed())
+        .route("/preview/{word}/{*path}", previewed())
+        .with_state(app)
 }
 
 /// One method of one path.
@@ -88,6 +100,7 @@ fn table() -> Vec<Route> {
         on_post("/pools/{pool}/sessions/{session}/executions/{execution}/stop", executions::stop),
         on_post("/pools/{pool}/sessions/{session}/executions/{execution}/input", executions::input),
         on_post("/pools/{pool}/sessions/{session}/executions/{execution}/resize", executions::resize),
+        on_post("/pools/{pool}/sessions/{session}/previews", ports::make),
         on_get("/pools/{pool}/sessions/{session}/files", files::list),
         on_get(FILE, files::read),
         on_put(FILE, files::write),

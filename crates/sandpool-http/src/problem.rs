@@ -104,6 +104,7 @@ impl From<NodeError> for Problem {
             NodeError::NoFile(_) => (StatusCode::NOT_FOUND, "FileNotFound"),
             NodeError::WrongKind(_) => (StatusCode::CONFLICT, "FileKindInvalid"),
             NodeError::Denied(_) => (StatusCode::FORBIDDEN, "FileAccessDenied"),
+            NodeError::Refused(_) => (StatusCode::BAD_GATEWAY, "SessionPortRefused"),
             NodeError::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "SessionStorageFull"),
             NodeError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
         };

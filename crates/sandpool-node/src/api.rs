@@ -421,6 +421,9 @@ pub enum NodeError {
     /// The session's disk is full.
     #[error("no space is left in the session")]
     NoSpace,
+    /// The session is there, and no program in it takes the connection.
+    #[error("{0}")]
+    Refused(String),
     /// The server is stopping, or the host is in trouble: try again later.
     #[error("unavailable: {0}")]
     Unavailable(String),

@@ -10,6 +10,7 @@ mod journal;
 mod link;
 mod node;
 mod pools;
+mod ports;
 mod record;
 mod service;
 mod session;
@@ -17,5 +18,6 @@ mod tenants;
 
 pub use api::*;
 pub use node::{ExecutionHandle, Node, NodeConfig};
+pub use ports::Connection;
 pub use sandpool_store::{Store, StoreError};
 pub use service::{Awaited, ServiceEvent, ServiceInput, ServiceOutput};

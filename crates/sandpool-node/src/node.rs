@@ -324,7 +324,11 @@ impl Node {
         self.inner.pools.read().unwrap_or_else(PoisonError::into_inner).get(pool).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<PoolState>> {
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+        &self.inner.driver.0
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<PoolState>> {
         self.inner.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 

@@ -999,6 +999,11 @@ impl PoolState {
         all
     }
 
+    /// The session that has this sandbox.
+    pub(crate) fn owner(&self, sandbox: SandboxId) -> Option<SessionKey> {
+        self.inner().rules.owner(sandbox).cloned()
+    }
+
     /// Every session that is there now.
     pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
         self.sessions().values().filter_map(|coming| coming.borrow().clone()?.ok()).collect()

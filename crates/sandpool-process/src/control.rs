@@ -77,6 +77,11 @@ pub(crate) enum Call {
     Dial {
         id: Id,
     },
+    /// A stream on which its agent hands over a connection to this port of it, or says why not.
+    Connect {
+        id: Id,
+        port: u16,
+    },
     Usage {
         id: Id,
     },

@@ -1,6 +1,7 @@
 //! The Driver seam over the control socket: what the server knows of its launcher's sandboxes.
 
 mod boot;
+mod port;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
@@ -32,6 +33,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Changes kept for a watcher that is slow; then it must list.
 const CHANGES: usize = 4096;
+
+/// How long a connection to a port of a sandbox may take: it stays on this host.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long a sandbox that was there before this server may take to answer.
 const REDIAL: Duration = Duration::from_secs(30);
@@ -362,6 +366,15 @@ impl Driver for ProcessDriver {
             Some(dialled) => Ok(Box::new(dialled.replay())),
             None => Ok(Box::new(self.dial_new(id).await?)),
         }
+    }
+
+    async fn connect(&self, id: SandboxId, port: u16) -> Result<Stream, DriverError> {
+        let stream = match self.ask(Call::Connect { id: id.0, port }).await? {
+            (Answer::Dialled, Some(fd)) => fd,
+            _ => return Err(unavailable(&"the launcher sent no stream")),
+        };
+        let connecting = tokio::time::timeout(CONNECT, port::take(stream, port));
+        connecting.await.unwrap_or_else(|_| Err(DriverError::Refused(format!("nothing answers at port {port}"))))
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {

@@ -561,6 +561,10 @@ impl Launcher {
                 Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
                 Err(refusal) => Err(refusal),
             },
+            Call::Connect { id, port } => match self.present(id).and_then(|live| live.connect(port)) {
+                Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
+                Err(refusal) => Err(refusal),
+            },
             Call::Usage { id } => self.present(id).map(|live| {
                 let mut usage = live.group.usage();
                 [usage.sent, usage.received] = live.gate.as_ref().map(Gate::moved).unwrap_or_default();

@@ -28,6 +28,9 @@ pub const MIN_VALUE: usize = 8;
 /// The listeners of a sandbox, in the order in which they are handed over.
 pub const LISTENERS: usize = 6;
 
+/// The TCP ports at which they listen: in a sandbox with a way out, these lead there and are no program's.
+pub const PORTS: [u16; 5] = [80, 443, 3128, 1080, 53];
+
 /// Said to the proxy, one packet each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToEgress {

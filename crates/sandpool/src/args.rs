@@ -375,6 +375,24 @@ pub(crate) enum Session {
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
     },
+    /// An address under which anybody who has it reaches a port of a session, for a while
+    Preview {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// The port, on the session's loopback
+        #[arg(value_name = "PORT")]
+        port: u16,
+        /// How long the address is good, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        ttl: u64,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
     /// What a session may reach: look at it, or narrow it
     Egress {
         /// The pool

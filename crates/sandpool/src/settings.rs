@@ -54,6 +54,9 @@ pub(crate) struct Settings {
     /// Who shares the pools without seeing each other.
     #[serde(default)]
     pub(crate) tenants: Vec<TenantSettings>,
+    /// What stands behind the dot in the names of hosts under which ports of sessions are reached.
+    #[serde(default = "default_preview_host")]
+    pub(crate) preview_host: String,
     /// What one session may use of the egress proxy.
     #[serde(default)]
     pub(crate) egress_limits: egress::EgressLimits,
@@ -166,6 +169,10 @@ fn default_audiences() -> Vec<String> {
     vec!["https://dynamicsessions.io".into(), "https://acasessions.io".into()]
 }
 
+fn default_preview_host() -> String {
+    "preview.localhost".into()
+}
+
 fn default_roles_claim() -> String {
     "roles".into()
 }
@@ -184,6 +191,7 @@ impl Default for Settings {
             memory_reserve: None,
             auth: AuthSettings::default(),
             tenants: Vec::new(),
+            preview_host: default_preview_host(),
             egress_limits: egress::EgressLimits::default(),
             pools: default_pools(),
         }
@@ -233,6 +241,12 @@ impl Settings {
         self.auth.check()?;
         tenants::check(&self.tenants, &self.auth)?;
         self.egress_limits.check().map_err(|(field, why)| value(format!("egressLimits.{field}"), why))?;
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len()) && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        };
+        if self.preview_host.len() > 180 || !self.preview_host.split('.').all(is_label) {
+            return Err(value("previewHost", format!("{:?} is not the name of a host", self.preview_host)));
+        }
         if self.pools.is_empty() {
             return Err(value("pools", "there must be one at least"));
         }

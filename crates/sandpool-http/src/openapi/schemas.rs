@@ -105,6 +105,19 @@ fn objects() -> Value {
                 "spec": { "containerType": "PythonLTS", "scaleConfiguration": { "maxConcurrentSessions": 20, "readySessionInstances": 2 } },
             }),
         ),
+        "PreviewRequest": with_example(
+            closed(object("Which port, and for how long.", json!({
+                "port": kind("integer", "The port, on the session's loopback."),
+                "ttlSeconds?": or_null("integer", "How long the address is good; by default 3600, at most a week."),
+            }))),
+            json!({ "port": 8000, "ttlSeconds": 600 }),
+        ),
+        "Preview": object("An address of a port of a session.", json!({
+            "url": kind("string", "Below this server: in a browser a document alone, without cookies."),
+            "hostUrl": kind("string", "As a host of its own: an ordinary site. Its name must lead here."),
+            "port": kind("integer", "The port."),
+            "expiresAt": instant("When it ends, at the latest: it ends with the session."),
+        })),
         "AppliedPool": object("What came of applying a pool.", json!({
             "result": json!({ "type": "string", "enum": ["created", "changed", "unchanged"] }),
             "isDryRun": kind("boolean", "Nothing was done."),

@@ -300,6 +300,11 @@ fn native() -> Vec<Operation> {
             .takes("application/json", to("Size"), true)
             .nothing("It was told.")
             .refuses(&[409, 413]),
+        with("post", "/pools/{pool}/sessions/{session}/previews", "makePreview", "An address of a port of a session")
+            .about("Whoever has the address reaches what listens there, without a token, until it expires or the session ends.")
+            .takes("application/json", to("PreviewRequest"), true)
+            .gives(201, "The address, in two forms.", "Preview")
+            .refuses(&[404, 410, 413, 500, 503]),
         with("get", FILES, "listFiles", "A directory's entries, sorted by path")
             .query("path", text(), "The directory, relative to `/mnt/data` or absolute.")
             .query("recursive", json!({ "type": "boolean" }), "Also what is in directories below.")
@@ -314,6 +319,25 @@ fn native() -> Vec<Operation> {
             .refuses(&[413, 429, 507]),
         file("delete", "removeFile", "Removes a file, or a directory with all in it").nothing("It is gone."),
     ]
+}
+
+/// What is passed on to a program of a session, and answered by it.
+fn ports() -> Vec<Operation> {
+    let passed = |method: &'static str| {
+        on(method, "/pools/{pool}/sessions/{session}/ports/{port}/{path}", &format!("{method}Port"), "Passed on to a port of a session")
+            .tag("ports")
+            .about(
+                "Every method, WebSockets too: `docs/ports.md`. The token and cookies are taken out; the answer has an origin of its own \
+                 in a browser.",
+            )
+            .shared("Tenant")
+            .answers(200, "What the program answers, with any status.", "*/*", bytes())
+            .gives(502, "Nothing listens there, or it does not speak HTTP.", "Problem")
+            .gives(504, "It did not answer in time.", "Problem")
+            .refuses(&ALWAYS)
+            .refuses(&[404, 410, 503])
+    };
+    ["get", "put", "post", "patch", "delete"].into_iter().map(passed).collect()
 }
 
 /// What an operation of Azure's takes and gives.
@@ -472,7 +496,8 @@ fn in_path(name: &str) -> Value {
             (json!({ "type": "string", "minLength": 4, "maxLength": 128 }), "The session's name, percent-encoded.")
         }
         "execution" => (json!({ "type": "string", "format": "uuid" }), "The execution's id."),
-        "path" => (text(), "The file, below `/mnt/data`. It may have slashes in it."),
+        "port" => (number(1, 65_535), "The port, on the session's loopback."),
+        "path" => (text(), "The file, below `/mnt/data`, or a program's path. It may have slashes in it."),
         "name" => (text(), "The file's name, below `path`."),
         "id" => (text(), "The execution's id."),
         "tenant" => (text(), "Any."),
@@ -486,7 +511,7 @@ fn in_path(name: &str) -> Value {
 /// The document.
 pub(super) fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
-    for operation in [general(), native(), hosted(), azure(), identity()].into_iter().flatten() {
+    for operation in [general(), native(), ports(), hosted(), azure(), identity()].into_iter().flatten() {
         let item = paths.entry(operation.path.clone()).or_insert_with(|| {
             let names: Vec<_> = operation.path.split('{').skip(1).filter_map(|rest| rest.split('}').next()).collect();
             if names.is_empty() {
@@ -525,6 +550,7 @@ pub(super) fn document() -> Value {
         "tags": [
             { "name": "server", "description": "The server itself." },
             { "name": "native", "description": "The native API: `docs/api.md` tells it in words." },
+            { "name": "ports", "description": "What programs of sessions serve: `docs/ports.md` tells it in words." },
             { "name": "mcp", "description": "Hosted MCP servers: `docs/mcp-servers.md` tells it in words." },
             { "name": "azure", "description": "Azure's data plane." },
             { "name": "identity", "description": "Where unmodified clients get their tokens." },

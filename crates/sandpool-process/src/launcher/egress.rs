@@ -23,6 +23,16 @@ use super::server::{Pause, spawn};
 use super::{EGRESS_END, EGRESS_SOCKET, Launcher, Place};
 use crate::control::{Answer, FromLauncher, Id, Refusal};
 
+/// Both sides mean the same ports.
+const _: () = {
+    let (ours, theirs) = (sandpool_sys::network::PORTS, sandpool_wire::egress::PORTS);
+    let mut at = 0;
+    while at < ours.len() {
+        assert!(ours[at] == theirs[at]);
+        at += 1;
+    }
+};
+
 /// How long the proxy gets to write its last records, when all sandboxes are gone.
 const FAREWELL: Duration = Duration::from_secs(2);
 

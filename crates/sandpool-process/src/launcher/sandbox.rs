@@ -110,12 +110,23 @@ impl Live {
 
     /// A new stream to its agent.
     pub(super) fn dial(&self) -> Result<OwnedFd, Refusal> {
-        let dial = || -> io::Result<OwnedFd> {
+        self.give_stream(b"D")
+    }
+
+    /// A stream on which its agent answers with a connection to this port.
+    pub(super) fn connect(&self, port: u16) -> Result<OwnedFd, Refusal> {
+        let [high, low] = port.to_be_bytes();
+        self.give_stream(&[b'P', high, low])
+    }
+
+    /// Gives the agent one end of a stream, and a word about what it is for.
+    fn give_stream(&self, word: &[u8]) -> Result<OwnedFd, Refusal> {
+        let give = || -> io::Result<OwnedFd> {
             let (here, there) = crate::control::stream_pair()?;
-            crate::control::send(&self.control, b"D", Some(there.as_fd()))?;
+            crate::control::send(&self.control, word, Some(there.as_fd()))?;
             Ok(here)
         };
-        dial().map_err(|error| Refusal::Unavailable(format!("the agent takes no stream: {error}")))
+        give().map_err(|error| Refusal::Unavailable(format!("the agent takes no stream: {error}")))
     }
 
     /// Looks at its memory, once a tick.

@@ -65,6 +65,16 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                     print::object(&answer)?;
                 }
             }
+            Session::Preview { pool, session, port, ttl, tenant } => {
+                let address = address_of(pool, session, "/previews", tenant.as_deref());
+                let body = json!({ "port": port, "ttlSeconds": ttl });
+                let answer = client.json(client.request(Method::POST, &address).json(&body)).await?;
+                if context.json {
+                    print::json(&answer)?;
+                } else {
+                    print::out(&format!("{}\n", answer["url"].as_str().unwrap_or_default()))?;
+                }
+            }
             Session::Egress { pool, session, set, clear, tenant } => {
                 let address = address_of(pool, session, "/egress", tenant.as_deref());
                 if *clear {

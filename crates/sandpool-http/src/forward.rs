@@ -1,0 +1,212 @@
+//! Requests that are passed on to a program of a session, and its answers: HTTP/1.1, WebSockets, streams of events, bodies of any length.
+//!
+//! ```text
+//! client --request--> without what is ours (tokens, cookies) --> a connection to the port --> program
+//! client <--answer--- without what would be the server's word (cookies, transport security), in a room of its own <--
+//! ```
+//!
+//! What answers is hostile. Its head is bounded, its body is passed on as it comes and as it is taken, and in a browser it is
+//! nobody: an answer under our own address has an origin of its own (`Content-Security-Policy: sandbox`), so that its scripts can ask
+//! nothing of us in somebody's name.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue, SET_COOKIE,
+    STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, Request, StatusCode, Uri, Version};
+use axum::response::Response;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use sandpool_core::ids::{PoolName, SessionKey};
+use tokio::io::AsyncWriteExt;
+
+use crate::app::App;
+use crate::auth::API_KEY;
+use crate::problem::Problem;
+
+/// How long a program may take for the head of its answer.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The longest head of an answer, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Headers of one answer, at most.
+const MAX_HEADERS: usize = 256;
+
+/// What is about one connection, and is never passed on.
+const OF_CONNECTION: [HeaderName; 6] = [
+    CONNECTION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Under whose name a program answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Below an address of ours.
+    Ours,
+    /// Under a host of its own.
+    Its,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) pool: &'a PoolName,
+    pub(crate) key: &'a SessionKey,
+    pub(crate) port: u16,
+    /// What stands before the path in the address that the client knows.
+    pub(crate) prefix: String,
+    pub(crate) room: Room,
+}
+
+/// Passes a request on, with this path and query, and answers what the program does.
+///
+/// # Errors
+/// 404 and 410 as for every session, 502 when nothing listens there or what answers is not HTTP, 504 when it does not in time.
+pub(crate) async fn pass(
+    app: &App,
+    place: Place<'_>,
+    target: &str,
+    mut request: Request<Body>,
+) -> Result<Response, Problem> {
+    let connection = app.node.connect(place.pool, place.key, place.port).await?;
+    let told = |error: hyper::Error| bad(format!("Port {} does not answer as HTTP: {error}.", place.port));
+    let handshake = http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .preserve_header_case(true)
+        .handshake::<_, Body>(TokioIo::new(connection));
+    let (mut sender, driving) = handshake.await.map_err(told)?;
+    tokio::spawn(async move {
+        // What goes wrong is told to whoever waits for the answer, or its body.
+        let _ = driving.with_upgrades().await;
+    });
+    let wants = upgrade(request.headers());
+    let client = wants.is_some().then(|| hyper::upgrade::on(&mut request));
+    let request = rewritten(request, &place, target, wants)?;
+    let mut answer = match tokio::time::timeout(PATIENCE, sender.send_request(request)).await {
+        Ok(answer) => answer.map_err(told)?,
+        Err(_) => {
+            let text = format!("Port {} has not answered in {} s.", place.port, PATIENCE.as_secs());
+            return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "SessionPortSilent", text));
+        }
+    };
+    let is_upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if is_upgraded {
+        let Some(client) = client else {
+            return Err(bad(format!("Port {} changes the protocol, and nobody asked it to.", place.port)));
+        };
+        tokio::spawn(join(client, hyper::upgrade::on(&mut answer)));
+    }
+    let (mut head, body) = answer.into_parts();
+    head.version = Version::HTTP_11;
+    let kept = head.headers.get(UPGRADE).filter(|_| is_upgraded).cloned();
+    clean(&mut head.headers);
+    if let Some(protocol) = kept {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        head.headers.insert(UPGRADE, protocol);
+    }
+    if place.room == Room::Ours {
+        // Whatever it says, in a browser it is not us.
+        for name in [SET_COOKIE, STRICT_TRANSPORT_SECURITY, CLEAR_SITE_DATA, SERVICE_WORKER_ALLOWED] {
+            head.headers.remove(name);
+        }
+        head.headers.append(CONTENT_SECURITY_POLICY, ALONE);
+    }
+    Ok(Response::from_parts(head, if is_upgraded { Body::empty() } else { Body::new(body) }))
+}
+
+/// What lets a document run its scripts, and gives it an origin of its own.
+const ALONE: HeaderValue =
+    HeaderValue::from_static("sandbox allow-scripts allow-forms allow-modals allow-popups allow-downloads");
+
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+const SERVICE_WORKER_ALLOWED: HeaderName = HeaderName::from_static("service-worker-allowed");
+
+fn bad(text: String) -> Problem {
+    Problem::new(StatusCode::BAD_GATEWAY, "SessionPortUnusable", text)
+}
+
+/// The protocol that a request wants to change to.
+fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let says = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|text| text.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")))
+    };
+    headers.get_all(CONNECTION).iter().any(says).then(|| headers.get(UPGRADE).cloned()).flatten()
+}
+
+/// Takes out what is about one connection, also by the names that it gives itself.
+fn clean(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .filter_map(|word| word.trim().parse().ok())
+        .collect();
+    for name in named.into_iter().chain(OF_CONNECTION).chain([UPGRADE]) {
+        headers.remove(name);
+    }
+}
+
+/// The request as the program gets it.
+fn rewritten(
+    request: Request<Body>,
+    place: &Place<'_>,
+    target: &str,
+    upgrade: Option<HeaderValue>,
+) -> Result<Request<Body>, Problem> {
+    let (mut head, body) = request.into_parts();
+    let host = head.headers.get(HOST).cloned().or_else(|| {
+        let authority = head.uri.authority()?;
+        HeaderValue::from_str(authority.as_str()).ok()
+    });
+    let wrong = |what: &str| Problem::invalid("path", format!("The {what} cannot be passed on."));
+    let path: PathAndQuery = target.parse().map_err(|_| wrong("path"))?;
+    head.uri = Uri::from(path);
+    head.version = Version::HTTP_11;
+    clean(&mut head.headers);
+    // What opens doors here is nothing for a session's programs.
+    head.headers.remove(AUTHORIZATION);
+    head.headers.remove(API_KEY);
+    if place.room == Room::Ours {
+        head.headers.remove(COOKIE);
+    }
+    let set = |headers: &mut HeaderMap, name: HeaderName, value: &str| match HeaderValue::from_str(value) {
+        Ok(value) => drop(headers.insert(name, value)),
+        Err(_) => drop(headers.remove(name)),
+    };
+    // As development servers want it, which answer to nobody else.
+    set(&mut head.headers, HOST, &format!("localhost:{}", place.port));
+    if let Some(host) = host {
+        head.headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+    }
+    if !place.prefix.is_empty() {
+        set(&mut head.headers, HeaderName::from_static("x-forwarded-prefix"), &place.prefix);
+    }
+    if let Some(protocol) = upgrade {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        head.headers.insert(UPGRADE, protocol);
+    }
+    Ok(Request::from_parts(head, body))
+}
+
+/// Passes on what either says, until both have ended.
+async fn join(client: hyper::upgrade::OnUpgrade, program: hyper::upgrade::OnUpgrade) {
+    let (Ok(client), Ok(program)) = tokio::join!(client, program) else { return };
+    let (mut client, mut program) = (TokioIo::new(client), TokioIo::new(program));
+    // Either may break off; then both end.
+    let _ = tokio::io::copy_bidirectional(&mut client, &mut program).await;
+    let _ = client.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+//! Connections to what a session's programs serve.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use sandpool_core::ids::{PoolName, SandboxId, SessionKey};
+use sandpool_driver::{DriverError, Stream};
+use sandpool_wire::egress::PORTS;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::api::NodeError;
+use crate::node::{Node, of_session};
+use crate::session::InUse;
+
+/// A connection to a port of a session. While there is one, the session is in use.
+pub struct Connection {
+    stream: Stream,
+    _in_use: InUse,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// A new connection to what listens at this TCP port of a session's loopback. Counts as use for as long as it is there.
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `SessionLost`; `Refused` when nobody listens there, `Invalid` for a port that leads out of the session.
+    pub async fn connect(&self, pool: &PoolName, key: &SessionKey, port: u16) -> Result<Connection, NodeError> {
+        let (pool, session) = self.session_for_files(pool, key).await?;
+        if port == 0 || pool.spec().egress.is_some() && PORTS.contains(&port) {
+            return Err(NodeError::Invalid(format!(
+                "port {port} of this session is not one that its programs can have"
+            )));
+        }
+        let in_use = InUse::begin(&pool, &session);
+        let stream = self.driver().connect(session.sandbox, port).await.map_err(|error| match error {
+            DriverError::Refused(why) => NodeError::Refused(why),
+            error => of_session(key, error),
+        })?;
+        Ok(Connection { stream, _in_use: in_use })
+    }
+
+    /// The session that has this sandbox.
+    #[must_use]
+    pub fn of_sandbox(&self, sandbox: SandboxId) -> Option<(PoolName, SessionKey)> {
+        self.all().into_iter().find_map(|pool| Some((pool.name.clone(), pool.owner(sandbox)?)))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
