@@ -21,6 +21,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use sandpool_sys::workload::{self, Identity};
 use sandpool_wire::agent::{ExecKey, FromAgent, KEPT_EXECUTIONS, Outcome, PROTOCOL, Runtime, Stop};
 
+use crate::container::{self, Container};
 use crate::environment::Environment;
 use crate::interpreter::{self, Interpreter, News, random};
 use crate::log::{Channel, Log};
@@ -81,8 +82,9 @@ pub struct Agent {
     /// Read when the first command comes.
     login: OnceCell<Option<Login>>,
     is_activated: bool,
-    /// `None` for a shell.
+    /// `None` for a shell, and for a container.
     interpreter: Option<Interpreter>,
+    container: Option<Container>,
     /// Whether [`FromAgent::Ready`] was said, or why it never will be.
     warmth: Warmth,
     version: String,
@@ -112,6 +114,7 @@ enum Owner {
     Children,
     Stream(u64),
     Interpreter(interpreter::End),
+    Container(container::End),
     Program(ExecKey, ProgramEnd),
     Leftover(u64),
 }
@@ -145,6 +148,7 @@ impl Agent {
             login: OnceCell::new(),
             is_activated: false,
             interpreter: None,
+            container: None,
             warmth: Warmth::Warming,
             version: String::new(),
             programs: BTreeMap::new(),
@@ -160,6 +164,9 @@ impl Agent {
                 Ok(version) => agent.warm(version),
                 Err(error) => agent.broken(&format!("the shell cannot be started: {error}")),
             }
+        } else if runtime == Runtime::Container {
+            // Ready once its program listens.
+            agent.container = Some(Container::default());
         } else {
             let interpreter = Interpreter::start(runtime, &agent.environment, identity, zygote);
             if let Some(reason) = interpreter.broken() {
@@ -213,7 +220,7 @@ impl Agent {
 
     /// Everything to wait for. What a child wrote comes before the news that it has ended.
     fn descriptors(&mut self) -> Vec<(Owner, BorrowedFd<'_>, PollFlags)> {
-        let Self { interpreter, programs, logs, streams, leftovers, .. } = self;
+        let Self { interpreter, container, programs, logs, streams, leftovers, .. } = self;
         let is_holding = self.hold_until.is_some();
         let mut all = vec![(Owner::Control, self.control.as_fd(), PollFlags::IN)];
         for (id, stream) in streams {
@@ -244,6 +251,8 @@ impl Agent {
                 }
             }
         }
+        let of_container = container.iter().flat_map(Container::descriptors);
+        all.extend(of_container.map(|(end, fd)| (Owner::Container(end), fd, PollFlags::IN)));
         all.extend(leftovers.iter().map(|(id, fd)| (Owner::Leftover(*id), fd.as_fd(), PollFlags::IN)));
         all.push((Owner::Children, self.children.as_fd(), PollFlags::IN));
         all
@@ -254,7 +263,8 @@ impl Agent {
         let programs = self.programs.values().filter_map(Program::wakes);
         let interpreter = self.interpreter.iter().filter_map(Interpreter::wakes);
         let logs = self.logs.iter().filter_map(Log::due);
-        programs.chain(interpreter).chain(logs).chain(self.hold_until).chain(self.turn.wakes()).min()
+        let container = self.container.as_ref().and_then(Container::wakes);
+        programs.chain(interpreter).chain(container).chain(logs).chain(self.hold_until).chain(self.turn.wakes()).min()
     }
 
     /// A descriptor is ready. `false` when there is nothing left to serve.
@@ -264,6 +274,11 @@ impl Agent {
             Owner::Children => self.reap(now),
             Owner::Stream(id) => self.hear(id, events),
             Owner::Interpreter(end) => self.interpreter_ready(end, now),
+            Owner::Container(end) => {
+                if let Some(container) = &mut self.container {
+                    container.ready(end);
+                }
+            }
             Owner::Program(exec, end) => self.program_ready(exec, end, now),
             Owner::Leftover(id) => {
                 if self.leftovers.get(&id).is_some_and(|fd| pipe::read(fd, &mut Vec::new()) == Got::End) {
@@ -294,7 +309,11 @@ impl Agent {
         match word.get(..length) {
             Some([b'P', high, low]) => {
                 // Whoever asked may have gone.
-                let _ = port::hand_over(&fd, u16::from_be_bytes([*high, *low]));
+                let port = u16::from_be_bytes([*high, *low]);
+                match &mut self.container {
+                    Some(container) => container.connect(fd, port),
+                    None => drop(port::hand_over(&fd, port)),
+                }
                 return true;
             }
             Some(b"D") if self.streams.len() < STREAMS => {}
@@ -404,8 +423,21 @@ impl Agent {
         if let Some(news) = self.interpreter.as_mut().and_then(|interpreter| interpreter.tick(now)) {
             self.hear_news(news);
         }
+        let news = self.container.as_mut().and_then(|container| container.tick(&self.environment, now));
+        if let Some(news) = news {
+            self.hear_container(news);
+        }
         for log in &mut self.logs {
             log.pass_on(now);
+        }
+    }
+
+    fn hear_container(&mut self, news: container::News) {
+        match news {
+            // Started again for its session, it has said so before.
+            container::News::Listens if matches!(self.warmth, Warmth::Ready) => {}
+            container::News::Listens => self.warm(String::new()),
+            container::News::Over(why) => self.broken(&why),
         }
     }
 
@@ -416,6 +448,11 @@ impl Agent {
             let pid = Pid::as_raw(Some(pid));
             if self.interpreter.as_ref().and_then(Interpreter::pid) == Some(pid) {
                 self.interpreter_exited(&describe(status), now);
+                continue;
+            }
+            let ended = self.container.as_mut().and_then(|one| one.exited(pid, exit_code(status), now));
+            if let Some(news) = ended {
+                self.hear_container(news);
                 continue;
             }
             let found = self.programs.iter_mut().find(|(_, program)| program.pid == pid && program.exited.is_none());

@@ -36,6 +36,8 @@ pub fn shell() -> &'static str {
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
+    /// The names of those that the session brought.
+    of_session: std::collections::BTreeSet<String>,
     directory: PathBuf,
     version: String,
 }
@@ -74,7 +76,7 @@ impl Environment {
             Runtime::Node => {
                 variables.insert("NODE_PATH".to_owned(), "/usr/local/lib/node_modules".to_owned());
             }
-            Runtime::Shell => {}
+            Runtime::Shell | Runtime::Container => {}
         }
         if Path::new(AUTHORITY).exists() {
             // Node looks once, when it starts, which is before a session brings its variables.
@@ -83,7 +85,7 @@ impl Environment {
         // An image is made by the operator; a file of it that cannot be read says nothing, and is no reason to stop.
         let image: ImageFile = image.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         variables.extend(image.env.into_iter().filter(|(name, value)| check(name, value).is_ok()));
-        Self { variables, directory, version: image.version }
+        Self { variables, of_session: std::collections::BTreeSet::new(), directory, version: image.version }
     }
 
     /// The version of what answers code, as the image says it; empty when it does not.
@@ -104,8 +106,15 @@ impl Environment {
     /// `Invalid` when a name or value cannot be in an environment, or all are too long.
     pub fn activate(&mut self, activation: &Activation) -> Result<(), Refusal> {
         check_all(&activation.env)?;
+        self.of_session.extend(activation.env.iter().map(|(name, _)| name.clone()));
         self.variables.extend(activation.env.iter().cloned());
         Ok(())
+    }
+
+    /// Whether the session brought this one.
+    #[must_use]
+    pub fn is_of_session(&self, name: &str) -> bool {
+        self.of_session.contains(name)
     }
 
     /// Whether there is a variable of this name.

@@ -598,7 +598,7 @@ impl Alive {
             // -P: no module of the working directory replaces one that the runner itself imports.
             Runtime::Python => (vec!["python3", "-P", "-c", LOAD_PYTHON], PYTHON),
             Runtime::Node => (vec!["node", "--experimental-repl-await", "-e", LOAD_NODE], NODE),
-            Runtime::Shell => return Err(std::io::ErrorKind::Unsupported.into()),
+            Runtime::Shell | Runtime::Container => return Err(std::io::ErrorKind::Unsupported.into()),
         };
         let (stdout, their_stdout) = pipe::from_program()?;
         let (stderr, their_stderr) = pipe::from_program()?;

@@ -9,6 +9,7 @@
 //! One thread, one loop, no secret. Everything from a stream or from the workload is bounded before it is kept.
 
 pub mod agent;
+pub mod container;
 pub mod environment;
 pub mod files;
 pub mod interpreter;

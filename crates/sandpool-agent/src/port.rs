@@ -4,17 +4,18 @@
 //! asker --(stream, port)--> agent: connects to 127.0.0.1, or to ::1 --(one byte and the connection, or an error's number)--> asker
 //! ```
 //!
-//! The agent never waits for a connection and passes nothing on: what it hands over may still be connecting.
+//! The agent waits for milliseconds at most, and passes nothing on: what it hands over may still be connecting.
 
 use std::io::{IoSlice, Result};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, connect, sendmsg,
-    socket_with,
+    socket_with, sockopt,
 };
 
 /// Says on `stream` what came of connecting to `port`: the byte 0 with the connection, or the error's number in four bytes.
@@ -43,13 +44,28 @@ pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
     Ok(())
 }
 
+/// Whether somebody listens at this port.
+#[must_use]
+pub fn listens(port: u16) -> bool {
+    [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into_iter().any(|host: IpAddr| begin(host, port).is_ok())
+}
+
 /// A connection that is there or on its way.
 fn begin(host: IpAddr, port: u16) -> std::result::Result<OwnedFd, Errno> {
     let family = if host.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     match connect(&socket, &SocketAddr::new(host, port)) {
-        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
-        Err(error) => Err(error),
+        Ok(()) => return Ok(socket),
+        Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    // On loopback what comes of it is known in microseconds, but not always at once.
+    let limit = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+    let settled = poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&limit))?;
+    match sockopt::socket_error(&socket)? {
+        Err(error) if settled > 0 => Err(error),
+        // It is made, or its listener has no room for now: whoever takes it over sees.
+        _ => Ok(socket),
     }
 }
 

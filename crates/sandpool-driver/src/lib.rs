@@ -18,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
+pub use sandpool_wire::agent::Main;
 use sandpool_wire::agent::{Activation, Runtime};
 use sandpool_wire::egress::{Policy, SecretValue};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -162,6 +163,8 @@ pub struct Template {
     pub local_servers: bool,
     /// How its interpreters start.
     pub start: Start,
+    /// The program that its sandboxes are for, where they are containers: a sandbox is ready when it listens.
+    pub main: Option<Main>,
     /// What may be reached from it; `None` for nothing. A changed one holds at once, for all sandboxes of the pool, unless it
     /// comes or goes: then for those created afterwards.
     pub egress: Option<Policy>,

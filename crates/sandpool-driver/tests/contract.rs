@@ -30,6 +30,7 @@ impl Harness for InMemory {
             limits: Limits::default(),
             boot_limit: Duration::from_secs(20),
             local_servers: true,
+            main: None,
             start: Start::default(),
             egress: None,
         }

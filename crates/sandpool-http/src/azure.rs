@@ -111,6 +111,37 @@ async fn answer(State((app, memory)): State<(App, Arc<Memory>)>, request: Reques
     response
 }
 
+/// A request for a custom container: what is below the pool is its program's, whatever it is.
+async fn forwarded(
+    app: &App,
+    principal: &Principal,
+    target: &route::Target,
+    query: &Query,
+    port: u16,
+    parts: Parts,
+    body: &mut Body,
+) -> Result<Response, Problem> {
+    let pool = PoolName::parse(&target.pool).map_err(|_| NodeError::NoPool(target.pool.chars().take(80).collect()))?;
+    let identifier = query.identifier(target.identifier.as_deref())?.ok_or_else(|| {
+        Problem::invalid("identifier", "The query has no identifier: it names the session (?identifier=NAME).")
+    })?;
+    principal.allows(crate::auth::Scope::Execute)?;
+    principal.may(Role::Executor, &pool, Some(&identifier))?;
+    let key = SessionKey::new(principal.room(query.get("tenant"))?, identifier);
+    app.node.open(&pool, &key, Open::OrCreate, &principal.caller()).await?;
+    // The path and the query as they were sent.
+    let below = parts.uri.path().get(target.prefix_length(parts.uri.path())..).unwrap_or_default();
+    let mut path = if below.starts_with('/') { below.to_owned() } else { format!("/{below}") };
+    if let Some(query) = parts.uri.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    let prefix = target.prefix.clone();
+    let request = axum::http::Request::from_parts(parts, std::mem::take(body));
+    let place = crate::forward::Place { pool: &pool, key: &key, port, prefix, room: crate::forward::Room::Ours };
+    crate::forward::pass(app, place, &path, request).await
+}
+
 /// A refusal, and the methods that would do.
 struct Refused {
     problem: Problem,
@@ -166,6 +197,9 @@ async fn handle(
     }
     let principal = app.auth.verify(&parts.headers).await.map_err(Problem::from)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default());
+    if let Some(port) = target.container(&app) {
+        return Ok(forwarded(&app, &principal, &target, &query, port, parts, body).await?);
+    }
     let (route, held) = match route::fit(&parts.method, &target.below) {
         Fit::Route(route, held) => (route, held),
         Fit::Methods(methods) => {

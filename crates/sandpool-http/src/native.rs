@@ -9,7 +9,7 @@
 //! executions .../executions[/{execution}[/stop|/input|/resize]]     request: what may be in a POST
 //! events     .../executions/{execution}/events                      shown: how an execution looks as JSON
 //! files      .../files[/{path}]
-//! ports      .../ports/{port}/{path}, .../previews, /preview/{word}/{path}
+//! ports      .../ports/{port}/{path}, .../previews, /preview/{word}/{path}, .../logs
 //! ```
 
 mod asked;
@@ -101,6 +101,7 @@ fn table() -> Vec<Route> {
         on_post("/pools/{pool}/sessions/{session}/executions/{execution}/input", executions::input),
         on_post("/pools/{pool}/sessions/{session}/executions/{execution}/resize", executions::resize),
         on_post("/pools/{pool}/sessions/{session}/previews", ports::make),
+        on_get("/pools/{pool}/sessions/{session}/logs", ports::logs),
         on_get("/pools/{pool}/sessions/{session}/files", files::list),
         on_get(FILE, files::read),
         on_put(FILE, files::write),

@@ -21,7 +21,7 @@ use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory, MemoryConfig};
 use sandpool_node::{Node, NodeConfig, PoolSpec, Quota, Runtime, Tenant};
 use sandpool_objects::pool::default_pools;
-use sandpool_objects::{HostedServer, Images, Metadata, Origin, PoolFace, Prepared};
+use sandpool_objects::{Found, HostedServer, ImageConfig, Images, Metadata, Origin, PoolFace, Prepared};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -54,10 +54,11 @@ pub struct Served {
 pub(crate) struct InMemory;
 
 impl Images for InMemory {
-    fn find(&self, name: &str, runtime: &str) -> Result<(PathBuf, Metadata), String> {
+    fn find(&self, name: &str, runtime: &str) -> Result<Found, String> {
         let has = if name == "stranger" { "shell" } else { name };
-        match has == runtime {
-            true => Ok((PathBuf::from("/nowhere").join(name), metadata())),
+        let config = ImageConfig { entrypoint: vec!["serve".to_owned()], ..ImageConfig::default() };
+        match has == runtime || name == "stranger" && runtime == "container" {
+            true => Ok(Found { rootfs: PathBuf::from("/nowhere").join(name), metadata: metadata(), config }),
             false => Err(format!("is {name:?}, which is not here")),
         }
     }
@@ -131,6 +132,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         egress: (name == "python")
             .then(|| sandpool_node::EgressPolicy { mode: sandpool_node::EgressMode::Open, ..Default::default() }),
         scope: sandpool_node::SessionScope::Tenant,
+        container: None,
         session_secrets: name == "python",
         local_servers: true,
         full_wait: Duration::ZERO,

@@ -192,6 +192,21 @@ impl Store {
         }
     }
 
+    /// The image of this name, or the one that was got by this reference.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn meant(&self, name: &str) -> Result<Option<Image>, ImageError> {
+        if checked(name).is_ok() {
+            return self.get(name);
+        }
+        let is_it = |image: &Image| {
+            let source = image.manifest.source.as_ref();
+            source.is_some_and(|source| source.reference == name || name.ends_with(&format!("@{}", source.digest)))
+        };
+        Ok(self.list()?.into_iter().find(is_it))
+    }
+
     /// Every image, by name.
     ///
     /// # Errors

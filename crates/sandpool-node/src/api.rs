@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
 pub use sandpool_core::tenants::{Quota, Resource, Tenant};
-pub use sandpool_driver::{Start, Usage};
+pub use sandpool_driver::{Main, Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
@@ -42,12 +42,23 @@ pub struct PoolSpec {
     pub egress: Option<EgressPolicy>,
     /// Sessions may bring secrets of their own.
     pub session_secrets: bool,
+    /// What its sandboxes are for, where they are containers.
+    pub container: Option<Container>,
     /// Sessions may have servers of their own, on loopback.
     pub local_servers: bool,
     /// Who shares a session's name.
     pub scope: SessionScope,
     /// How long a caller waits for a place when every one is taken, before it hears [`NodeError::Exhausted`].
     pub full_wait: Duration,
+}
+
+/// What sessions of a custom container are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its program, which is there before a session is.
+    pub main: Main,
+    /// A session ends in order when the program does; otherwise it is lost then.
+    pub ends_with_program: bool,
 }
 
 /// Who shares a session's name.

@@ -36,6 +36,8 @@ pub(crate) struct Link {
 struct Shared {
     table: Mutex<Table>,
     closed: CancellationToken,
+    /// What the agent said of its end.
+    reason: std::sync::OnceLock<String>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +77,13 @@ impl Shared {
                     }
                 }
                 FromAgent::Ready => {}
-                FromAgent::Hello { .. } | FromAgent::Broken { .. } => return Err(io::ErrorKind::InvalidData.into()),
+                FromAgent::Broken { reason } => {
+                    // Nobody else says it, and it is said once.
+                    let _ =
+                        self.reason.set(reason.chars().filter(|c| !c.is_control() || *c == '\n').take(1_000).collect());
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                FromAgent::Hello { .. } => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
     }
@@ -231,6 +239,11 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Why its agent is of no use any more, if it has said so.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.shared.reason.get().map(String::as_str)
     }
 
     /// Asks, and waits for the answer.

@@ -102,6 +102,7 @@ fn template(spec: &PoolSpec) -> Template {
         limits: spec.limits,
         boot_limit: BOOT_LIMIT,
         local_servers: spec.local_servers,
+        main: spec.container.as_ref().map(|container| container.main.clone()),
         start: spec.start,
         egress: spec.egress.clone(),
     }
@@ -536,7 +537,9 @@ impl Node {
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
-        if matches!(request.work, Work::Code { .. }) && pool.spec().runtime == Runtime::Shell {
+        if matches!(request.work, Work::Code { .. })
+            && matches!(pool.spec().runtime, Runtime::Shell | Runtime::Container)
+        {
             return Err(NodeError::Unsupported(format!("the pool {} runs commands, not code", pool.name)));
         }
         let id = match request.id {

@@ -936,11 +936,19 @@ impl PoolState {
                 session.adopt(self, ExecutionId(key)).await?;
             }
         }
-        let (pool, closed) = (Arc::clone(self), session.link.closed_token());
+        let (pool, closed, weak) = (Arc::clone(self), session.link.closed_token(), Arc::downgrade(&session));
         tokio::spawn(async move {
             closed.cancelled().await;
+            let said = weak.upgrade().and_then(|session| session.link.reason().map(str::to_owned));
             // Nothing, if the session was ended before: then this is the echo.
-            pool.lose(sandbox, "its sandbox stopped answering");
+            match said {
+                Some(_) if pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) => {
+                    tracing::info!(pool = %pool.name, %sandbox, "a session ends with its program");
+                    pool.end(sandbox);
+                }
+                Some(why) => pool.lose(sandbox, &why),
+                None => pool.lose(sandbox, "its sandbox stopped answering"),
+            }
         });
         Ok(session)
     }

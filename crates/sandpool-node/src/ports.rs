@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use sandpool_core::ids::{PoolName, SandboxId, SessionKey};
 use sandpool_driver::{DriverError, Stream};
+use sandpool_wire::agent::{Answer, Call};
 use sandpool_wire::egress::PORTS;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -42,6 +43,24 @@ impl Node {
             error => of_session(key, error),
         })?;
         Ok(Connection { stream, _in_use: in_use })
+    }
+
+    /// What the program of a container session has written from this byte on, at most a mebibyte: the bytes, the first that is still
+    /// there, and how many there were in all.
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `SessionLost`; `Unsupported` for a pool whose sessions have no program of their own.
+    pub async fn logs(&self, pool: &PoolName, key: &SessionKey, offset: u64) -> Result<(Vec<u8>, u64, u64), NodeError> {
+        if self.spec(pool)?.container.is_none() {
+            return Err(NodeError::Unsupported(format!("sessions of {pool} have no program of their own")));
+        }
+        let (_, session) = self.session_for_files(pool, key).await?;
+        let length = u32::try_from(sandpool_wire::agent::MAX_CHUNK).unwrap_or(u32::MAX);
+        match session.link.call(Call::Logs { offset, length }).await? {
+            Ok(Answer::Logs { data, first, end }) => Ok((data, first, end)),
+            Ok(_) => Err(NodeError::Unavailable("the agent answered something else".to_owned())),
+            Err(refusal) => Err(NodeError::Unavailable(refusal.to_string())),
+        }
     }
 
     /// The session that has this sandbox.

@@ -8,6 +8,7 @@
 //!
 //! Field names are those of the ARM resource where it has them, so that one object has several faces and one meaning.
 
+pub mod container;
 pub mod network;
 pub mod pool;
 pub mod pools;
@@ -18,8 +19,9 @@ pub mod units;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+pub use container::ImageConfig;
 pub use pool::PoolObject;
-pub use pools::{Applied, Images, Kept, Origin, Pools, PoolsError, Prepared};
+pub use pools::{Applied, Found, Images, Kept, Origin, Pools, PoolsError, Prepared};
 pub use units::Size;
 
 /// What is wrong with an object: where, and why.

@@ -9,10 +9,11 @@ use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_node::{EgressPolicy, PoolSpec, Runtime, SessionScope, Start};
 use serde::{Deserialize, Serialize};
 
+use crate::container::{ContainerTemplate, ImageConfig};
 use crate::network::NetworkSettings;
 use crate::secrets::SecretSettings;
 use crate::units::Size;
-use crate::{Fault, Metadata, PoolFace, fault, network, secrets, servers};
+use crate::{Fault, Metadata, PoolFace, container, fault, network, secrets, servers};
 
 /// One pool, as a Kubernetes-shaped object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +87,12 @@ pub struct PoolObjectSpec {
     /// What sessions may reach; nothing if not given.
     #[serde(default)]
     pub egress: Option<EgressPolicy>,
+    /// Of `CustomContainer`: what each session has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_container_template: Option<ContainerTemplate>,
+    /// Values for the variables of custom containers. They are in the container, as the service has it whose wire this is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub container_secrets: Vec<EnvVariable>,
     /// Secrets that sessions use without having them.
     #[serde(default)]
     pub secrets: Vec<SecretSettings>,
@@ -149,6 +156,8 @@ pub enum ContainerType {
     NodeLTS,
     /// A shell.
     Shell,
+    /// A program of the pool's own image.
+    CustomContainer,
 }
 
 impl ContainerType {
@@ -159,6 +168,7 @@ impl ContainerType {
             Self::PythonLTS => "PythonLTS",
             Self::NodeLTS => "NodeLTS",
             Self::Shell => "Shell",
+            Self::CustomContainer => "CustomContainer",
         }
     }
 
@@ -169,6 +179,7 @@ impl ContainerType {
             Self::PythonLTS => Runtime::Python,
             Self::NodeLTS => Runtime::Node,
             Self::Shell => Runtime::Shell,
+            Self::CustomContainer => Runtime::Container,
         }
     }
 
@@ -177,7 +188,7 @@ impl ContainerType {
     fn max_timeout_seconds(self) -> u64 {
         match self {
             Self::PythonLTS | Self::NodeLTS => 220,
-            Self::Shell => 3_600,
+            Self::Shell | Self::CustomContainer => 3_600,
         }
     }
 }
@@ -254,6 +265,8 @@ impl Default for LifecycleSettings {
 pub enum LifecycleType {
     /// Nobody uses it.
     Timed,
+    /// Its program ends. For custom containers only.
+    OnContainerExit,
 }
 
 /// What each sandbox may use.
@@ -365,6 +378,8 @@ pub fn default_pools() -> Vec<PoolObject> {
                 session_scope: SessionScopeName::default(),
                 egress: None,
                 secrets: Vec::new(),
+                custom_container_template: None,
+                container_secrets: Vec::new(),
                 session_secrets: false,
                 local_servers: true,
                 session_network_configuration: None,
@@ -463,6 +478,7 @@ impl PoolObject {
         for (variable_at, variable) in spec.env.iter().enumerate() {
             variable.check(&key(&format!("spec.env[{variable_at}]")))?;
         }
+        self.check_container()?;
         servers::check(&spec.servers, spec.container_type, &key("spec.servers"))?;
         secrets::check(spec).map_err(|(field, why)| fault(key(&format!("spec.{field}")), why))?;
         spec.egress().map(drop).map_err(|(field, why)| fault(key(&format!("spec.{field}")), why))
@@ -508,16 +524,48 @@ impl PoolObject {
         self.spec.servers.iter().filter_map(|(name, server)| server.package(name)).collect()
     }
 
+    fn check_container(&self) -> Result<(), Fault> {
+        let spec = &self.spec;
+        let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
+        let is_custom = spec.container_type == ContainerType::CustomContainer;
+        if !is_custom && life.lifecycle_type == LifecycleType::OnContainerExit {
+            let why = "is OnContainerExit, which is for CustomContainer only";
+            return Err(fault("spec.dynamicPoolConfiguration.lifecycleConfiguration.lifecycleType", why));
+        }
+        const TEMPLATE: &str = "spec.customContainerTemplate";
+        for (at, secret) in spec.container_secrets.iter().enumerate() {
+            secret.check(&format!("spec.containerSecrets[{at}]"))?;
+        }
+        match (&spec.custom_container_template, is_custom) {
+            (None, true) => return Err(fault(TEMPLATE, "is missing: what is a session of a CustomContainer?")),
+            (Some(_), false) => return Err(fault(TEMPLATE, "is for CustomContainer only")),
+            (None, false) if !spec.container_secrets.is_empty() => {
+                return Err(fault("spec.containerSecrets", "is for CustomContainer only"));
+            }
+            (None, false) => return Ok(()),
+            (Some(template), true) => container::check(template, spec, TEMPLATE)?,
+        }
+        if spec.image.is_some() {
+            return Err(fault("spec.image", "is said in customContainerTemplate for a CustomContainer"));
+        }
+        if !spec.local_servers {
+            return Err(fault("spec.localServers", "is false, and a container listens"));
+        }
+        Ok(())
+    }
+
     /// The image it is made from, without its servers.
     pub fn image(&self) -> &str {
-        self.spec.image.as_deref().unwrap_or(self.spec.container_type.runtime().word())
+        let own = self.spec.custom_container_template.as_ref().and_then(ContainerTemplate::one);
+        let own = own.map(|container| container.image.as_str()).or(self.spec.image.as_deref());
+        own.unwrap_or(self.spec.container_type.runtime().word())
     }
 
     /// The pool as the service layer takes it. [`PoolObject::check`] has been called.
     ///
     /// # Errors
     /// What that would have said.
-    pub fn to_spec(&self, rootfs: PathBuf) -> Result<PoolSpec, Fault> {
+    pub fn to_spec(&self, rootfs: PathBuf, image: &ImageConfig) -> Result<PoolSpec, Fault> {
         let spec = &self.spec;
         let name = PoolName::parse(&self.metadata.name).map_err(|error| fault("metadata.name", error.to_string()))?;
         let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
@@ -526,6 +574,15 @@ impl PoolObject {
         let variables = egress.as_ref().map(|_| network::variables()).into_iter().flatten();
         let max_timeout =
             spec.execution.max_timeout_in_seconds.unwrap_or_else(|| spec.container_type.max_timeout_seconds());
+        let own = spec.custom_container_template.as_ref().and_then(ContainerTemplate::one);
+        let own = own.and_then(|container| container.resources.as_ref());
+        let cpu = own.and_then(|own| own.cpu).unwrap_or(spec.resources.cpu);
+        let memory = own.and_then(|own| own.memory).unwrap_or(spec.resources.memory);
+        let cooldown = match life.lifecycle_type {
+            LifecycleType::Timed => life.cooldown_period_in_seconds,
+            // Its program says when it is over.
+            LifecycleType::OnContainerExit => 31_536_000,
+        };
         Ok(PoolSpec {
             name,
             runtime: spec.container_type.runtime(),
@@ -537,13 +594,13 @@ impl PoolObject {
                 boots: boots_at_once(),
             },
             life: Life {
-                cooldown: Duration::from_secs(life.cooldown_period_in_seconds),
+                cooldown: Duration::from_secs(cooldown),
                 max_alive: life.max_alive_period_in_seconds.map(Duration::from_secs),
             },
             limits: Limits {
-                memory: spec.resources.memory.0,
+                memory: memory.0,
                 pids: spec.resources.pids,
-                cpu_milli: milli(spec.resources.cpu),
+                cpu_milli: milli(cpu),
                 data: spec.resources.data_disk.0,
                 tmp: spec.resources.tmp_disk.0,
             },
@@ -554,10 +611,10 @@ impl PoolObject {
             egress,
             start: match (spec.interpreter_start, spec.container_type) {
                 (Some(InterpreterStart::Zygote), _) | (None, ContainerType::PythonLTS) => Start::Zygote,
-                (Some(InterpreterStart::Cold), _) | (None, ContainerType::NodeLTS | ContainerType::Shell) => {
-                    Start::Cold
-                }
+                (Some(InterpreterStart::Cold), _)
+                | (None, ContainerType::NodeLTS | ContainerType::Shell | ContainerType::CustomContainer) => Start::Cold,
             },
+            container: container::to_container(spec, image)?,
             session_secrets: spec.session_secrets,
             local_servers: spec.local_servers,
             scope: match spec.session_scope {

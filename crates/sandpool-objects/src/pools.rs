@@ -19,7 +19,7 @@ use sandpool_node::{Node, NodeError, PoolSpec, PoolStatus, Store};
 use time::OffsetDateTime;
 
 use crate::pool::PoolObject;
-use crate::{Fault, Metadata, PoolFace, fault};
+use crate::{Fault, ImageConfig, Metadata, PoolFace, fault};
 
 /// Pools that may be applied, besides those of the configuration.
 const MOST: usize = 1_000;
@@ -29,11 +29,22 @@ const WRITTEN: Duration = Duration::from_secs(10);
 
 /// Finds images that are there.
 pub trait Images: Send + Sync + 'static {
-    /// The root file system of the image of this name, and what is in it. It must hold this runtime (`python`, `node`, `shell`).
+    /// The image of this name. It must hold this runtime (`python`, `node`, `shell`; or `container`, which is any).
     ///
     /// # Errors
     /// Why it cannot be used, as the rest of a sentence.
-    fn find(&self, name: &str, runtime: &str) -> Result<(PathBuf, Metadata), String>;
+    fn find(&self, name: &str, runtime: &str) -> Result<Found, String>;
+}
+
+/// An image that is there.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its root file system.
+    pub rootfs: PathBuf,
+    /// What is in it.
+    pub metadata: Metadata,
+    /// What it says about how it is run.
+    pub config: ImageConfig,
 }
 
 /// Where a pool comes from.
@@ -200,7 +211,11 @@ impl Prepared {
             }
             let (spec, face, broken) = match made(&object, images) {
                 Ok((spec, face)) => (Ok(spec), face, None),
-                Err(why) => (object.to_spec(PathBuf::from("/nowhere")), unknown(&object), Some(why.to_string())),
+                Err(why) => (
+                    object.to_spec(PathBuf::from("/nowhere"), &anything(&object)),
+                    unknown(&object),
+                    Some(why.to_string()),
+                ),
             };
             let spec = match spec {
                 Ok(spec) => spec,
@@ -232,8 +247,17 @@ impl Prepared {
 fn made(object: &PoolObject, images: &dyn Images) -> Result<(PoolSpec, PoolFace), Fault> {
     let runtime = object.spec.container_type.runtime().word();
     let found = images.find(object.image(), runtime);
-    let (rootfs, metadata) = found.map_err(|why| fault("spec.image", why))?;
-    Ok((object.to_spec(rootfs)?, object.to_face(metadata)))
+    let field = match object.spec.custom_container_template {
+        Some(_) => "spec.customContainerTemplate.containers[0].image",
+        None => "spec.image",
+    };
+    let Found { rootfs, metadata, config } = found.map_err(|why| fault(field, why))?;
+    Ok((object.to_spec(rootfs, &config)?, object.to_face(metadata)))
+}
+
+/// What stands for the words of an image that is not there.
+fn anything(object: &PoolObject) -> ImageConfig {
+    ImageConfig { entrypoint: vec![object.image().to_owned()], ..ImageConfig::default() }
 }
 
 /// The face of a pool whose image is not there.

@@ -48,6 +48,7 @@ async fn run(stage: Stage) -> Outcome<()> {
             limits: Limits { memory: 256 << 20, ..Limits::default() },
             boot_limit: Duration::from_secs(20),
             local_servers: true,
+            main: None,
             start: Start::Zygote,
             egress: None,
         })

@@ -116,6 +116,8 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) limits: Limits,
     /// LL2: whether programs may listen and connect on loopback.
     pub(crate) local_servers: bool,
+    /// Its root can be written to, within its disk, and any port can be listened at.
+    pub(crate) is_container: bool,
     pub(crate) filters: &'a Filters,
     pub(crate) way_out: WayOut<'a>,
 }
@@ -140,12 +142,12 @@ pub(crate) enum Zygote {
 /// Builds the sandbox around the calling process and becomes its agent. Comes back only with what went wrong.
 pub(crate) fn become_sandbox(
     blueprint: &Blueprint<'_>,
-    agent: OwnedFd,
+    (agent, tree): (OwnedFd, Option<OwnedFd>),
     control: OwnedFd,
     zygote: Option<Zygote>,
     turns: Option<[OwnedFd; 3]>,
 ) -> String {
-    let built = build(blueprint).and_then(|()| {
+    let built = build(blueprint, tree).and_then(|()| {
         let text = |text: &str| CString::new(text).map_err(io::Error::from);
         let mut argv = vec![text("sandpool-agent")?, text(blueprint.runtime)?];
         let mut keep = vec![control];
@@ -184,18 +186,22 @@ fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("{what}: {error}"))
 }
 
-/// All that is built before the agent is started and filtered.
-pub(crate) fn build(blueprint: &Blueprint<'_>) -> io::Result<()> {
+/// All that is built before the agent is started and filtered; `tree` is the image with its owners mapped.
+pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::reset_signals();
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
     // directory that only root may enter can be entered.
     let image = open_image(blueprint).map_err(step("the image"))?;
     enter_namespaces()?;
+    if blueprint.is_container {
+        // Images listen where their users expect it, and this network is nobody else's.
+        fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").map_err(step("the ports of its network"))?;
+    }
     if let WayOut::Listeners(handover) = blueprint.way_out {
         hand_over_listeners(handover).map_err(step("the listeners of its network"))?;
     }
-    mounts(blueprint, &image).map_err(step("the file system"))?;
+    mounts(blueprint, &image, tree).map_err(step("the file system"))?;
     drop(image);
     limits(&blueprint.limits).map_err(step("resource limits"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
@@ -336,6 +342,23 @@ fn overlay(layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     new_mount("overlay", &[("lowerdir", &layers), ("ro", "")], PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
+/// The same, with a layer over them for what the sandbox writes: a file system in memory, of the size of its disk.
+fn writable_overlay(blueprint: &Blueprint<'_>, layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    make_directory("written")?;
+    attach(&tmpfs(blueprint.limits.data, 0, "755", PLAIN)?, "written")?;
+    for directory in ["written/upper", "written/work"] {
+        make_directory(directory)?;
+    }
+    let open = |path: &str| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let (upper, work) = (open("written/upper")?, open("written/work")?);
+    let name = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let lower = layers.iter().map(|fd| name(*fd)).collect::<Vec<_>>().join(":");
+    let (upper, work) = (name(upper.as_fd()), name(work.as_fd()));
+    // Attributes of its own that a user namespace may set.
+    let options = [("lowerdir", lower.as_str()), ("upperdir", &upper), ("workdir", &work), ("userxattr", "")];
+    new_mount("overlay", &options, PLAIN)
+}
+
 /// FS6: a /proc of this pid namespace.
 fn proc() -> io::Result<OwnedFd> {
     new_mount("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)
@@ -353,7 +376,7 @@ pub(crate) fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
-fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
+fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> io::Result<()> {
     // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
     make_site(if blueprint.trust.is_some() { SITE_SIZE + 2 * MAX_BUNDLE } else { SITE_SIZE })?;
     for directory in [
@@ -392,7 +415,13 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     make_directory("nothing")?;
 
     let top = rustix::fs::open("top", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    attach(&overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
+    if let Some(tree) = tree {
+        make_directory("image")?;
+        attach(&tree, "image")?;
+        attach(&writable_overlay(blueprint, &[top.as_fd(), tree.as_fd()])?, "root")?;
+    } else {
+        attach(&overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
+    }
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
@@ -418,7 +447,9 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd) -> io::Result<()> {
     attach(&new_mount("devpts", &terminals, quiet)?, "root/dev/pts")?;
     attach(&tmpfs(SHM.min(blueprint.limits.memory / 2), WORKLOAD, "1777", PLAIN | no_exec)?, "root/dev/shm")?;
     // FS4.
-    attach(&tmpfs(blueprint.limits.data, WORKLOAD, "755", PLAIN)?, "root/mnt/data")?;
+    // Whom a container's program runs as is known only to its image.
+    let whose = if blueprint.is_container { "1777" } else { "755" };
+    attach(&tmpfs(blueprint.limits.data, WORKLOAD, whose, PLAIN)?, "root/mnt/data")?;
     attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
     attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
     attach(&proc()?, "root/proc")?;
@@ -547,7 +578,7 @@ fn restrict(blueprint: &Blueprint<'_>) -> io::Result<()> {
         }
     }
     rules
-        .add_rule(PathBeneath::new(open("/")?, read))
+        .add_rule(PathBeneath::new(open("/")?, if blueprint.is_container { all & !devices } else { read }))
         .map_err(other)?
         .add_rule(PathBeneath::new(open("/mnt/data")?, all & !devices))
         .map_err(other)?

@@ -170,6 +170,7 @@ async fn tests(images: &Path) -> Outcome<()> {
         limits: Limits { memory: 128 << 20, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
         local_servers: true,
+        main: None,
         start: Start::default(),
         egress: None,
     };
@@ -524,6 +525,7 @@ fn spec(template: &Template) -> PoolSpec {
         start: template.start,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        container: None,
         session_secrets: false,
         local_servers: true,
         full_wait: Duration::ZERO,

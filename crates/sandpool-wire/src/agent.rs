@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides must agree exactly; the agent travels inside the server's binary.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The largest piece of a file in one message, in bytes.
 pub const MAX_CHUNK: usize = 1024 * 1024;
@@ -33,6 +33,8 @@ pub enum Runtime {
     Node,
     /// Shell commands only; no interpreter is kept.
     Shell,
+    /// A program of the image, which listens at a port. Commands too, where the image has what runs them.
+    Container,
 }
 
 impl Runtime {
@@ -43,13 +45,14 @@ impl Runtime {
             Self::Python => "python",
             Self::Node => "node",
             Self::Shell => "shell",
+            Self::Container => "container",
         }
     }
 
     /// The runtime that `word` names.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Python, Self::Node, Self::Shell].into_iter().find(|runtime| runtime.word() == word)
+        [Self::Python, Self::Node, Self::Shell, Self::Container].into_iter().find(|runtime| runtime.word() == word)
     }
 }
 
@@ -88,6 +91,16 @@ pub enum ToAgent {
 /// What can be asked of the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Call {
+    /// Starts the program that a sandbox of a container is for; the agent is ready when it listens. The same again changes nothing.
+    /// Reply: [`Answer::Done`].
+    Begin(Main),
+    /// What that program has written, from this byte on. Reply: [`Answer::Logs`].
+    Logs {
+        /// Counted from its beginning.
+        offset: u64,
+        /// At most this many bytes, and at most [`MAX_CHUNK`].
+        length: u32,
+    },
     /// Sends what a sandbox gets when a session takes it. Done once, before any other call but `Ping`; a second
     /// time is [`Refusal::Invalid`]. Reply: [`Answer::Done`].
     Activate(Activation),
@@ -167,6 +180,21 @@ pub enum Call {
     },
     /// Is anyone there? Reply: [`Answer::Done`].
     Ping,
+}
+
+/// The program that a sandbox of a container is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Main {
+    /// At least one; the first is looked up in PATH.
+    pub argv: Vec<String>,
+    /// Its variables, over the sandbox's own.
+    pub env: Vec<(String, String)>,
+    /// Where it starts; empty for the root.
+    pub directory: String,
+    /// Whom it runs as, as images say it; empty for root, who has no capability.
+    pub user: String,
+    /// Where it listens.
+    pub port: u16,
 }
 
 /// What arrives when a session takes a warm sandbox. A warm sandbox holds none of it.
@@ -323,6 +351,16 @@ pub enum Answer {
         data: Vec<u8>,
         /// The file's size, in bytes, when this was read.
         size: u64,
+    },
+    /// What a container's program has written.
+    Logs {
+        /// The bytes.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+        /// The first byte that is still there.
+        first: u64,
+        /// How many there were in all.
+        end: u64,
     },
     /// An upload was opened.
     Upload(u32),

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use sandpool_http::{App, Listener};
 use sandpool_node::{Node, NodeConfig};
-use sandpool_objects::{Metadata, Origin, Prepared};
+use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
 use sandpool_process::ProcessDriver;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -39,6 +39,8 @@ pub(crate) struct Image {
     pub(crate) packages: Vec<(String, String)>,
     /// When it was built.
     pub(crate) created: SystemTime,
+    /// What it says about how it is run.
+    pub(crate) config: ImageConfig,
 }
 
 impl Image {
@@ -48,6 +50,7 @@ impl Image {
             "python" => "Python",
             "node" => "Node.js",
             "shell" => "Bash",
+            "none" => "Container",
             other => other,
         };
         Metadata {
@@ -268,7 +271,8 @@ fn declared(settings: &Settings, images: &Images, of_file: bool) -> Result<Prepa
         let image = images
             .get(&pool.metadata.name)
             .ok_or_else(|| Failure::new(format!("image {} was not prepared", pool.image())))?;
-        let spec = pool.to_spec(image.rootfs.clone()).map_err(|error| Failure::new(error.to_string()))?;
+        let spec =
+            pool.to_spec(image.rootfs.clone(), &image.config).map_err(|error| Failure::new(error.to_string()))?;
         prepared.declare(pool.clone(), spec, pool.to_face(image.metadata()), origin);
     }
     Ok(prepared)
@@ -278,11 +282,12 @@ fn declared(settings: &Settings, images: &Images, of_file: bool) -> Result<Prepa
 struct ImageStore(Option<PathBuf>);
 
 impl sandpool_objects::Images for ImageStore {
-    fn find(&self, name: &str, runtime: &str) -> Result<(PathBuf, Metadata), String> {
+    fn find(&self, name: &str, runtime: &str) -> Result<Found, String> {
         let directory = self.0.as_deref().ok_or("names an image, and no directory of images is set")?;
         let unreadable = |error: &dyn std::fmt::Display| format!("names an image that the server cannot read: {error}");
         let store = sandpool_image::Store::open(directory).map_err(|error| unreadable(&error))?;
-        let image = store.get(name).map_err(|error| unreadable(&error))?.ok_or_else(|| {
+        let found = store.meant(name).map_err(|error| unreadable(&error))?;
+        let image = found.ok_or_else(|| {
             let known = store.list().unwrap_or_default();
             let known: Vec<_> = known.iter().map(|image| image.name.as_str()).collect();
             format!(
@@ -290,11 +295,11 @@ impl sandpool_objects::Images for ImageStore {
                 known.join(", ")
             )
         })?;
-        if image.manifest.runtime != runtime {
+        if runtime != "container" && image.manifest.runtime != runtime {
             return Err(format!("is {name:?}, which has {}, and this pool needs {runtime}", image.manifest.runtime));
         }
         let image = Image::from(image);
-        Ok((image.rootfs.clone(), image.metadata()))
+        Ok(Found { rootfs: image.rootfs.clone(), metadata: image.metadata(), config: image.config })
     }
 }
 

@@ -50,11 +50,32 @@ impl Agent {
         match call {
             Call::Ping => return Ok(Answer::Done),
             Call::Activate(activation) => return self.activate(activation),
+            Call::Begin(main) => {
+                let Some(container) = &mut self.container else {
+                    return Err(Refusal::Invalid("this sandbox is no container".to_owned()));
+                };
+                let (answer, news) = container.begin(main, &self.environment)?;
+                // Its files, and what is run beside it, belong to whom it runs as.
+                if let (Some(_), Some(identity)) = (self.identity, container.identity()) {
+                    self.identity = Some(identity);
+                    // Where the kernel does not, they are the other user's, who may do less.
+                    let _ = sandpool_sys::workload::set_file_identity(identity);
+                    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+                }
+                if let Some(news) = news {
+                    self.hear_container(news);
+                }
+                return Ok(answer);
+            }
             _ if !self.is_activated => return Err(Refusal::Invalid("no session has taken this sandbox".to_owned())),
             _ => {}
         }
         match call {
-            Call::Ping | Call::Activate(_) => Ok(Answer::Done),
+            Call::Ping | Call::Activate(_) | Call::Begin(_) => Ok(Answer::Done),
+            Call::Logs { offset, length } => match &self.container {
+                Some(container) => Ok(container.logs(offset, length)),
+                None => Err(Refusal::Invalid("this sandbox is no container".to_owned())),
+            },
             Call::Execute(execute) => {
                 let exec = execute.exec;
                 self.execute(execute)?;
@@ -102,8 +123,13 @@ impl Agent {
         if self.is_activated {
             return Err(Refusal::Invalid("a session has already taken this sandbox".to_owned()));
         }
+        let has = |(name, value): &(String, String)| self.container.as_ref().is_some_and(|one| one.has(name, value));
+        let brings = activation.env.iter().any(|pair| !has(pair));
         self.environment.activate(&activation)?;
         self.is_activated = true;
+        if let Some(container) = &mut self.container {
+            container.activated(brings, Instant::now());
+        }
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.activate(activation);
         }

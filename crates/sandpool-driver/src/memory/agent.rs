@@ -280,6 +280,9 @@ impl Agent {
         match call {
             Call::Ping => return Ok(Answer::Done),
             Call::Activate(activation) => return self.activate(activation),
+            // Whose programs are scripts has none that listens.
+            Call::Begin(_) => return Ok(Answer::Done),
+            Call::Logs { .. } => return Ok(Answer::Logs { data: b"begun\n".to_vec(), first: 0, end: 6 }),
             _ => {}
         }
         self.ready_for(|state| match call {
@@ -328,9 +331,12 @@ impl Agent {
                 state.files.put(&path, data, now)
             }
             Call::WriteAbort { upload } => uploads.open.remove(&upload).map(|_| Answer::Done).ok_or(Refusal::NotFound),
-            Call::Ping | Call::Activate(_) | Call::Execute(_) | Call::Attach { .. } => {
-                Err(Refusal::Failed("not a call of this kind".to_owned()))
-            }
+            Call::Ping
+            | Call::Activate(_)
+            | Call::Begin(_)
+            | Call::Logs { .. }
+            | Call::Execute(_)
+            | Call::Attach { .. } => Err(Refusal::Failed("not a call of this kind".to_owned())),
         })
     }
 

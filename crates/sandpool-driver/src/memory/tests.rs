@@ -26,6 +26,7 @@ fn template(runtime: Runtime) -> Template {
         limits: Limits { data: 1000, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
         local_servers: true,
+        main: None,
         start: crate::Start::default(),
         egress: None,
     }

@@ -5,7 +5,7 @@
 
 use axum::http::StatusCode;
 use sandpool_objects::network::{NetworkSettings, NetworkStatus};
-use sandpool_objects::pool::{ContainerType, PoolObject, default_pools};
+use sandpool_objects::pool::{ContainerType, EnvVariable, LifecycleType, PoolObject, default_pools};
 use sandpool_objects::{Kept, PoolsError};
 use serde_json::{Map, Value, json};
 
@@ -45,7 +45,7 @@ const FLAT: [&str; 4] = ["2023-08-01-preview", "2023-11-02-preview", "2024-02-02
 const WITHOUT_MCP: [&str; 2] = ["2026-01-01", "2026-07-01"];
 
 /// Every property's name, as the specification writes it.
-const NAMES: [&str; 36] = [
+const NAMES: [&str; 46] = [
     "id",
     "name",
     "type",
@@ -82,6 +82,16 @@ const NAMES: [&str; 36] = [
     "mcpServerEndpoint",
     "poolManagementEndpoint",
     "provisioningState",
+    "image",
+    "command",
+    "args",
+    "env",
+    "value",
+    "secretRef",
+    "resources",
+    "cpu",
+    "memory",
+    "probes",
 ];
 
 /// The same with every property's name as the specification writes it. Tags have the names that people give them.
@@ -182,8 +192,12 @@ fn wrong(path: &str, why: &str) -> Problem {
 }
 
 /// The container types there are, as the resource writes them.
-const TYPES: [(&str, ContainerType); 3] =
-    [("PythonLTS", ContainerType::PythonLTS), ("NodeLTS", ContainerType::NodeLTS), ("Shell", ContainerType::Shell)];
+const TYPES: [(&str, ContainerType); 4] = [
+    ("PythonLTS", ContainerType::PythonLTS),
+    ("NodeLTS", ContainerType::NodeLTS),
+    ("Shell", ContainerType::Shell),
+    ("CustomContainer", ContainerType::CustomContainer),
+];
 
 /// The object that a resource means, with [`canonical`] names. `before` is the pool as it is.
 pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&Kept>) -> Result<PoolObject, Problem> {
@@ -209,8 +223,7 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
     let mut object = match before {
         Some(kept) => kept.object.clone(),
         None => {
-            let template = default_pools().into_iter().find(|object| object.spec.container_type == kind);
-            let mut object = template.ok_or_else(|| wrong("containerType", "is none that pools have"))?;
+            let mut object = default_pools().remove(0);
             object.metadata.name = name.to_owned();
             object
         }
@@ -225,8 +238,12 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
     }
     const NO_IDENTITY: &str =
         "asks for a managed identity, and there is none here: secrets by placeholder do what it is for";
-    properties.has_no("customContainerTemplate", "is for custom containers only")?;
-    properties.has_no("secrets", "are for custom containers only")?;
+    if kind == ContainerType::CustomContainer {
+        custom(&properties, &mut object.spec)?;
+    } else {
+        properties.has_no("customContainerTemplate", "is for custom containers only")?;
+        properties.has_no("secrets", "are for custom containers only")?;
+    }
     properties.has_no("managedIdentitySettings", NO_IDENTITY)?;
     let identity = resource.get("identity").and_then(|identity| identity.get("type")).and_then(Value::as_str);
     if identity.is_some_and(|word| !word.eq_ignore_ascii_case("None")) {
@@ -296,21 +313,85 @@ fn life(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObje
     const NESTED: &str = "dynamicPoolConfiguration.lifecycleConfiguration";
     const FLAT: &str = "dynamicPoolConfiguration";
     let place = if properties.get(NESTED).is_some() { NESTED } else { FLAT };
-    for (path, least) in [(format!("{NESTED}.lifecycleType"), "Timed"), (format!("{FLAT}.executionType"), "Timed")] {
-        if let Some(word) = properties.word(&path)?.filter(|word| !word.eq_ignore_ascii_case(least)) {
-            let word: String = word.chars().take(40).collect();
-            return Err(wrong(
-                &path,
-                &format!("is {word}, which is for custom containers only: Timed is what there is"),
-            ));
+    let life = &mut spec.dynamic_pool_configuration.lifecycle_configuration;
+    life.lifecycle_type = LifecycleType::Timed;
+    let is_custom = spec.container_type == ContainerType::CustomContainer;
+    for path in [format!("{NESTED}.lifecycleType"), format!("{FLAT}.executionType")] {
+        match properties.word(&path)? {
+            None => {}
+            Some(word) if word.eq_ignore_ascii_case("Timed") => {}
+            Some(word) if word.eq_ignore_ascii_case("OnContainerExit") && is_custom => {
+                life.lifecycle_type = LifecycleType::OnContainerExit;
+            }
+            Some(word) => {
+                let word: String = word.chars().take(40).collect();
+                let why = format!("is {word}: Timed, or for custom containers OnContainerExit, is what there is");
+                return Err(wrong(&path, &why));
+            }
         }
     }
-    let life = &mut spec.dynamic_pool_configuration.lifecycle_configuration;
     let usual = sandpool_objects::pool::LifecycleSettings::default();
     let cooldown = properties.number(&format!("{place}.cooldownPeriodInSeconds"))?;
     life.cooldown_period_in_seconds = cooldown.unwrap_or(usual.cooldown_period_in_seconds);
     life.max_alive_period_in_seconds = properties.number(&format!("{place}.maxAlivePeriodInSeconds"))?;
     Ok(())
+}
+
+/// What is said of a custom container. Values of secrets that are not said again stay as they are.
+fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObjectSpec) -> Result<(), Problem> {
+    const TEMPLATE: &str = "customContainerTemplate";
+    properties.has_no(
+        &format!("{TEMPLATE}.registryCredentials"),
+        "are of no use here: images are got by `sandpool image pull`, with credentials of its own",
+    )?;
+    if let Some(secrets) = properties.get("secrets") {
+        let wrong_form = || wrong("secrets", "must be a list of {name, value}");
+        let mut kept = Vec::new();
+        for secret in secrets.as_array().ok_or_else(wrong_form)? {
+            let name = secret.get("name").and_then(Value::as_str).ok_or_else(wrong_form)?;
+            let known = spec.container_secrets.iter().find(|known| known.name == name);
+            let value = secret.get("value").and_then(Value::as_str).or(known.map(|known| known.value.as_str()));
+            let value = value.ok_or_else(|| wrong("secrets", &format!("{name} has no value")))?;
+            kept.push(EnvVariable { name: name.to_owned(), value: value.to_owned() });
+        }
+        spec.container_secrets = kept;
+    }
+    let Some(template) = properties.get(TEMPLATE) else {
+        return match spec.custom_container_template {
+            Some(_) => Ok(()),
+            None => Err(wrong(TEMPLATE, "is missing")),
+        };
+    };
+    let mut template = said(template);
+    if let Some(fields) = template.as_object_mut() {
+        fields.remove("registryCredentials");
+    }
+    for container in template.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(fields) = container.as_object_mut() else { continue };
+        if fields.remove("probes").is_some_and(|probes| probes.as_array().is_none_or(|probes| !probes.is_empty())) {
+            let why =
+                "are not here: a container is ready when its target port takes connections, and lost when it exits";
+            return Err(wrong("customContainerTemplate.containers[0].probes", why));
+        }
+    }
+    let template = serde_path_to_error::deserialize(template).map_err(|error| {
+        let (path, why) = (error.path().to_string(), error.into_inner().to_string());
+        wrong(&format!("{TEMPLATE}.{path}"), &why)
+    })?;
+    spec.custom_container_template = Some(template);
+    Ok(())
+}
+
+/// The same without nulls.
+fn said(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            fields.map(|(name, value)| (name.clone(), said(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(values) => values.iter().map(said).collect(),
+        value => value.clone(),
+    }
 }
 
 /// The resource that a pool is.
@@ -327,12 +408,20 @@ pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, sta
         json!({ "executionType": "Timed", "cooldownPeriodInSeconds": life.cooldown_period_in_seconds })
     } else {
         json!({ "lifecycleConfiguration": {
-            "lifecycleType": "Timed",
+            "lifecycleType": match life.lifecycle_type {
+                LifecycleType::Timed => "Timed",
+                LifecycleType::OnContainerExit => "OnContainerExit",
+            },
             "cooldownPeriodInSeconds": life.cooldown_period_in_seconds,
             "maxAlivePeriodInSeconds": life.max_alive_period_in_seconds,
         } })
     };
     let has_egress = spec.egress().is_ok_and(|egress| egress.is_some());
+    // Their values are for nobody to read.
+    let secrets: Vec<_> = spec.container_secrets.iter().map(|secret| json!({ "name": secret.name })).collect();
+    let secrets = if secrets.is_empty() { Value::Null } else { secrets.into() };
+    // Plain data: this cannot fail.
+    let template = serde_json::to_value(&spec.custom_container_template).unwrap_or_default();
     let mut properties = json!({
         "environmentId": null,
         "containerType": spec.container_type.word(),
@@ -342,9 +431,9 @@ pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, sta
             "maxConcurrentSessions": spec.scale_configuration.max_concurrent_sessions,
             "readySessionInstances": spec.scale_configuration.ready_session_instances,
         },
-        "secrets": null,
+        "secrets": secrets,
         "dynamicPoolConfiguration": dynamic,
-        "customContainerTemplate": null,
+        "customContainerTemplate": template,
         "sessionNetworkConfiguration": { "status": if has_egress { "EgressEnabled" } else { "EgressDisabled" } },
         "managedIdentitySettings": [],
         "poolManagementEndpoint": endpoint,

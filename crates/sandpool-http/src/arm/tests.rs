@@ -222,3 +222,59 @@ async fn tools_that_ask_around_are_answered() {
         assert_eq!(send(&served, &admin, "GET", &path, Value::Null).await.status, 404);
     }
 }
+
+#[tokio::test]
+async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
+    let served = Served::start().await;
+    let admin = served.token_for(Role::Admin, None, None);
+    let web = format!("{POOLS}/web");
+    let container = json!({
+        "Image": "stranger", "name": "web", "command": ["serve"], "args": null,
+        "env": [{ "name": "A", "value": "b" }, { "name": "KEY", "secretRef": "key" }],
+        "resources": { "cpu": 0.5, "memory": "1Gi" }, "probes": [],
+    });
+    let properties = json!({
+        "containerType": "CustomContainer",
+        "customContainerTemplate": { "containers": [container], "ingress": { "targetport": 8000 }, "registryCredentials": null },
+        "secrets": [{ "name": "key", "value": "hush" }],
+        "dynamicPoolConfiguration": { "lifecycleConfiguration": { "lifecycleType": "OnContainerExit", "maxAlivePeriodInSeconds": 600 } },
+    });
+    let made = send(&served, &admin, "PUT", &web, resource(properties)).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let got = send(&served, &admin, "GET", &web, Value::Null).await;
+    assert!(!got.text().contains("hush"), "{}", got.text());
+    let got = got.json();
+    let properties = &got["properties"];
+    assert_eq!(properties["secrets"], json!([{ "name": "key" }]));
+    assert_eq!(properties["customContainerTemplate"]["containers"][0]["image"], "stranger");
+    assert_eq!(properties["customContainerTemplate"]["ingress"]["targetPort"], 8000);
+    assert_eq!(properties["dynamicPoolConfiguration"]["lifecycleConfiguration"]["lifecycleType"], "OnContainerExit");
+    // A patch that repeats a secret's name alone keeps its value, and nothing wipes the environment.
+    let patched =
+        send(&served, &admin, "PATCH", &web, json!({ "properties": { "secrets": [{ "name": "key" }] } })).await;
+    assert_eq!(patched.status, 202, "{patched:?}");
+    let spec = served.as_(&admin, "GET", "/pools/web/object", "").await.json()["spec"].clone();
+    assert_eq!(spec["containerSecrets"][0]["value"], "hush");
+    for (properties, target) in [
+        (json!({ "containerType": "CustomContainer" }), "properties.customContainerTemplate"),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "a", "probes": [{ "type": "Liveness" }] }], "ingress": { "targetPort": 1 } } }),
+            "properties.customContainerTemplate.containers[0].probes",
+        ),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s" } } }),
+            "properties.customContainerTemplate.registryCredentials",
+        ),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "nobody" }], "ingress": { "targetPort": 1 } } }),
+            "properties.customContainerTemplate.containers[0].image",
+        ),
+    ] {
+        let mut properties = properties;
+        properties["containerType"] = json!("CustomContainer");
+        let other = format!("{POOLS}/other");
+        let answer = send(&served, &admin, "PUT", &other, resource(properties.clone())).await;
+        let told = answer.json();
+        assert_eq!((answer.status.as_u16(), &told["error"]["target"]), (400, &json!(target)), "{properties} {told}");
+    }
+}

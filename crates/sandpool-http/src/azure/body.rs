@@ -107,7 +107,7 @@ impl Fields {
         let jupyter_format = switch("returnJupyterFormatExecutionResult", self.jupyter_format.as_ref())?;
         let fresh = switch("useEmptyKernel", self.empty_kernel.as_ref())?;
         let work = match runtime {
-            Runtime::Shell => self.command()?,
+            Runtime::Shell | Runtime::Container => self.command()?,
             Runtime::Python | Runtime::Node => self.code(runtime, fresh)?,
         };
         Ok(Wanted { work, is_asynchronous, timeout, output_length, jupyter_format })

@@ -171,6 +171,30 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Where requests go, when the pool's sessions are custom containers and the path is not one that the service keeps.
+    pub(crate) fn container(&self, app: &crate::app::App) -> Option<u16> {
+        let pool = sandpool_core::ids::PoolName::parse(&self.pool).ok()?;
+        let port = app.node.spec(&pool).ok()?.container.as_ref()?.main.port;
+        let is_kept = self.below.first().is_some_and(|first| first.is(".management"));
+        (!is_kept).then_some(port)
+    }
+
+    /// How much of this path leads to the pool.
+    pub(crate) fn prefix_length(&self, path: &str) -> usize {
+        let count = self.prefix.split('/').filter(|segment| !segment.is_empty()).count();
+        let mut seen = 0;
+        let mut is_in = false;
+        for (at, byte) in path.bytes().enumerate() {
+            match (byte == b'/', is_in) {
+                (false, false) => (is_in, seen) = (true, seen + 1),
+                (true, true) if seen == count => return at,
+                (true, _) => is_in = false,
+                (false, true) => {}
+            }
+        }
+        path.len()
+    }
+
     /// The pool's MCP server, which is no route of the data plane.
     pub(crate) fn is_mcp(&self) -> bool {
         self.identifier.is_none() && matches!(&self.below[..], [only] if only.is("mcp"))

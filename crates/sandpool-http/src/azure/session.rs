@@ -158,7 +158,7 @@ pub(super) fn metadata(call: &Call) -> Response {
             "projectUrl": "https://nodejs.org/api/repl.html",
             "description": "JavaScript, through Node's own evaluation of a REPL",
         })),
-        Runtime::Shell => None,
+        Runtime::Shell | Runtime::Container => None,
     };
     if let Some(kernel) = kernel {
         body["jupyterKernel"] = kernel;

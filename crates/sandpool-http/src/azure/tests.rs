@@ -83,6 +83,7 @@ async fn world(name: &str) -> World {
         start: sandpool_node::Start::Cold,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        container: None,
         session_secrets: false,
         local_servers: true,
         full_wait: Duration::ZERO,

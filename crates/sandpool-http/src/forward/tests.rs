@@ -227,3 +227,41 @@ async fn a_session_is_in_use_for_as_long_as_a_connection_is() {
     }
     panic!("it is in use for ever");
 }
+
+#[tokio::test]
+async fn what_is_below_a_pool_of_containers_is_its_programs() {
+    let served = served().await;
+    let admin = served.token_for(Role::Admin, None, None);
+    let object = json!({
+        "metadata": { "name": "web" },
+        "spec": {
+            "containerType": "CustomContainer",
+            "customContainerTemplate": { "containers": [{ "image": "stranger" }], "ingress": { "targetPort": 8000 } },
+        },
+    });
+    assert_eq!(served.as_(&admin, "PUT", "/pools/web", object.to_string()).await.status, StatusCode::CREATED);
+    const BASE: &str = "/subscriptions/s/resourceGroups/r/sessionPools/web";
+    for (path, uri) in [
+        ("executions?identifier=user-1&api-version=1", "/executions?identifier=user-1&api-version=1"),
+        ("a//b%2F?identifier=user-1", "/a//b%2F?identifier=user-1"),
+        ("?identifier=user-1", "/?identifier=user-1"),
+    ] {
+        let said = pass(&served, "PUT", &format!("{BASE}/{path}"), "").await.json();
+        assert_eq!((&said["uri"], &said["method"]), (&json!(uri), &json!("PUT")), "{path}");
+        assert!(!said["headers"].as_object().unwrap().contains_key("authorization"));
+    }
+    let session = served.call("GET", "/pools/web/sessions/user-1", "").await;
+    assert_eq!(session.status, StatusCode::OK, "the first request made it");
+    // The service keeps what it always kept, and says what is missing.
+    let kept = pass(&served, "GET", &format!("{BASE}/.management/listSessions"), "").await;
+    assert_eq!(kept.status, StatusCode::OK, "{kept:?}");
+    assert_eq!(pass(&served, "GET", &format!("{BASE}/x"), "").await.refusal().2, json!("identifier"));
+    let reader = served.token_for(Role::Reader, None, None);
+    let request =
+        Request::get(format!("{BASE}/x?identifier=user-1")).header("authorization", format!("Bearer {reader}"));
+    assert_eq!(read(served.send(request.body(Body::empty()).unwrap()).await).await.status, StatusCode::FORBIDDEN);
+    // What it has written is read in pieces.
+    let logs = served.call("GET", "/pools/web/sessions/user-1/logs", "").await.json();
+    assert_eq!(logs, json!({ "text": "begun\n", "dropped": 0, "next": 6, "isAll": true }));
+    assert_eq!(served.call("GET", &format!("{HERE}/logs"), "").await.refusal().0, 400);
+}

@@ -80,6 +80,21 @@ pub(super) async fn make(
     Ok((StatusCode::CREATED, Json(answer)))
 }
 
+/// What the program of a container session has written: to standard output and to standard error, as it came.
+pub(super) async fn logs(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
+    let (pool, key) = asked.session(Role::Reader)?;
+    let after = asked.number("after", 0, u64::MAX)?.unwrap_or(0);
+    let (bytes, first, end) = app.node.logs(&pool, &key, after).await?;
+    let from = after.max(first);
+    let next = from.saturating_add(bytes.len() as u64);
+    Ok(Json(json!({
+        "text": String::from_utf8_lossy(&bytes),
+        "dropped": from.saturating_sub(after),
+        "next": next.min(end.max(next)),
+        "isAll": next >= end,
+    })))
+}
+
 /// Passes a request on that comes with a token.
 pub(super) async fn with_token(State(app): State<App>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let (pool, key) = asked.session(Role::Executor)?;

@@ -112,6 +112,12 @@ fn objects() -> Value {
             }))),
             json!({ "port": 8000, "ttlSeconds": 600 }),
         ),
+        "Logs": object("What a program has written, standard output and standard error as they came.", json!({
+            "text": kind("string", "At most a mebibyte of it."),
+            "dropped": kind("integer", "Bytes after `after` that are not kept any more: the last mebibyte is."),
+            "next": kind("integer", "Ask again with `after` set to this."),
+            "isAll": kind("boolean", "There is no more for now."),
+        })),
         "Preview": object("An address of a port of a session.", json!({
             "url": kind("string", "Below this server: in a browser a document alone, without cookies."),
             "hostUrl": kind("string", "As a host of its own: an ordinary site. Its name must lead here."),
@@ -228,7 +234,7 @@ fn native() -> Value {
         })),
         "Pool": object("A pool.", json!({
             "name": kind("string", "Its name."),
-            "containerType": json!({ "type": ["string", "null"], "enum": ["PythonLTS", "NodeLTS", "Shell", null] }),
+            "containerType": json!({ "type": ["string", "null"], "enum": ["PythonLTS", "NodeLTS", "Shell", "CustomContainer", null] }),
             "runtime": json!({
                 "type": ["object", "null"], "description": "What answers code.",
                 "properties": { "name": { "type": "string" }, "version": { "type": "string" } },

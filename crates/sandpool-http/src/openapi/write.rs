@@ -305,6 +305,10 @@ fn native() -> Vec<Operation> {
             .takes("application/json", to("PreviewRequest"), true)
             .gives(201, "The address, in two forms.", "Preview")
             .refuses(&[404, 410, 413, 500, 503]),
+        with("get", "/pools/{pool}/sessions/{session}/logs", "readLogs", "What the program of a container session has written")
+            .query("after", json!({ "type": "integer", "minimum": 0 }), "`next` of the page before.")
+            .gives(200, "A piece of it.", "Logs")
+            .refuses(&[404, 410, 503]),
         with("get", FILES, "listFiles", "A directory's entries, sorted by path")
             .query("path", text(), "The directory, relative to `/mnt/data` or absolute.")
             .query("recursive", json!({ "type": "boolean" }), "Also what is in directories below.")

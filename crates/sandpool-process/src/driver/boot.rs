@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Stream, Template};
+use sandpool_driver::{Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -29,6 +29,9 @@ const ACTIVATION: Duration = Duration::from_secs(10);
 /// The driver's number for its one request on a stream: none that the stream's next user would choose first.
 const REQUEST: u32 = u32::MAX;
 
+/// The same, for what a container's agent is told to begin.
+const BEGIN: u32 = u32::MAX - 1;
+
 /// The most that a greeting may be, in bytes.
 const MAX_GREETING: usize = 64 * 1024;
 
@@ -42,25 +45,38 @@ pub(super) struct Dialled {
 }
 
 impl Dialled {
-    /// Reads until the agent says that it is ready; tells the boot id as soon as it is known.
-    async fn greet(mut stream: AgentStream, mut hello: impl FnMut([u8; 16])) -> io::Result<Self> {
+    /// Reads until the agent says that it is ready; tells the boot id as soon as it is known. A container's agent is told what to begin.
+    async fn greet(mut stream: AgentStream, main: Option<Main>, mut hello: impl FnMut([u8; 16])) -> io::Result<Self> {
         let mut greeting = Vec::new();
         let mut boot = None;
+        let (mut is_ready, mut is_begun) = (false, main.is_none());
         loop {
+            if let (true, true, Some(boot_id)) = (is_ready, is_begun, boot) {
+                return Ok(Self { stream, greeting, boot_id });
+            }
+            let before = greeting.len();
             let message: FromAgent = next(&mut stream, &mut greeting).await?;
             match message {
                 FromAgent::Hello { protocol: PROTOCOL, boot_id, .. } => {
                     hello(boot_id);
                     boot = Some(boot_id);
+                    if let Some(main) = &main {
+                        let call = ToAgent::Call { request: BEGIN, call: agent::Call::Begin(main.clone()) };
+                        stream.write_all(&frame::encode(&call).map_err(io::Error::other)?).await?;
+                    }
+                }
+                FromAgent::Reply { request: BEGIN, result } if !is_begun => {
+                    // It is ours, and nobody's who gets the stream next.
+                    greeting.truncate(before);
+                    result.map_err(|refusal| io::Error::other(refusal.to_string()))?;
+                    is_begun = true;
                 }
                 FromAgent::Hello { protocol, .. } => {
                     return Err(io::Error::other(format!("the agent speaks version {protocol}, not {PROTOCOL}")));
                 }
                 FromAgent::Broken { reason } => return Err(io::Error::other(reason)),
-                FromAgent::Ready => {
-                    let boot_id = boot.ok_or_else(|| io::Error::other("the agent did not say hello"))?;
-                    return Ok(Self { stream, greeting, boot_id });
-                }
+                FromAgent::Ready if boot.is_none() => return Err(io::Error::other("the agent did not say hello")),
+                FromAgent::Ready => is_ready = true,
                 _ => return Err(io::Error::other("the agent spoke before it was asked")),
             }
         }
@@ -231,7 +247,7 @@ impl ProcessDriver {
         self.ask(Call::Create { id, pool: pool.to_string(), purpose: Purpose::Zygote }).await?;
         let made = tokio::time::timeout(ZYGOTE, async {
             let stream = self.dial_new(SandboxId(id)).await.map_err(io::Error::other)?;
-            Dialled::greet(stream, |_| ()).await
+            Dialled::greet(stream, None, |_| ()).await
         });
         let why = match made.await {
             Ok(Ok(_)) => {
@@ -276,6 +292,11 @@ impl ProcessDriver {
 
     /// Waits until the sandbox is ready, or ends it.
     pub(super) async fn watch_boot(self: std::sync::Arc<Self>, id: SandboxId, limit: Duration) {
+        let main = {
+            let state = self.state();
+            let pool = state.known.get(&id).map(|known| &known.sandbox.pool);
+            pool.and_then(|pool| state.templates.get(pool)).and_then(|template| template.main.clone())
+        };
         let greet = async {
             let stream = self.dial_new(id).await.map_err(io::Error::other)?;
             let hello = |boot_id| {
@@ -283,7 +304,7 @@ impl ProcessDriver {
                     known.sandbox.boot_id = Some(boot_id);
                 }
             };
-            Dialled::greet(stream, hello).await
+            Dialled::greet(stream, main, hello).await
         };
         let why = match tokio::time::timeout(limit, greet).await {
             Ok(Ok(dialled)) => {
@@ -347,7 +368,9 @@ impl ProcessDriver {
         let mut dialled = match kept {
             Some(dialled) => dialled,
             // Somebody has dialled, and took the stream that told of its readiness.
-            None => Dialled::greet(self.dial_new(id).await?, |_| ()).await.map_err(|error| unavailable(&error))?,
+            None => {
+                Dialled::greet(self.dial_new(id).await?, None, |_| ()).await.map_err(|error| unavailable(&error))?
+            }
         };
         let assigned = self.begin(Call::Give { id: id.0, record }).await?;
         if let Err(error) = dialled.send(activation).await {
@@ -404,7 +427,7 @@ impl ProcessDriver {
                 Some(dialled) => dialled,
                 None => {
                     let stream = self.dial_new(id).await?;
-                    Dialled::greet(stream, |_| ()).await.map_err(|error| unavailable(&error))?
+                    Dialled::greet(stream, None, |_| ()).await.map_err(|error| unavailable(&error))?
                 }
             };
             let answer = dialled.configure(activation).await.map_err(|error| unavailable(&error))?;

@@ -272,10 +272,11 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
             runtime: "shell",
             limits: Limits { memory: 64 << 20, data: 1 << 20, tmp: 1 << 20, ..Limits::default() },
             local_servers: true,
+            is_container: false,
             filters: &filters,
             way_out: WayOut::None,
         };
-        setup::build(&blueprint)?;
+        setup::build(&blueprint, None)?;
         filters.install()
     };
     tell("sandbox", attempt().map(|()| "one was built, and taken down".to_owned()).map_err(|error| error.to_string()));

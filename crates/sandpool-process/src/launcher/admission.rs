@@ -39,7 +39,7 @@ impl Expected {
     pub(super) fn new(runtime: Runtime, limit: u64) -> Self {
         let bytes = match runtime {
             Runtime::Shell => 4 << 20,
-            Runtime::Python => 24 << 20,
+            Runtime::Python | Runtime::Container => 24 << 20,
             Runtime::Node => 48 << 20,
         };
         Self { bytes, limit }

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use sandpool_core::limits::Limits;
 use sandpool_sys::counters::Counter;
 use sandpool_sys::sandbox::{self as sys, Cloned};
+use sandpool_wire::agent::Runtime;
 
 use super::egress::Gate;
 use super::{End, Launcher, Place, token};
@@ -277,7 +278,7 @@ impl Launcher {
         let alarm = group.alarm().ok();
         let entrance = group.entrance()?;
         let (control, agents_end) = crate::control::packet_pair()?;
-        let (go_in, go_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (go_in, go_out) = crate::control::packet_pair()?;
         let (words_in, words_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let mut handover = match (&pool.egress, purpose) {
             (Some(_), Purpose::Session) => Some(crate::control::packet_pair()?),
@@ -297,6 +298,7 @@ impl Launcher {
                     runtime: pool.runtime.word(),
                     limits,
                     local_servers: pool.local_servers,
+                    is_container: pool.runtime == Runtime::Container,
                     filters: &self.filters,
                     way_out: match (&handover, &pool.egress) {
                         (Some((_, there)), _) => WayOut::Listeners(there),
@@ -323,9 +325,7 @@ impl Launcher {
                         return say(&format!("its control groups: {error}"));
                     }
                     drop(entrance);
-                    if rustix::io::read(&go_in, &mut [0]) != Ok(1) {
-                        return;
-                    }
+                    let Some(tree) = told_to_go(&go_in) else { return };
                     let start = || -> io::Result<String> {
                         let zygote = match (&zygote, &pool.zygote) {
                             (Some(file), _) => Some(Zygote::Freeze(file.try_clone()?)),
@@ -334,7 +334,7 @@ impl Launcher {
                         };
                         // Where the kernel has no such files, it makes way for nobody.
                         let turns = group.turns().ok();
-                        Ok(become_sandbox(&blueprint, self.agent.try_clone()?, agents_end, zygote, turns))
+                        Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), agents_end, zygote, turns))
                     };
                     say(&start().unwrap_or_else(|error| error.to_string()));
                 }));
@@ -376,7 +376,20 @@ impl Launcher {
                 hear(alarm);
                 watch(alarm, End::Alarm, *flags | epoll::EventFlags::ONESHOT)?;
             }
-            Ok(rustix::io::write(&go_out, b"!")?)
+            // Its own root needs the image's files to be its own: only we can say so.
+            let tree =
+                match pool.runtime {
+                    Runtime::Container => {
+                        let namespace = std::fs::File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))?;
+                        let tree = sys::mapped_tree(&pool.rootfs, &namespace);
+                        Some(tree.map_err(|error| {
+                            io::Error::other(format!("its image's owners cannot be mapped: {error}"))
+                        })?)
+                    }
+                    _ => None,
+                };
+            let fds: Vec<_> = tree.iter().map(AsFd::as_fd).collect();
+            sandpool_sys::packet::send(&go_out, b"!", &fds)
         });
         if let Err(error) = released {
             live.kill();
@@ -520,6 +533,23 @@ fn hear(alarm: &OwnedFd) {
     // A file of version 2, from its beginning; a counter of version 1 knows no places.
     if rustix::io::pread(alarm, &mut buffer, 0).is_err() {
         let _ = rustix::io::read(alarm, &mut buffer);
+    }
+}
+
+/// Waits until the launcher lets this sandbox go on; with the image whose files belong to it, where it has one. `None` when the launcher
+/// does not.
+fn told_to_go(go_in: &OwnedFd) -> Option<Option<OwnedFd>> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        match poll(&mut [PollFd::new(go_in, PollFlags::IN)], None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return None,
+        }
+        return match sandpool_sys::packet::receive(go_in, &mut [0; 4]) {
+            Ok((1, mut fds)) => Some(fds.pop()),
+            Ok(_) | Err(_) => None,
+        };
     }
 }
 

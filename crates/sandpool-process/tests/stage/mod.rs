@@ -346,6 +346,7 @@ impl Stage {
             start: Start::Cold,
             egress: None,
             scope: sandpool_node::SessionScope::Tenant,
+            container: None,
             session_secrets: false,
             local_servers: true,
             full_wait: Duration::ZERO,

@@ -56,7 +56,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
     let mut images = Images::new();
     for pool in &settings.pools {
         let name = pool.image();
-        let Some(image) = store.get(name).map_err(explain)? else {
+        let Some(image) = store.meant(name).map_err(explain)? else {
             let pool = &pool.metadata.name;
             return Err(Failure::usage(format!("pool {pool}: there is no image {name}"))
                 .because(format!("it is not in {}, and no recipe makes it", store.directory().display()))
@@ -64,7 +64,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
         };
         signed(pool, &image)?;
         let needed = pool.spec.container_type.runtime().word();
-        if image.manifest.runtime != needed {
+        if needed != "container" && image.manifest.runtime != needed {
             return Err(Failure::usage(format!(
                 "pool {}: {} needs {needed} in its image, and the image {name} has {}",
                 pool.metadata.name,
@@ -404,6 +404,7 @@ impl From<sandpool_image::Image> for Image {
             version: manifest.version,
             packages,
             created: UNIX_EPOCH + Duration::from_secs(manifest.created),
+            config: manifest.source.and_then(|source| serde_json::from_value(source.config).ok()).unwrap_or_default(),
         }
     }
 }

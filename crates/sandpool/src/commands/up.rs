@@ -486,7 +486,7 @@ pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, js
         let body = match pool.spec.container_type {
             ContainerType::PythonLTS => r#"{"code": "import platform; platform.python_version(), 6 * 7"}"#,
             ContainerType::NodeLTS => r#"{"code": "[process.version, 6 * 7]"}"#,
-            ContainerType::Shell => r#"{"command": "uname -a; echo $((6 * 7))"}"#,
+            ContainerType::Shell | ContainerType::CustomContainer => r#"{"command": "uname -a; echo $((6 * 7))"}"#,
         };
         text.push_str(&format!(
             "\nTry it:\n\n  curl -s {endpoint}{path}/executions \\\n    -H \"Authorization: Bearer $({program} token{flag})\" \\\n    \

@@ -1,5 +1,6 @@
 use expect_test::{Expect, expect};
 use sandpool_core::limits::Limits;
+use sandpool_objects::ImageConfig;
 use sandpool_objects::pool::EnvVariable;
 
 use super::*;
@@ -49,7 +50,9 @@ fn what_may_be_reached_is_checked() {
         &pool("sessionNetworkConfiguration: { status: EgressDisabled }\n      egress: { mode: open }"),
         &expect!["pools[0].spec.sessionNetworkConfiguration.status: is EgressDisabled, but egress.mode is not none"],
     );
-    let spec = |lines: &str| Settings::parse(&pool(lines)).unwrap().pools[0].to_spec("/image".into()).unwrap();
+    let spec = |lines: &str| {
+        Settings::parse(&pool(lines)).unwrap().pools[0].to_spec("/image".into(), &ImageConfig::default()).unwrap()
+    };
     let open = spec("egress: { mode: open }");
     assert!(open.egress.is_some() && open.env.iter().any(|(name, _)| name == "https_proxy"));
     let none = spec("egress: { mode: none }");
@@ -214,10 +217,13 @@ fn secrets_are_not_shown() {
 #[test]
 fn a_shell_may_run_longer_than_code() {
     let settings = Settings::default();
-    let longest: Vec<_> =
-        settings.pools.iter().map(|pool| pool.to_spec("/images/x".into()).unwrap().max_timeout.as_secs()).collect();
+    let longest: Vec<_> = settings
+        .pools
+        .iter()
+        .map(|pool| pool.to_spec("/images/x".into(), &ImageConfig::default()).unwrap().max_timeout.as_secs())
+        .collect();
     assert_eq!(longest, [220, 220, 3600]);
-    assert_eq!(settings.pools[0].to_spec("/x".into()).unwrap().limits, Limits::default());
+    assert_eq!(settings.pools[0].to_spec("/x".into(), &ImageConfig::default()).unwrap().limits, Limits::default());
 }
 
 #[test]

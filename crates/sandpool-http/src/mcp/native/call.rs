@@ -211,7 +211,7 @@ impl Asked<'_> {
         let languages = match spec.runtime {
             Runtime::Python => vec!["python", "bash"],
             Runtime::Node => vec!["javascript", "bash"],
-            Runtime::Shell => vec!["bash"],
+            Runtime::Shell | Runtime::Container => vec!["bash"],
         };
         Ok(answered(json!({
             "session_id": place.session_id(),
@@ -268,7 +268,7 @@ impl Asked<'_> {
             }
         };
         let work = match asked {
-            Runtime::Shell => Work::Shell { command: code, stdin: Stdin::Empty },
+            Runtime::Shell | Runtime::Container => Work::Shell { command: code, stdin: Stdin::Empty },
             asked if asked == own => Work::Code { code, fresh: false },
             other => {
                 return Err(Told::new(format!(

@@ -20,6 +20,7 @@ fn spec() -> PoolSpec {
         start: sandpool_node::Start::Cold,
         egress: None,
         scope: sandpool_node::SessionScope::Tenant,
+        container: None,
         session_secrets: false,
         local_servers: true,
         full_wait: Duration::ZERO,

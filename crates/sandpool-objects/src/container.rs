@@ -1,0 +1,304 @@
+//! Custom containers, as a pool's object describes them: the fields of the ARM resource.
+
+use std::collections::BTreeMap;
+
+use sandpool_node::Container;
+use sandpool_node::Main;
+use sandpool_wire::egress::PORTS;
+use serde::{Deserialize, Serialize};
+
+use crate::pool::{EnvVariable, LifecycleType, PoolObjectSpec};
+use crate::units::Size;
+use crate::{Fault, fault};
+
+/// Words of a command, at most, and their bytes.
+const MOST_WORDS: usize = 256;
+const MAX_WORDS: usize = 64 * 1024;
+
+/// What an image says about how it is run (OCI image specification, "image configuration").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ImageConfig {
+    /// The program, and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// Arguments, or the program where there is no entry point.
+    pub cmd: Vec<String>,
+    /// Where it starts.
+    pub working_dir: String,
+    /// As whom.
+    pub user: String,
+    /// Variables, `NAME=value`.
+    pub env: Vec<String>,
+    /// Ports it listens at, such as `8080/tcp`.
+    pub exposed_ports: BTreeMap<String, serde_json::Value>,
+}
+
+/// The container that each session of a pool has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerTemplate {
+    /// Exactly one.
+    pub containers: Vec<ContainerSettings>,
+    /// Where requests go.
+    pub ingress: IngressSettings,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IngressSettings {
+    /// The port that its program listens at.
+    pub target_port: u16,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerSettings {
+    /// What it is called; nothing depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// An image that is here, by its name or by the reference that it was pulled with.
+    pub image: String,
+    /// Instead of the image's entry point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Instead of the image's arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Its variables, over the image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<ContainerVariable>,
+    /// What it may use; those of the pool if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ContainerResources>,
+}
+
+/// One variable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerVariable {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Or the name of the secret whose value it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<String>,
+}
+
+/// What a container may use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerResources {
+    /// Processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+    /// Bytes of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+}
+
+impl ContainerTemplate {
+    /// The one container.
+    pub(crate) fn one(&self) -> Option<&ContainerSettings> {
+        self.containers.first()
+    }
+}
+
+/// Checks what a pool says of its container; `place` is the key that it stands under.
+pub(crate) fn check(template: &ContainerTemplate, spec: &PoolObjectSpec, place: &str) -> Result<(), Fault> {
+    let key = |field: &str| format!("{place}.{field}");
+    let [container] = &template.containers[..] else {
+        return Err(fault(
+            key("containers"),
+            format!("are {}, and a session has exactly one", template.containers.len()),
+        ));
+    };
+    let key = |field: &str| key(&format!("containers[0].{field}"));
+    if container.image.is_empty() || container.image.len() > 512 || container.image.chars().any(char::is_whitespace) {
+        return Err(fault(
+            key("image"),
+            format!("{:?} is no image", container.image.chars().take(80).collect::<String>()),
+        ));
+    }
+    for (field, words) in [("command", &container.command), ("args", &container.args)] {
+        let bytes: usize = words.iter().map(String::len).sum();
+        if words.len() > MOST_WORDS || bytes > MAX_WORDS || words.iter().any(|word| word.contains('\0')) {
+            return Err(fault(
+                key(field),
+                format!("has a NUL, or is longer than {MOST_WORDS} words or {MAX_WORDS} bytes"),
+            ));
+        }
+    }
+    for (at, variable) in container.env.iter().enumerate() {
+        let place = key(&format!("env[{at}]"));
+        let value = match (&variable.value, &variable.secret_ref) {
+            (Some(_), Some(_)) => return Err(fault(place, "has both value and secretRef")),
+            (None, Some(secret)) => match spec.container_secrets.iter().find(|known| known.name == *secret) {
+                Some(known) => known.value.clone(),
+                None => return Err(fault(place, format!("names the secret {secret}, which containerSecrets has not"))),
+            },
+            (value, None) => value.clone().unwrap_or_default(),
+        };
+        EnvVariable { name: variable.name.clone(), value }.check(&place)?;
+    }
+    if let Some(resources) = &container.resources {
+        if let Some(cpu) = resources.cpu.filter(|cpu| !(0.01..=1024.0).contains(cpu)) {
+            return Err(fault(key("resources.cpu"), format!("is {cpu}, must be from 0.01 to 1024")));
+        }
+        let (least, most) = (Size(64 << 20), Size(16 << 40));
+        if let Some(memory) = resources.memory.filter(|memory| !(least..=most).contains(memory)) {
+            return Err(fault(key("resources.memory"), format!("is {memory}, must be from {least} to {most}")));
+        }
+    }
+    let port = template.ingress.target_port;
+    let place = format!("{place}.ingress.targetPort");
+    let has_egress = spec.egress().is_ok_and(|egress| egress.is_some());
+    match port {
+        0 => Err(fault(place, "is 0, must be from 1 to 65535")),
+        port if has_egress && PORTS.contains(&port) => {
+            let why = format!("is {port}, which leads out of a session of a pool with egress: choose another");
+            Err(fault(place, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the service layer starts: the pool's words over the image's.
+pub(crate) fn to_container(spec: &PoolObjectSpec, image: &ImageConfig) -> Result<Option<Container>, Fault> {
+    let Some(template) = &spec.custom_container_template else { return Ok(None) };
+    let place = "spec.customContainerTemplate.containers[0]";
+    let container = template.one().ok_or_else(|| fault(place, "is missing"))?;
+    // As every runtime of containers does it: a command of one's own is not followed by the image's arguments.
+    let (entry, args) = match (container.command.is_empty(), container.args.is_empty()) {
+        (true, true) => (&image.entrypoint, &image.cmd),
+        (true, false) => (&image.entrypoint, &container.args),
+        (false, _) => (&container.command, &container.args),
+    };
+    let argv: Vec<String> = entry.iter().chain(args).cloned().collect();
+    if argv.is_empty() {
+        let why = format!("is missing, and the image {} has no entry point", container.image);
+        return Err(fault(format!("{place}.command"), why));
+    }
+    let secret =
+        |name: &str| spec.container_secrets.iter().find(|known| known.name == name).map(|known| known.value.clone());
+    let of_image = image.env.iter().filter_map(|pair| pair.split_once('='));
+    let mut env: BTreeMap<String, String> = of_image
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .filter(|(name, _)| !name.is_empty())
+        .collect();
+    env.extend(spec.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())));
+    for variable in &container.env {
+        let value = match &variable.secret_ref {
+            Some(name) => secret(name),
+            None => variable.value.clone(),
+        };
+        env.insert(variable.name.clone(), value.unwrap_or_default());
+    }
+    let main = Main {
+        argv,
+        env: env.into_iter().collect(),
+        directory: image.working_dir.clone(),
+        user: image.user.clone(),
+        port: template.ingress.target_port,
+    };
+    let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
+    Ok(Some(Container { main, ends_with_program: life.lifecycle_type == LifecycleType::OnContainerExit }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PoolObject;
+
+    fn object(spec: &str) -> PoolObject {
+        let text = format!("metadata: {{ name: web }}\nspec:\n  containerType: CustomContainer\n{spec}");
+        serde_norway::from_str(&text).unwrap()
+    }
+
+    fn said(spec: &str) -> String {
+        object(spec).check().map_or_else(|fault| fault.to_string(), |()| "fine".to_owned())
+    }
+
+    const GOOD: &str =
+        "  customContainerTemplate: { containers: [{ image: 'reg.test/a/b:1' }], ingress: { targetPort: 8080 } }\n";
+
+    #[test]
+    fn what_is_wrong_with_a_container_is_said_with_its_field() {
+        assert_eq!(said(GOOD), "fine");
+        let template = |container: &str, port: u16| {
+            format!(
+                "  customContainerTemplate: {{ containers: [{{ {container} }}], ingress: {{ targetPort: {port} }} }}\n"
+            )
+        };
+        for (spec, part) in [
+            ("  env: []\n".to_owned(), "spec.customContainerTemplate: is missing"),
+            (template("image: ''", 80), "spec.customContainerTemplate.containers[0].image: \"\""),
+            (template("image: a", 0), "spec.customContainerTemplate.ingress.targetPort: is 0"),
+            (
+                template("image: a, env: [{ name: 'A=B' }]", 80),
+                "spec.customContainerTemplate.containers[0].env[0]: \"A=B\"",
+            ),
+            (
+                template("image: a, env: [{ name: A, secretRef: s }]", 80),
+                "spec.customContainerTemplate.containers[0].env[0]: names the secret s",
+            ),
+            (
+                template("image: a, env: [{ name: A, value: b, secretRef: s }]", 80),
+                "spec.customContainerTemplate.containers[0].env[0]: has both",
+            ),
+            (
+                template("image: a, resources: { cpu: 0 }", 80),
+                "spec.customContainerTemplate.containers[0].resources.cpu: is 0",
+            ),
+            (
+                template("image: a, resources: { memory: 1 }", 80),
+                "spec.customContainerTemplate.containers[0].resources.memory: is 1",
+            ),
+            (format!("{GOOD}  image: a\n"), "spec.image: is said"),
+            (format!("{GOOD}  localServers: false\n"), "spec.localServers: is false"),
+            (
+                format!("{}  egress: {{ mode: open }}\n", template("image: a", 80)),
+                "spec.customContainerTemplate.ingress.targetPort: is 80, which leads out",
+            ),
+        ] {
+            let error = said(&spec);
+            assert!(error.starts_with(part), "{error}");
+        }
+        let two =
+            "  customContainerTemplate: { containers: [{ image: a }, { image: b }], ingress: { targetPort: 1 } }\n";
+        assert!(said(two).contains("containers: are 2"), "{}", said(two));
+    }
+
+    #[test]
+    fn a_program_is_the_pools_words_over_the_images() {
+        let image = ImageConfig {
+            entrypoint: vec!["serve".to_owned()],
+            cmd: vec!["--all".to_owned()],
+            working_dir: "/srv".to_owned(),
+            user: "web".to_owned(),
+            env: vec!["A=image".to_owned(), "B=image".to_owned(), "=bad".to_owned()],
+            ..ImageConfig::default()
+        };
+        let main = |container: &str| {
+            let spec = format!(
+                "  customContainerTemplate: {{ containers: [{{ image: a, {container} }}], ingress: {{ targetPort: 80 }} }}\n  \
+                 containerSecrets: [{{ name: s, value: hush }}]\n  env: [{{ name: B, value: pool }}]\n"
+            );
+            to_container(&object(&spec).spec, &image).unwrap().unwrap().main
+        };
+        let of = |container: &str| main(container).argv.join(" ");
+        assert_eq!(of(""), "serve --all");
+        assert_eq!(of("args: [--one]"), "serve --one");
+        assert_eq!(of("command: [other]"), "other", "the image's arguments are its entry point's");
+        assert_eq!(of("command: [other], args: [x]"), "other x");
+        let main = main("env: [{ name: C, secretRef: s }, { name: A, value: container }]");
+        let pairs: Vec<_> = main.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(pairs, ["A=container", "B=pool", "C=hush"]);
+        assert_eq!((main.directory.as_str(), main.user.as_str(), main.port), ("/srv", "web", 80));
+        let nothing = to_container(&object(GOOD).spec, &ImageConfig::default()).unwrap_err();
+        assert!(nothing.to_string().contains("no entry point"), "{nothing}");
+    }
+}
