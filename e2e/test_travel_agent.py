@@ -319,6 +319,12 @@ def test_what_the_model_cannot_have_is_told_to_it_and_it_is_asked_so_often_and_n
     assert [("days" in one) for one in told[4::5]] == [True] * 6 + [False] and told[-1] == {"error": "at most 6 places are looked at"}
 
 
+def test_a_terminal_is_told_nothing_that_it_obeys(agent):
+    with model([f"print('\\x1b]0;title\\x07\\rover')\n{chart.code_in(standin.CHART)}"]) as standing:
+        done = agent.plan("sandpool", standing.base)
+    assert "[printed] \ufffd]0;title\ufffd\ufffdover\n" in done.stderr and not re.search(r"[\x00-\x09\x0b-\x1f]", done.stderr)
+
+
 # Hostile chart code.
 
 
@@ -400,6 +406,9 @@ def test_an_exception_is_given_back_to_the_model_once(agent, tools):
         ("plt.savefig = lambda target, **_: matplotlib.Path(target).symlink_to('/etc/passwd')", "the code left no chart"),
         ("plt.figure(figsize=(50, 5))", "is 5000 x 500 pixels"),
         ("while True: pass", "it took longer than 3 seconds"),
+        ("matplotlib.os._exit(3)", "died"),
+        ("x = bytearray(3 << 30)", "perhaps for want of memory"),
+        ("plt.savefig = lambda target, **_: matplotlib.os.mkfifo(target)", "the code left no chart"),
     ],
 )  # fmt: skip
 def test_what_is_no_chart_is_not_taken(agent, code, why):

@@ -82,12 +82,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def say(step: Step) -> None:
-    print(f"[{step.kind}] {step.text}", file=sys.stderr, flush=True)
+    print(f"[{step.kind}] {plain(step.text)}", file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would obey: it comes from models and from code that nobody has read."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def once(wish: str, agent: Agent, chart: Path) -> int:
     plan = agent.run(wish)
-    print(plan.text)
+    print(plain(plan.text))
     if plan.picture is not None:
         chart.write_bytes(plan.picture)
         print(f"the chart is in {chart}", file=sys.stderr)

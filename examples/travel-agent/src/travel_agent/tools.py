@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from opentelemetry import trace
-from sandpool import Execution, Sandpool, Session
+from sandpool import Execution, NotFound, Sandpool, Session, SessionLost
 
 from .chart import MAX_PICTURE, BadPicture, checked
 
@@ -68,7 +68,8 @@ class InSandpool:
                 return ran
             try:
                 return Ran(ran.printed, picture=checked(downloaded(session)))
-            except BadPicture as error:
+            except (BadPicture, NotFound, SessionLost) as error:
+                # Processes that the code left behind may still take the file away, or its sandbox down.
                 return Ran(ran.printed, str(error))
 
 
