@@ -218,9 +218,11 @@ def authority(place: Path, *names: str) -> tuple[ssl.SSLContext, str]:
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout")
     openssl("req", "-x509", *key, "ca.key", "-out", "ca.pem", "-subj", "/CN=target authority", "-days", "2",
-        "-addext", "basicConstraints=critical,CA:true")  # fmt: skip
+        "-addext", "basicConstraints=critical,CA:true", "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
     openssl("req", *key, "server.key", "-out", "server.csr", "-subj", "/CN=target")
-    (place / "names").write_text(f"subjectAltName={','.join(f'DNS:{name}' for name in names)}\n")
+    # What Python's strict verification wants, of both.
+    identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    (place / "names").write_text(f"subjectAltName={','.join(f'DNS:{name}' for name in names)}\n{identifiers}")
     openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem",
         "-days", "2", "-extfile", "names")  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

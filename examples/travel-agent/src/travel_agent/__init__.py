@@ -1,0 +1,1 @@
+"""An agent that plans trips with two sandboxed tools: fixed code asks for the weather, and a model's code draws it."""
