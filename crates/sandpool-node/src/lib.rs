@@ -8,6 +8,7 @@ pub mod api;
 mod files;
 mod journal;
 mod link;
+pub mod metrics;
 mod node;
 mod pools;
 mod record;
@@ -16,6 +17,7 @@ mod session;
 mod tenants;
 
 pub use api::*;
+pub use metrics::Metrics;
 pub use node::{ExecutionHandle, Node, NodeConfig};
 pub use sandpool_store::{Store, StoreError};
 pub use service::{Awaited, ServiceEvent, ServiceInput, ServiceOutput};
