@@ -180,7 +180,7 @@ impl Served {
         };
         let auth = Arc::new(Auth::open(config).unwrap());
         let pools = prepared.with(node.clone(), None, Arc::new(InMemory));
-        let app = App { node: node.clone(), auth: Arc::clone(&auth), pools, version: "0.0.0" };
+        let app = App { node: node.clone(), auth: Arc::clone(&auth), pools, open_metrics: false, version: "0.0.0" };
         #[cfg(feature = "conformance-fixtures")]
         let router = router(app.clone()).merge(crate::mcp::native::fixtures(app));
         #[cfg(not(feature = "conformance-fixtures"))]

@@ -209,7 +209,8 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     let pools = pools.with(node.clone(), Some(store), store_of_images);
 
     let stop = CancellationToken::new();
-    let app = App { node: node.clone(), auth, pools, version: env!("CARGO_PKG_VERSION") };
+    let open_metrics = settings.metrics.open;
+    let app = App { node: node.clone(), auth, pools, open_metrics, version: env!("CARGO_PKG_VERSION") };
     let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));
     info!(endpoint = record.endpoint, "listening");
 

@@ -57,6 +57,9 @@ pub(crate) struct Settings {
     /// What one session may use of the egress proxy.
     #[serde(default)]
     pub(crate) egress_limits: egress::EgressLimits,
+    /// Who may read what is counted.
+    #[serde(default)]
+    pub(crate) metrics: MetricsSettings,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -75,6 +78,15 @@ pub(crate) struct Https {
     /// A PEM file with its key.
     #[serde(default)]
     pub(crate) key: Option<PathBuf>,
+}
+
+/// Who may read what is counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct MetricsSettings {
+    /// Whoever reaches the server, without a token.
+    #[serde(default)]
+    pub(crate) open: bool,
 }
 
 /// Who may call, besides the bearers of our own tokens.
@@ -185,6 +197,7 @@ impl Default for Settings {
             auth: AuthSettings::default(),
             tenants: Vec::new(),
             egress_limits: egress::EgressLimits::default(),
+            metrics: MetricsSettings::default(),
             pools: default_pools(),
         }
     }

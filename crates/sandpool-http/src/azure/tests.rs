@@ -107,7 +107,7 @@ async fn world(name: &str) -> World {
     let host = Host::new(MemoryConfig::default());
     let node = Node::start(NodeConfig { pools: specs.to_vec(), ..NodeConfig::default() }, host.driver()).await.unwrap();
     let pools = prepared.with(node.clone(), None, Arc::new(crate::served::InMemory));
-    let router = service(App { node, auth: Arc::new(auth), pools, version: "0" });
+    let router = service(App { node, auth: Arc::new(auth), pools, open_metrics: false, version: "0" });
     World { router, tokens, keys }
 }
 
