@@ -1,7 +1,8 @@
 //! `/metrics`: what is counted of requests, and all that is counted, as Prometheus reads it.
 //!
-//! Of a request its dialect, its status, its refusal's code and its time are counted, by adding to atomic numbers. How pools, tenants
-//! and the driver are is looked at when somebody reads. No label is an identifier of a session, and none is something that a caller
+//! Of a request its dialect, its status and its time are counted, by adding to atomic numbers; of a refusal its code too, which is looked
+//! up under a lock that is held for writing only when the code is new. How pools, tenants and the driver are is looked at when somebody
+//! reads. No label is an identifier of a session, and none is something that a caller
 //! made up.
 
 use std::fmt;
