@@ -604,34 +604,4 @@ impl CallMetrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_duration_is_in_the_bucket_of_the_first_bound_that_it_is_not_over() {
-        let histogram = Histogram::default();
-        for (took, bound) in
-            [(0, 0.001), (1_000, 0.001), (1_001, 0.002), (999_999, 1.0), (3_600_000_001, f64::INFINITY)]
-        {
-            let before = histogram.read();
-            histogram.add(Duration::from_micros(took));
-            let after = histogram.read();
-            let grown: Vec<_> = before.buckets.iter().zip(&after.buckets).filter(|(one, other)| one != other).collect();
-            assert_eq!(grown.len(), 1, "{took}");
-            assert_eq!(grown[0].1.0.to_string(), bound.to_string(), "{took}");
-            assert_eq!(after.count, before.count + 1);
-        }
-        assert!((histogram.read().sum - 3_601.002_001).abs() < 1e-3, "{}", histogram.read().sum);
-    }
-
-    #[test]
-    fn every_word_has_its_own_place() {
-        let tally = Tally::default();
-        for why in [Loss::Died, Loss::OutOfMemory, Loss::Restart, Loss::Restart] {
-            tally.add(why);
-        }
-        let counted: Vec<_> = tally.read().into_iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(counted, [("died", 1), ("outOfMemory", 1), ("restart", 2)]);
-        assert_eq!(RESOURCES.map(word).iter().collect::<std::collections::BTreeSet<_>>().len(), RESOURCES.len());
-    }
-}
+mod tests;

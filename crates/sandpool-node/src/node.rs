@@ -559,7 +559,7 @@ impl Node {
             }
         };
         if self.inner.store.as_ref().is_some_and(Store::is_in_trouble) {
-            return Err(journal::unwritable());
+            return Err(held(&pool, journal::unwritable()).await);
         }
         let session = pool.existing(&pool.scoped(key)).await?;
         match session.execute(&pool, id, request) {

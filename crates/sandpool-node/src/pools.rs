@@ -390,11 +390,11 @@ impl PoolState {
         let why = known.lost.clone().unwrap_or_else(|| "its sandbox ended with its launcher".to_owned());
         if let Some(store) = self.store.as_ref().filter(|_| known.lost.is_none()) {
             store.lost(*sandbox, &why);
+            self.counts.lost(Loss::Restart);
         }
         let key = self.key(payer, &key.identifier);
         let mut inner = self.inner();
         if !known.is_heard && inner.rules.session(&key).is_none() {
-            self.counts.lost(Loss::Restart);
             inner.lost.add(key, why, *sandbox);
         }
     }
