@@ -20,6 +20,7 @@ import yaml
 import test_images
 import test_mcp_clients
 import test_mcp_hosted
+import test_metrics
 from documents import DOCUMENTS, ROOT, Example, Unreadable, examples_of, for_server, parameters
 from sandpool import CLEAN, PROGRAM, Server, Target, authority, command, wait_for
 from test_mcp_clients import TOOLS
@@ -28,12 +29,12 @@ from test_openapi import mismatch
 SESSIONS = ("chat-17", "chat-18")
 POOLS = ("python", "node", "shell", "agents")
 
-ELSEWHERE = [*sum(test_mcp_clients.EXAMPLES.values(), []), *test_mcp_hosted.EXAMPLES, *test_images.EXAMPLES]
+ELSEWHERE = [*sum(test_mcp_clients.EXAMPLES.values(), []), *test_mcp_hosted.EXAMPLES, *test_images.EXAMPLES, *test_metrics.EXAMPLES]
 
 
 # Every kind of example, and which examples are of it: an example is of the first kind that has it. A kind is a test below.
 KINDS = {
-    "settings": lambda one: one.language == "yaml",
+    "settings": lambda one: one.language == "yaml" and one not in ELSEWHERE,
     "elsewhere": lambda one: one in ELSEWHERE,
     "start": lambda one: one.language == "sh" and re.search(r"^(cargo run .*-- |sandpool )(up|serve)\b", one.code, re.M),
     "feeding": lambda one: one.language == "sh" and "$ID" in one.code,

@@ -75,9 +75,13 @@ def test_a_full_disk_is_said_and_nothing_that_was_told_of_is_lost(small_disk):
     assert refused.status_code == 503, refused.text
     assert "cannot write its state" in refused.json()["error"]["message"], refused.text
     assert server.native("GET", "/pools/shell/sessions/kept").status_code == 200, "what needs no room works"
+    counted = server.native("GET", "/metrics").text.splitlines()
+    assert {"sandpool_store_trouble 1", 'sandpool_http_refusals_total{class="5xx",code="ServiceUnavailable"} 1'} <= set(counted)
+    assert 'sandpool_pool_refusals_total{pool="shell",reason="unavailable"} 1' in counted
     assert server.is_ready() or server.process(), "it lives"
     filler.unlink()
     wait_for(lambda: run(server, "kept", "cat /mnt/data/a").status_code == 200, "the server to go on", 60)
+    assert "sandpool_store_trouble 0" in server.native("GET", "/metrics").text.splitlines()
     assert run(server, "kept", "cat /mnt/data/a").json()["stdout"] == "kept\n"
     for session, execution, stdout in told:
         again = server.native("GET", EXECUTIONS.format(session) + f"/{execution}")

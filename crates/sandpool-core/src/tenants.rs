@@ -110,6 +110,17 @@ pub struct Refusal {
     pub retry_after: Duration,
 }
 
+/// How a tenant stands with one limit of its quota.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// What of.
+    pub resource: Resource,
+    /// How much is in use, or used and has not come again. It may be more than the limit.
+    pub used: f64,
+    /// How much it may be.
+    pub limit: f64,
+}
+
 /// What one tenant uses, held against its quota.
 #[derive(Clone, Debug)]
 pub struct Meter {
@@ -136,6 +147,11 @@ impl Hourly {
         let nanoseconds = used.saturating_mul(HOUR.as_nanos()) / budget.max(1);
         let costs = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
         self.0 = self.0.max(now).saturating_add(costs);
+    }
+
+    /// How many times what there is in an hour is used, and has not come again.
+    fn used(self, now: Moment) -> f64 {
+        self.0.saturating_sub(now).as_secs_f64() / HOUR.as_secs_f64()
     }
 
     /// When there is something again, if there is nothing now: a little later than the moment of nothing left.
@@ -285,6 +301,31 @@ impl Meter {
         let most = now + SECOND + LONGEST_HOLD;
         self.refusals = (self.refusals.max(now) + each(REFUSALS_PER_SECOND)).min(most);
         (self.refusals - now).saturating_sub(SECOND)
+    }
+
+    /// How it stands with every limit that it has.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "eight petabytes are still exact")]
+    pub fn standing(&self, now: Moment) -> Vec<Standing> {
+        let Quota { sessions, creates_per_second, executions, cpu_per_hour, stored_bytes, egress_bytes_per_hour } =
+            self.quota;
+        let limited = |resource, used: f64, limit: Option<f64>| limit.map(|limit| Standing { resource, used, limit });
+        let budget = |hourly: Hourly, limit: Option<f64>| hourly.used(now) * limit.unwrap_or_default();
+        let rate = creates_per_second.map(f64::from);
+        let cpu = cpu_per_hour.map(|budget| budget.as_secs_f64());
+        let egress = egress_bytes_per_hour.map(|budget| budget as f64);
+        let made = self.creates.saturating_sub(now).as_secs_f64() * rate.unwrap_or_default();
+        [
+            limited(Resource::Sessions, self.sessions.into(), sessions.map(f64::from)),
+            limited(Resource::Creates, made, rate),
+            limited(Resource::Executions, self.executions.into(), executions.map(f64::from)),
+            limited(Resource::Cpu, budget(self.cpu, cpu), cpu),
+            limited(Resource::Stored, self.stored as f64, stored_bytes.map(|limit| limit as f64)),
+            limited(Resource::Egress, budget(self.egress, egress), egress),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     /// Sessions and executions.

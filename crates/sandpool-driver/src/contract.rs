@@ -250,14 +250,14 @@ async fn of_a_removed_pool_nothing_more_is_made(case: &Case<'_>) {
     let other = PoolName::parse("other").expect("a name");
     let template = Template { pool: other.clone(), ..case.harness.template() };
     driver.ensure_pool(&template).await.expect("another pool");
-    driver.create(id(1), &other).await.expect("it is made");
+    driver.create(id(201), &other).await.expect("it is made");
     driver.remove_pool(&other).await.expect("it is removed");
     driver.remove_pool(&other).await.expect("and again");
-    refused!(driver.create(id(2), &other).await, DriverError::Invalid(_));
+    refused!(driver.create(id(202), &other).await, DriverError::Invalid(_));
     assert_eq!(case.list().await.len(), 1, "what was there stays");
-    driver.destroy(id(1)).await.expect("until it is destroyed");
+    driver.destroy(id(201)).await.expect("until it is destroyed");
     driver.ensure_pool(&template).await.expect("it may come back");
-    driver.create(id(3), &other).await.expect("and be used");
+    driver.create(id(203), &other).await.expect("and be used");
 }
 
 async fn a_sandbox_is_assigned_when_it_is_ready_and_not_before(case: &Case<'_>) {

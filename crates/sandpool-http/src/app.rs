@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::auth::{Auth, Principal, Role};
 use crate::problem::Problem;
-use crate::{azure, mcp, native, openapi};
+use crate::{azure, mcp, metrics, native, openapi};
 
 /// What stays as it is in one segment of a path, in the value of a parameter, and in a file's name in a header (RFC 3986
 /// calls it unreserved; RFC 8187 allows it).
@@ -35,12 +35,15 @@ pub struct App {
     pub pools: Pools,
     /// What stands behind the dot in the names of hosts under which ports of sessions are reached.
     pub preview_host: Arc<str>,
+    /// `/metrics` is answered to who has no token.
+    pub open_metrics: bool,
     /// This program's version.
     pub version: &'static str,
 }
 
 /// All dialects.
 pub fn router(app: App) -> Router {
+    let requests = Arc::<metrics::Requests>::default();
     let alive = || async { Json(json!({ "status": "alive" })) };
     Router::new()
         .route("/healthz", get(alive))
@@ -48,11 +51,13 @@ pub fn router(app: App) -> Router {
         .merge(mcp::native::routes(app.clone()))
         .merge(mcp::hosted::routes(app.clone()))
         .merge(openapi::routes())
+        .merge(metrics::routes(app.clone(), Arc::clone(&requests)))
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)
         .fallback_service(azure::service(app.clone()))
         .layer(axum::middleware::from_fn(without_body))
         .layer(axum::middleware::from_fn_with_state(app, native::ports::by_host))
+        .layer(axum::middleware::from_fn_with_state(requests, metrics::count))
 }
 
 /// The longest body that is read of a request that means nothing by it, in bytes.

@@ -6,6 +6,7 @@
 //! native   /pools, with streaming            azure     every generation of dynamic sessions' data plane
 //! mcp      the Model Context Protocol                arm       Azure's control plane of pools
 //! auth     who asks                          openapi   all of it, described
+//! metrics  what is counted, for Prometheus
 //! ```
 //!
 //! A handler parses, calls [`sandpool_node::Node`], and answers. Nothing here knows a sandbox.
@@ -16,6 +17,7 @@ pub mod auth;
 mod azure;
 mod forward;
 mod mcp;
+mod metrics;
 mod native;
 mod objects;
 mod openapi;

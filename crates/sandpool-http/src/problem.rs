@@ -17,6 +17,7 @@ use sandpool_node::NodeError;
 use serde_json::json;
 
 use crate::auth::AuthFailure;
+use crate::metrics::Code;
 
 /// The header that repeats the code.
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
@@ -168,7 +169,9 @@ impl IntoResponse for Problem {
         if let Some(challenge) = self.challenge {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        (self.status, headers, Json(body)).into_response()
+        let mut response = (self.status, headers, Json(body)).into_response();
+        response.extensions_mut().insert(Code(self.code));
+        response
     }
 }
 

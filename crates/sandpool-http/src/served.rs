@@ -188,6 +188,7 @@ impl Served {
             auth: Arc::clone(&auth),
             pools,
             preview_host: "preview.localhost".into(),
+            open_metrics: false,
             version: "0.0.0",
         };
         #[cfg(feature = "conformance-fixtures")]

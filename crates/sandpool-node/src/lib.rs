@@ -8,6 +8,7 @@ pub mod api;
 mod files;
 mod journal;
 mod link;
+pub mod metrics;
 mod node;
 mod pools;
 mod ports;
@@ -17,6 +18,7 @@ mod session;
 mod tenants;
 
 pub use api::*;
+pub use metrics::Metrics;
 pub use node::{ExecutionHandle, Node, NodeConfig};
 pub use ports::Connection;
 pub use sandpool_store::{Store, StoreError};

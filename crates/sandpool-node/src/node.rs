@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
 use crate::journal;
+use crate::metrics::{Calls, Metrics, counted};
 use crate::pools::{BOOT_LIMIT, Clock, PoolState};
 use crate::record::Record;
 use crate::session::Session;
@@ -41,6 +42,7 @@ pub struct Node {
 #[derive(Debug)]
 struct Inner {
     driver: crate::pools::Shared,
+    calls: Arc<Calls>,
     pools: RwLock<BTreeMap<PoolName, Arc<PoolState>>>,
     /// One change of the pools at a time.
     changing: tokio::sync::Mutex<()>,
@@ -84,6 +86,7 @@ pub(crate) fn of_session(key: &SessionKey, error: DriverError) -> NodeError {
 /// A refusal, once its tenant may hear it: one that asks without end for more than its quota is slowed down, so that its asking costs the
 /// others little.
 async fn held(pool: &PoolState, error: NodeError) -> NodeError {
+    pool.counts.refused(&error);
     if let NodeError::OverQuota { tenant, .. } = &error {
         let hold = pool.hold(tenant);
         if !hold.is_zero() {
@@ -121,11 +124,13 @@ impl Node {
     /// `PoolBroken` when a pool cannot be made of its image and limits, `Unavailable` when the driver does not answer.
     pub async fn start(config: NodeConfig, driver: Arc<dyn Driver>) -> Result<Self, NodeError> {
         let clock = Clock { start: Instant::now(), offset: config.monotonic };
+        let (driver, calls) = counted(driver);
         let mut changes = driver.watch();
         let tenants = Arc::new(Tenants::new(config.tenants));
         let node = Self {
             inner: Arc::new(Inner {
                 driver: crate::pools::Shared(Arc::clone(&driver)),
+                calls,
                 pools: RwLock::default(),
                 changing: tokio::sync::Mutex::default(),
                 tenants: Arc::clone(&tenants),
@@ -301,6 +306,13 @@ impl Node {
         self.all().iter().map(|pool| pool.status()).collect()
     }
 
+    /// What is counted here, as it is now.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        let Inner { tenants, calls, store, .. } = &*self.inner;
+        Metrics::of(&self.all(), tenants, calls, store.as_ref())
+    }
+
     /// One pool.
     ///
     /// # Errors
@@ -438,7 +450,11 @@ impl Node {
                 "the session is there already, and has the variables and secrets that it was given when it was made";
             return Err(NodeError::Invalid(why.to_owned()));
         }
-        Ok(Opened { session: pool.describe_session(&session), new, took: began.elapsed() })
+        let took = began.elapsed();
+        if new {
+            pool.counts.allocated(took);
+        }
+        Ok(Opened { session: pool.describe_session(&session), new, took })
     }
 
     /// A session, without counting as use.
@@ -551,7 +567,7 @@ impl Node {
             }
         };
         if self.inner.store.as_ref().is_some_and(Store::is_in_trouble) {
-            return Err(journal::unwritable());
+            return Err(held(&pool, journal::unwritable()).await);
         }
         let session = pool.existing(&pool.scoped(key)).await?;
         match session.execute(&pool, id, request) {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::*;
 use crate::journal;
 use crate::link::Link;
+use crate::metrics::{Ended, Loss, PoolCounts};
 use crate::session::{Activity, Session};
 use crate::tenants::{TenantState, Tenants};
 
@@ -70,6 +71,7 @@ pub(crate) struct PoolState {
     tenants: Arc<Tenants>,
     store: Option<Store>,
     clock: Clock,
+    pub(crate) counts: Arc<PoolCounts>,
     inner: Mutex<Inner>,
     /// The sessions there are, or will be in a moment. Changed under the lock of `inner` only; a request on a session
     /// that is there reads this and takes no other lock that sessions share.
@@ -196,6 +198,7 @@ impl PoolState {
             tenants,
             store,
             clock,
+            counts: Arc::default(),
             inner: Mutex::new(Inner {
                 rules,
                 line: Line::new(IN_LINE),
@@ -269,7 +272,7 @@ impl PoolState {
             (sessions, reservoir)
         };
         self.changed.notify_waiters();
-        let ends = sessions.into_iter().filter_map(|sandbox| self.end(sandbox)).collect::<Vec<_>>();
+        let ends = sessions.into_iter().filter_map(|sandbox| self.end(sandbox, Ended::PoolRemoved)).collect::<Vec<_>>();
         let ends = ends.into_iter().chain(reservoir.into_iter().map(|sandbox| self.destroy(sandbox)));
         // They do not panic; and if they did, the sessions would be ended all the same.
         futures::future::join_all(ends).await;
@@ -373,6 +376,7 @@ impl PoolState {
                 if let Some(store) = &self.store {
                     store.lost(sandbox.id, &reason);
                 }
+                self.counts.lost(Loss::Restart);
                 inner.lost.add(key, reason, sandbox.id);
                 return;
             }
@@ -386,6 +390,7 @@ impl PoolState {
         let why = known.lost.clone().unwrap_or_else(|| "its sandbox ended with its launcher".to_owned());
         if let Some(store) = self.store.as_ref().filter(|_| known.lost.is_none()) {
             store.lost(*sandbox, &why);
+            self.counts.lost(Loss::Restart);
         }
         let key = self.key(payer, &key.identifier);
         let mut inner = self.inner();
@@ -434,7 +439,7 @@ impl PoolState {
         tokio::spawn(async move {
             let session = pool.connect(sandbox, record, None).await;
             if let Err(error) = &session {
-                pool.lose(sandbox, &error.to_string());
+                pool.lose(sandbox, Loss::Restart, &error.to_string());
             }
             sender.send_replace(Some(session));
         });
@@ -451,7 +456,7 @@ impl PoolState {
             drop(inner);
             let began = self.settled_now(&key).map(|session| session.link.boot_id());
             if began.is_some_and(|began| sandbox.boot_id.is_some_and(|now| now != began)) {
-                self.lose(id, "its sandbox started anew");
+                self.lose(id, Loss::StartedAnew, "its sandbox started anew");
             }
         } else if sandbox.phase == Phase::Ready && sandbox.owner.is_none() {
             if let Some(boot) = sandbox.boot_id {
@@ -482,10 +487,12 @@ impl PoolState {
             }
             if let GoneReason::BootFailed(why) = reason {
                 inner.trouble = Some(why.clone());
+                self.counts.boot_failed();
             }
             inner.boots.remove(&sandbox);
             inner.created.remove(&sandbox);
             if let Some(key) = inner.rules.gone(sandbox, now) {
+                self.counts.lost(reason.into());
                 let why = match reason {
                     GoneReason::Destroyed => "its sandbox was destroyed".to_owned(),
                     GoneReason::OutOfMemory => "its memory was used up".to_owned(),
@@ -523,8 +530,9 @@ impl PoolState {
 
     /// Gives a session up: its owner hears of it with the next request. By its sandbox, since the same name may be
     /// another session by now.
-    pub(crate) fn lose(&self, sandbox: SandboxId, why: &str) {
+    pub(crate) fn lose(&self, sandbox: SandboxId, loss: Loss, why: &str) {
         if let Some(key) = self.take(sandbox, Some(why)) {
+            self.counts.lost(loss);
             tracing::warn!(pool = %self.name, session = %key, %sandbox, "a session is lost: {why}");
             self.destroy(sandbox);
             self.changed.notify_waiters();
@@ -533,10 +541,11 @@ impl PoolState {
     }
 
     /// Ends a session. Answers the task that destroys its sandbox, if there was one.
-    fn end(self: &Arc<Self>, sandbox: SandboxId) -> Option<JoinHandle<()>> {
+    fn end(self: &Arc<Self>, sandbox: SandboxId, why: Ended) -> Option<JoinHandle<()>> {
         let key = self.inner().rules.owner(sandbox)?.clone();
         let counted = self.settled_now(&key).filter(|session| session.tenant.counts_usage());
         self.take(sandbox, None)?;
+        self.counts.ended(why);
         let task = match counted {
             None => self.destroy(sandbox),
             Some(session) => {
@@ -580,7 +589,7 @@ impl PoolState {
                 (None, None) => return Err(NodeError::NoSession(key.identifier.clone())),
             }
         };
-        if let Some(task) = self.end(sandbox) {
+        if let Some(task) = self.end(sandbox, Ended::Asked) {
             // It does not panic; and if it did, the session would be ended all the same.
             let _ = task.await;
         }
@@ -779,6 +788,7 @@ impl PoolState {
             Claim::Fresh(sandbox) => {
                 let (sender, coming) = watch::channel(None);
                 self.change_sessions().insert(key.clone(), coming.clone());
+                self.counts.opened();
                 if let Some(tenant) = tenant {
                     tenant.opened(now);
                     inner.payers.insert(sandbox, tenant);
@@ -799,7 +809,7 @@ impl PoolState {
                 tokio::spawn(async move {
                     let session = pool.connect(sandbox, record, Some(given)).await;
                     if session.is_err() {
-                        pool.end(sandbox);
+                        pool.end(sandbox, Ended::Failed);
                     }
                     sender.send_replace(Some(session));
                     pool.refill.notify_one();
@@ -944,10 +954,10 @@ impl PoolState {
             match said {
                 Some(_) if pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) => {
                     tracing::info!(pool = %pool.name, %sandbox, "a session ends with its program");
-                    pool.end(sandbox);
+                    pool.end(sandbox, Ended::Program);
                 }
-                Some(why) => pool.lose(sandbox, &why),
-                None => pool.lose(sandbox, "its sandbox stopped answering"),
+                Some(why) => pool.lose(sandbox, Loss::StoppedAnswering, &why),
+                None => pool.lose(sandbox, Loss::StoppedAnswering, "its sandbox stopped answering"),
             }
         });
         Ok(session)
@@ -1118,6 +1128,7 @@ impl PoolState {
             }
             Err(error) => {
                 tracing::warn!(pool = %self.name, "a sandbox could not be made: {error}");
+                self.counts.boot_failed();
                 let now = self.now();
                 {
                     let mut inner = self.inner();
@@ -1144,7 +1155,7 @@ impl PoolState {
             };
             for sandbox in over {
                 tracing::info!(pool = %self.name, %sandbox, "a session ends: it was idle, or old");
-                self.end(sandbox);
+                self.end(sandbox, Ended::Over);
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,

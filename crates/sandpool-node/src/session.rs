@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::api::{ExecuteRequest, NodeError};
 use crate::journal::Journal;
 use crate::link::Link;
+use crate::metrics::Loss;
 use crate::pools::PoolState;
 use crate::record::Record;
 use crate::tenants::{Running, TenantState};
@@ -200,6 +201,7 @@ impl Session {
             used.cpu = Duration::from_micros(usage.cpu_us.saturating_sub(before.cpu_us));
             used.moved = moved(usage).saturating_sub(moved(before));
             used.stored_before = before.stored;
+            self.tenant.counts.used(&before, &usage);
         }
         self.tenant.used(used, now);
     }
@@ -240,9 +242,10 @@ impl Session {
             return Ok(());
         }
         let in_use = InUse::holding(self.tenant.resume(), pool, self);
-        let session = Arc::clone(self);
+        let (session, counts) = (Arc::clone(self), Arc::clone(&pool.counts));
         tokio::spawn(async move {
             record.ended().await;
+            counts.executed(&record.outline());
             drop(in_use);
             session.write(&record);
         });
@@ -300,10 +303,11 @@ impl Session {
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             output_limit,
         };
-        let (session, kept) = (Arc::clone(self), Arc::clone(&record));
+        let (session, kept, counts) = (Arc::clone(self), Arc::clone(&record), Arc::clone(&pool.counts));
         let in_use = InUse::holding(place, pool, self);
         tokio::spawn(async move {
             session.see_through(in_use, &kept, execute, turn, timeout).await;
+            counts.executed(&kept.outline());
             session.write(&kept);
         });
         Ok(record)
@@ -357,7 +361,7 @@ impl Session {
         if tokio::time::timeout(timeout.saturating_add(GRACE), record.ended()).await.is_err() {
             record.end(Outcome::TimedOut);
             self.link.forget(&key);
-            in_use.pool.lose(self.sandbox, "its execution could not be stopped in time");
+            in_use.pool.lose(self.sandbox, Loss::NotStopped, "its execution could not be stopped in time");
         }
     }
 

@@ -12,6 +12,7 @@ use sandpool_core::pool::Moment;
 use sandpool_core::tenants::{Meter, Refusal, Tenant, Used};
 
 use crate::api::NodeError;
+use crate::metrics::{TenantCounts, TenantMetrics};
 
 /// The declared tenants. Another name is a tenant without a quota: it has sessions that are older than the settings, and
 /// nobody's token.
@@ -25,6 +26,7 @@ pub(crate) struct Tenants {
 pub(crate) struct TenantState {
     pub(crate) name: TenantName,
     pub(crate) weight: u32,
+    pub(crate) counts: TenantCounts,
     /// Nothing, when there is nothing to hold it against.
     meter: Option<Mutex<Meter>>,
 }
@@ -40,6 +42,18 @@ impl Tenants {
         self.declared.values().any(|tenant| tenant.counts_usage())
     }
 
+    /// What is counted of those that have a quota, by name.
+    pub(crate) fn metrics(&self, now: Moment) -> Vec<TenantMetrics> {
+        let counted = self.declared.values().filter_map(|tenant| {
+            let (standing, counts_usage) =
+                tenant.meter().map(|meter| (meter.standing(now), meter.quota().is_of_usage()))?;
+            Some(TenantMetrics::of(&tenant.name, &standing, &tenant.counts, counts_usage))
+        });
+        let mut counted: Vec<_> = counted.collect();
+        counted.sort_by(|one, other| one.name.cmp(&other.name));
+        counted
+    }
+
     pub(crate) fn get(&self, name: &TenantName) -> Arc<TenantState> {
         let undeclared = || Arc::new(TenantState::new(Tenant::unlimited(name.clone())));
         self.declared.get(name).cloned().unwrap_or_else(undeclared)
@@ -50,7 +64,7 @@ impl TenantState {
     fn new(tenant: Tenant) -> Self {
         let Tenant { name, weight, quota } = tenant;
         let meter = (!quota.is_unlimited()).then(|| Mutex::new(Meter::new(quota)));
-        Self { name, weight, meter }
+        Self { name, weight, counts: TenantCounts::default(), meter }
     }
 
     fn meter(&self) -> Option<MutexGuard<'_, Meter>> {
@@ -59,6 +73,7 @@ impl TenantState {
 
     fn refused(&self, refusal: Refusal) -> NodeError {
         let Refusal { resource, limit, retry_after } = refusal;
+        self.counts.refused(resource);
         NodeError::OverQuota { tenant: self.name.clone(), resource, limit, retry_after }
     }
 

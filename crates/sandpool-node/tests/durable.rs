@@ -34,6 +34,14 @@ async fn sessions_that_ended_with_their_launcher_are_told_as_lost_once_and_their
     let after = anew(before, directory.path()).await;
     let read = after.node.past_execution(&after.pool, &name("mine"), ended.id).await.unwrap();
     assert_eq!((&read.state, stdout(&read)), (&ended.state, stdout(&ended)));
+    let counted = |bench: &Bench| {
+        bench.node.metrics().pools[0].lost.iter().copied().filter(|(_, count)| *count > 0).collect::<Vec<_>>()
+    };
+    assert_eq!(counted(&after), [("restart", 1)]);
+    assert_eq!(after.node.metrics().store_trouble, Some(false));
+    // Another restart before its owner has heard: it is not lost twice.
+    let after = anew(after, directory.path()).await;
+    assert_eq!(counted(&after), []);
     let lost = after.open("mine").await.unwrap_err();
     assert!(matches!(&lost, NodeError::SessionLost { reason, .. } if reason.contains("launcher")), "{lost}");
     assert!(after.open("mine").await.unwrap().new, "it is said once");

@@ -176,3 +176,42 @@ async fn processor_time_that_is_used_up_refuses_what_is_new_and_ends_nothing() {
     bench.node.delete_session(&bench.pool, &key("acme", "second")).await.unwrap();
     assert_eq!(refused(open(&bench, "acme", "third").await), (Resource::Cpu, 60));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_tenant_uses_is_counted_where_something_limits_it() {
+    let quota = Quota { egress_bytes_per_hour: Some(1_000), sessions: Some(5), ..Quota::default() };
+    let few = Quota { sessions: Some(5), ..Quota::default() };
+    let of = |name, quota| Tenant { name: tenant(name), weight: 1, quota };
+    let bench = pool_for(vec![of("globex", few), of("acme", quota)], |_| {}).await;
+    for name in ["acme", "globex"] {
+        let sandbox = open(&bench, name, "first").await.unwrap().session.sandbox;
+        bench.memory.using(sandbox, |used| (used.sent, used.received, used.cpu_us) = (300, 200, 1_500_000));
+    }
+    tokio::time::sleep(seconds(6)).await;
+    let [acme, globex] = &bench.node.metrics().tenants[..] else { panic!("two, by name") };
+    let used = acme.used.unwrap();
+    assert_eq!((used.sent, used.received, used.cpu), (300, 200, Duration::from_millis(1_500)));
+    let [sessions, egress] = acme.quota[..] else { panic!("{:?}", acme.quota) };
+    assert_eq!(sessions, ("sessions", 1.0, 5.0));
+    assert_eq!((egress.0, egress.2), ("egressBytesPerHour", 1_000.0));
+    assert!((490.0..=500.0).contains(&egress.1), "half of it, of which some may have come again: {}", egress.1);
+    assert_eq!((globex.name.as_str(), globex.used.is_none()), ("globex", true), "nobody looks");
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_end_and_those_that_are_lost_are_all_that_were_opened() {
+    let bench = pool_for(Vec::new(), |spec| spec.life.cooldown = seconds(10)).await;
+    for name in ["asked", "idle", "lost"] {
+        open(&bench, "acme", name).await.unwrap();
+    }
+    bench.node.delete_session(&bench.pool, &key("acme", "asked")).await.unwrap();
+    let lost = bench.node.session(&bench.pool, &key("acme", "lost")).unwrap().sandbox;
+    bench.memory.kill(lost, sandpool_driver::GoneReason::OutOfMemory);
+    tokio::time::sleep(seconds(11)).await;
+    let [pool] = &bench.node.metrics().pools[..] else { panic!("one") };
+    assert_eq!((pool.opened, pool.allocations.count, pool.status.sessions), (3, 3, 0));
+    let counted =
+        |counts: &[(&'static str, u64)]| counts.iter().copied().filter(|(_, count)| *count > 0).collect::<Vec<_>>();
+    assert_eq!(counted(&pool.ended), [("asked", 1), ("over", 1)]);
+    assert_eq!(pool.lost.iter().map(|(_, count)| count).sum::<u64>(), 1, "{:?}", pool.lost);
+}

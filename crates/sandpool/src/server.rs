@@ -217,6 +217,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         auth,
         pools,
         preview_host: settings.preview_host.as_str().into(),
+        open_metrics: settings.metrics.open,
         version: env!("CARGO_PKG_VERSION"),
     };
     let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));

@@ -60,6 +60,9 @@ pub(crate) struct Settings {
     /// What one session may use of the egress proxy.
     #[serde(default)]
     pub(crate) egress_limits: egress::EgressLimits,
+    /// Who may read what is counted.
+    #[serde(default)]
+    pub(crate) metrics: MetricsSettings,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -78,6 +81,15 @@ pub(crate) struct Https {
     /// A PEM file with its key.
     #[serde(default)]
     pub(crate) key: Option<PathBuf>,
+}
+
+/// Who may read what is counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct MetricsSettings {
+    /// Whoever reaches the server, without a token.
+    #[serde(default)]
+    pub(crate) open: bool,
 }
 
 /// Who may call, besides the bearers of our own tokens.
@@ -193,6 +205,7 @@ impl Default for Settings {
             tenants: Vec::new(),
             preview_host: default_preview_host(),
             egress_limits: egress::EgressLimits::default(),
+            metrics: MetricsSettings::default(),
             pools: default_pools(),
         }
     }

@@ -211,3 +211,25 @@ fn who_asks_without_end_hears_its_refusals_later_and_at_last_at_an_even_rate() {
     let later = at + Duration::from_secs(2);
     assert_eq!(meter.refused(later), Duration::ZERO, "it is forgotten");
 }
+
+#[test]
+fn how_a_tenant_stands_is_what_it_is_held_against() {
+    let mut meter = Meter::new(Quota { stored_bytes: None, ..quota() });
+    meter.opened(at(0));
+    meter.begin(at(0)).unwrap();
+    meter.used(Used { cpu: Duration::from_secs(30), moved: 7_200, ..Used::default() }, at(0));
+    let standing = |meter: &Meter, now| {
+        meter.standing(now).iter().map(|one| (one.resource, one.used, one.limit)).collect::<Vec<_>>()
+    };
+    let expected = [
+        (Resource::Sessions, 1.0, 3.0),
+        (Resource::Creates, 1.0, 2.0),
+        (Resource::Executions, 1.0, 2.0),
+        (Resource::Cpu, 30.0, 60.0),
+        (Resource::Egress, 7_200.0, 3_600.0),
+    ];
+    assert_eq!(standing(&meter, at(0)), expected);
+    // Half an hour later half of what there is in an hour has come again.
+    let later: Vec<_> = standing(&meter, at(1_800_000)).into_iter().map(|(_, used, _)| used).collect();
+    assert_eq!(later, [1.0, 0.0, 1.0, 0.0, 5_400.0]);
+}

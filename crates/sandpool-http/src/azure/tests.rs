@@ -109,8 +109,8 @@ async fn world(name: &str) -> World {
     let host = Host::new(MemoryConfig::default());
     let node = Node::start(NodeConfig { pools: specs.to_vec(), ..NodeConfig::default() }, host.driver()).await.unwrap();
     let pools = prepared.with(node.clone(), None, Arc::new(crate::served::InMemory));
-    let router =
-        service(App { node, auth: Arc::new(auth), pools, preview_host: "preview.localhost".into(), version: "0" });
+    let (auth, preview_host) = (Arc::new(auth), "preview.localhost".into());
+    let router = service(App { node, auth, pools, preview_host, open_metrics: false, version: "0" });
     World { router, tokens, keys }
 }
 

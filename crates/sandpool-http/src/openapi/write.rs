@@ -143,6 +143,12 @@ fn general() -> Vec<Operation> {
             "application/json",
             to("Problem"),
         ),
+        on("get", "/metrics", "getMetrics", "What is counted, for Prometheus")
+            .tag("server")
+            .about("For a token of the tenant `default` that is not bound to pools, a session or a scope; open where the settings say so.")
+            .answers(200, "It, in the form that `Accept` names.", "text/plain", text())
+            .answers(200, "It, in the form that `Accept` names.", "application/openmetrics-text", text())
+            .refuses(&[401, 403, 500]),
         open("/openapi.json", "describe", "This document").answers(
             200,
             "It.",
