@@ -37,7 +37,7 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
@@ -50,7 +50,8 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys"]),
     ("sandpool-store", &["sandpool-core"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store"]),
-    ("sandpool-http", &["sandpool-core", "sandpool-node"]),
+    ("sandpool-objects", &["sandpool-core", "sandpool-wire", "sandpool-egress", "sandpool-image", "sandpool-node"]),
+    ("sandpool-http", &["sandpool-core", "sandpool-node", "sandpool-objects"]),
 ];
 
 /// A file of the tree, by its path from the root.

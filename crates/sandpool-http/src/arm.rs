@@ -136,7 +136,7 @@ impl Call<'_> {
 
     fn shown(&self, group: &Group, kept: &Kept) -> Value {
         let state = operation::state_of(self.app, kept);
-        resource::write(kept, group, &self.origin, &self.version, state)
+        resource::write(kept, group, &self.origin, &self.version, &state)
     }
 
     fn list(&self, group: &Group) -> Result<Response, Problem> {

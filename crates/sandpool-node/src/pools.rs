@@ -1,10 +1,10 @@
 //! One pool at work: fills its reservoir, binds sessions to sandboxes, ends them when their time is over.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::line::{Line, Ticket};
@@ -20,12 +20,11 @@ use tokio_util::sync::CancellationToken;
 use crate::api::*;
 use crate::journal;
 use crate::link::Link;
+use crate::lost::Lost;
 use crate::metrics::{Ended, Loss, PoolCounts};
+use crate::owner::OwnerRecord;
 use crate::session::{Activity, Session};
 use crate::tenants::{TenantState, Tenants};
-
-/// Lost sessions that are remembered until their owner hears of it; the oldest are forgotten first.
-const LOST: usize = 4096;
 
 /// The longest that it may take to give a sandbox to a session, or to find one again after a restart.
 const CONNECT: Duration = Duration::from_secs(60);
@@ -112,36 +111,6 @@ struct Inner {
     trouble: Option<String>,
     /// Nobody gets a session any more.
     is_removed: bool,
-}
-
-/// Sessions whose owners have yet to hear that they are lost, and why.
-#[derive(Debug, Default)]
-struct Lost {
-    reasons: HashMap<SessionKey, (String, SandboxId)>,
-    /// Oldest first; also of some that are not there any more.
-    order: VecDeque<SessionKey>,
-}
-
-impl Lost {
-    fn get(&self, key: &SessionKey) -> Option<&String> {
-        self.reasons.get(key).map(|(reason, _)| reason)
-    }
-
-    /// Why it was lost, and the sandbox that its driver may forget now.
-    fn take(&mut self, key: &SessionKey) -> Option<(String, SandboxId)> {
-        self.reasons.remove(key)
-    }
-
-    fn add(&mut self, key: SessionKey, reason: String, sandbox: SandboxId) {
-        while self.order.len() >= LOST
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.reasons.remove(&oldest);
-        }
-        self.order.retain(|other| *other != key);
-        self.order.push_back(key.clone());
-        self.reasons.insert(key, (reason, sandbox));
-    }
 }
 
 /// A caller that waits for a sandbox, for as long as it does.
@@ -262,7 +231,7 @@ impl PoolState {
             let sessions: Vec<_> = inner.rules.sessions().map(|(_, session)| session.sandbox).collect();
             let mut reservoir = inner.rules.give_up_reservoir();
             reservoir.extend(std::mem::take(&mut inner.created));
-            for (key, (_, sandbox)) in std::mem::take(&mut inner.lost.reasons) {
+            for (key, (_, sandbox)) in inner.lost.take_all() {
                 tracing::debug!(pool = %self.name, session = %key, "a lost session's pool is removed");
                 if let Some(store) = &self.store {
                     store.ended(sandbox);
@@ -1203,41 +1172,5 @@ impl Drop for InLine<'_> {
         self.pool.inner().line.left(self.ticket);
         // It may have stood before somebody.
         self.pool.changed.notify_waiters();
-    }
-}
-
-/// What is kept with the driver about a sandbox's owner: five lines of text. (Sandboxes that are older than tenants have
-/// three, and than the last line four.)
-struct OwnerRecord {
-    identifier: Identifier,
-    created: SystemTime,
-    /// When it was made by the host's monotonic clock, which nobody sets.
-    began: Option<Duration>,
-    subject: String,
-    /// Against whose quota it counts, and in whose room it is unless the pool has only one.
-    tenant: TenantName,
-}
-
-impl OwnerRecord {
-    fn encode(&self) -> Vec<u8> {
-        let Self { identifier, created, began, subject, tenant } = self;
-        let created = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let subject: String = subject.chars().filter(|character| !character.is_control()).collect();
-        let began = began.map_or_else(String::new, |began| format!("\n{}", began.as_millis()));
-        format!("{identifier}\n{created}\n{subject}\n{tenant}{began}").into_bytes()
-    }
-
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        let mut lines = text.splitn(5, '\n');
-        let identifier = Identifier::parse(lines.next()?).ok()?;
-        let created = UNIX_EPOCH + Duration::from_millis(lines.next()?.parse().ok()?);
-        let subject = lines.next()?.to_owned();
-        let tenant = match lines.next() {
-            Some(tenant) => TenantName::parse(tenant).ok()?,
-            None => TenantName::default(),
-        };
-        let began = lines.next().and_then(|began| began.parse().ok()).map(Duration::from_millis);
-        Some(Self { identifier, created, began, subject, tenant })
     }
 }

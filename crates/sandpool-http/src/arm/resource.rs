@@ -395,7 +395,7 @@ fn said(value: &Value) -> Value {
 }
 
 /// The resource that a pool is.
-pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, state: State) -> Value {
+pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, state: &State) -> Value {
     let object = &kept.object;
     let (spec, notes) = (&object.spec, &object.metadata.annotations);
     let name = &object.metadata.name;

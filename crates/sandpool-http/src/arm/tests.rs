@@ -13,6 +13,7 @@ async fn send(served: &Served, token: &str, method: &str, path: &str, body: Valu
     read(served.send(request.header("host", "arm.test").body(body).unwrap()).await).await
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "properties are made where they are given")]
 fn resource(properties: Value) -> Value {
     json!({ "location": "westus2", "tags": { "team": "blue" }, "properties": properties })
 }

@@ -361,6 +361,7 @@ async fn readiness_names_what_is_missing() {
     assert_eq!(served.memory.sandboxes().len(), 3);
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "a spec is made where it is given")]
 fn object(name: &str, spec: Value) -> Value {
     let mut object = json!({ "metadata": { "name": name }, "spec": { "containerType": "Shell" } });
     let fields = object["spec"].as_object_mut().unwrap();
