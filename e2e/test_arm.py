@@ -67,7 +67,7 @@ def settled(arm: Arm, answer: requests.Response) -> str:
         told = requests.get(address, headers={"Authorization": f"Bearer {arm.bearer}"}, timeout=30).json()["status"]
         return told if told != "InProgress" else None
 
-    return wait_for(ended, "the operation's end", 60)
+    return wait_for(ended, "the operation's end", 30)
 
 
 @pytest.mark.parametrize("kind", ["PythonLTS", "Shell"])
@@ -278,3 +278,34 @@ def test_the_key_of_a_pool_ends_with_it(server, name):
     assert settled(arm, arm("PUT", name, json=MCP)) == "Succeeded"
     assert launched(arm, name, key) == 401, "the key of a pool that was deleted is good for another one"
     assert launched(arm, name, arm("POST", name, "/fetchMcpServerCredentials").json()["apiKey"]) == 200
+
+
+def test_a_removal_ends_when_the_pool_is_gone_whatever_has_its_name_then(server, name):
+    arm, quick = Arm(server), {"properties": {"containerType": "Shell", "scaleConfiguration": {"readySessionInstances": 0}}}
+    # Twice, so that the second is made in the second of the first at least once.
+    for _ in range(2):
+        assert arm("PUT", name, json=quick).status_code == 201
+        removed = arm("DELETE", name)
+        again = arm("PUT", name, json=quick)
+        assert (removed.status_code, again.status_code) == (202, 201)
+        assert settled(arm, removed) == "Succeeded"
+        assert arm("DELETE", name).status_code == 202
+
+
+def test_a_default_pool_is_applied_over_and_given_back(server):
+    arm = Arm(server)
+    before = server.native("GET", "/pools/shell/object", arm.bearer).json()
+    body = {"location": "here", "properties": {"containerType": "Shell", "scaleConfiguration": {"maxConcurrentSessions": 9}}}
+    try:
+        made = arm("PUT", "shell", json=body)
+        assert made.status_code == 200 and settled(arm, made) == "Succeeded"
+        assert arm("GET", "shell").json()["properties"]["scaleConfiguration"]["maxConcurrentSessions"] == 9
+        check_error(Arm(server, "elsewhere")("GET", "shell"), 404, "ResourceNotFound")
+        removed = arm("DELETE", "shell")
+        assert removed.status_code == 202
+        assert settled(arm, removed) == "Succeeded"
+    finally:
+        server.native("DELETE", "/pools/shell", arm.bearer)
+    after = server.native("GET", "/pools/shell/object", arm.bearer).json()
+    assert (after["spec"], after["metadata"]["origin"]) == (before["spec"], "default")
+    assert Arm(server, "elsewhere")("GET", "shell").status_code == 200
