@@ -101,6 +101,9 @@ def test_a_pool_is_made_looked_at_changed_and_removed(own, name):
     shown = own.get(name).json()
     assert (shown["status"]["ready"], shown["status"]["sessions"], shown["status"]["observedGeneration"]) == (1, 1, 1)
     assert own.applied(object, "unchanged")["metadata"] == own.applied(shown, "unchanged")["metadata"] == metadata
+    otherwise = copy.deepcopy(object)
+    otherwise["spec"] |= {"resources": {"memory": "2048Mi", "cpu": 1}, "env": [], "mcpServerSettings": {"isMcpServerEnabled": True}}
+    assert own.applied(otherwise, "unchanged")["metadata"] == metadata, "the same in other words"
     # A change counts, and one that is only tried does not.
     changed = copy.deepcopy(object)
     changed["spec"]["execution"] = {"queue": 3}
@@ -150,6 +153,7 @@ WRONG = [
     ("spec.scaleConfiguration.extra", 1, "Shell"),
     ("spec.scaleConfiguration.maxConcurrentSessions", 0, "Shell"),
     ("spec.scaleConfiguration.maxConcurrentSessions", 100_001, "Shell"),
+    ("spec.scaleConfiguration.maxConcurrentSessions", 5_000_000_000, "Shell"),
     ("spec.scaleConfiguration.maxConcurrentSessions", "many", "Shell"),
     ("spec.scaleConfiguration.maxConcurrentSessions", -1, "Shell"),
     ("spec.scaleConfiguration.readySessionInstances", 5, "Shell"),
@@ -371,16 +375,28 @@ def port():
     target.close()
 
 
+class Reach:
+    """A pool whose sessions may reach some of three hosts."""
+
+    def __init__(self, own: Operator, name: str, port: int):
+        self.own, self.name, self.port = own, name, port
+
+    def allowing(self, *names: str) -> dict:
+        return pool(self.name, "PythonLTS", egress={
+            "mode": "allow-list", "allow": [f"{host}.test:{self.port}" for host in names], "allowAddresses": ["127.0.0.0/8"],
+            "hosts": {f"{host}.test": ["127.0.0.1"] for host in ("one", "two", "three")},
+        })  # fmt: skip
+
+    def __call__(self, session: str) -> str:
+        """Which of them a session reaches."""
+        record = self.own.run(self.name, session, code=REACH.format(port=self.port))
+        assert record["outcome"] == "succeeded", record
+        return record["result"]["json"]
+
+
 def test_what_may_be_reached_changes_for_live_sessions_at_once(own, name, port):
-    hosts = {f"{host}.test": ["127.0.0.1"] for host in ("one", "two", "three")}
-
-    def allowing(*names: str) -> dict:
-        allow = [f"{host}.test:{port}" for host in names]
-        return pool(name, "PythonLTS", egress={"mode": "allow-list", "allow": allow, "allowAddresses": ["127.0.0.0/8"], "hosts": hosts})
-
-    def reached(session: str) -> str:
-        return own.run(name, session, code=REACH.format(port=port))["result"]["json"]
-
+    reached = Reach(own, name, port)
+    allowing = reached.allowing
     own.applied(allowing("one", "two"), "created")
     own.full(name)
     assert own.run(name, "live", code="x = 41\nx")["result"]["json"] == 41 and reached("live") == "one two"
@@ -399,18 +415,39 @@ def test_what_may_be_reached_changes_for_live_sessions_at_once(own, name, port):
 
 @pytest.mark.parametrize("nothing", [{}, {"egress": {"mode": "none"}}, {"sessionNetworkConfiguration": {"status": "EgressDisabled"}}], ids=["left out", "mode", "status"])
 def test_what_may_be_reached_ends_for_live_sessions_when_it_is_nothing(own, name, port, nothing):
-    hosts = {f"{host}.test": ["127.0.0.1"] for host in ("one", "two", "three")}
-    allowed = {"mode": "allow-list", "allow": [f"one.test:{port}"], "allowAddresses": ["127.0.0.0/8"], "hosts": hosts}
-    reached = lambda session: own.run(name, session, code=REACH.format(port=port))["result"]["json"]  # noqa: E731
-    own.applied(pool(name, "PythonLTS", egress=allowed), "created")
+    reached = Reach(own, name, port)
+    allowed = reached.allowing("one")
+    own.applied(allowed, "created")
     own.full(name)
     assert reached("live") == "one"
     own.applied(pool(name, "PythonLTS", **nothing), "changed")
     assert reached("fresh") == ""
     assert reached("live") == "", "a session that is there reaches what its pool reaches no more"
-    # And back: a session that was made when nothing was reached may stay so, and new ones reach it.
-    own.applied(pool(name, "PythonLTS", egress=allowed), "changed")
-    assert reached("newest") == "one"
+    # And back: a session that was made when nothing was reached has no way out, and new ones have.
+    own.applied(allowed, "changed")
+    assert reached("newest") == "one" and reached("fresh") == ""
+
+
+def test_what_may_be_reached_outlives_the_server_and_the_proxy(start, port):
+    own = Operator(start("--ready", "0", "--max-sessions", "2"))
+    server, reached = own.server, Reach(own, "net", port)
+    allowing = reached.allowing
+    own.applied(allowing("one", "two"), "created")
+    assert reached("live") == "one two"
+    own.applied(allowing("two"), "changed")
+    for part in (server.proxy, server.process):
+        pid = part()
+        kill(pid)
+        wait_for(lambda: part() not in (0, pid) and server.is_ready(), "its return", 60)  # noqa: B023
+        wait_for(lambda: reached("live") == "two", "the way out is back")
+        assert reached(f"new-{pid}") == "two"
+    own.applied(allowing("one", "three"), "changed")
+    assert reached("live") == "one three"
+    server.down()
+    own = reached.own = Operator(start("--ready", "0", "--max-sessions", "2", home=server.home))
+    assert reached("after") == "one three"
+    own.applied(allowing("three"), "changed")
+    assert reached("after") == "three"
 
 
 # What is left of it.
@@ -511,6 +548,46 @@ def test_many_applies_and_removes_of_one_name(own, name):
     assert own.run("shell", "some", command="echo works")["stdout"] == "works\n"
 
 
+def test_what_is_made_and_removed_at_once_leaves_nothing(own, name):
+    """Also while its sandboxes are being made."""
+    server = own.server
+    for other in ("python", "node", "shell"):
+        own.full(other)
+    before, groups = descendants(server.launcher), groups_of(server)
+    for number in range(3):
+        own.applied(pool(f"{name}-{number}", "PythonLTS"), "created")
+        assert own.remove(f"{name}-{number}").status_code == 204
+    wait_for(lambda: len(descendants(server.launcher)) <= len(before), "the end of its processes", 30)
+    wait_for(lambda: len(groups_of(server)) <= len(groups), "the end of its control groups", 30)
+
+
+def test_an_apply_goes_through_when_its_caller_goes_away(own, name):
+    with pytest.raises(requests.ReadTimeout):
+        server, object = own.server, pool(name, "PythonLTS")
+        server.native("PUT", f"/pools/{name}", own.bearer, json=object, timeout=0.1)
+    wait_for(lambda: own.get(name).status_code == 200, "the pool", 30)
+    own.full(name)
+    assert own.run(name, "some", code="6 * 7")["result"]["json"] == 42
+
+
+def test_an_apply_that_takes_long_holds_up_no_other(own, name):
+    """A pool whose interpreters start slowly is that pool's affair."""
+    other, heard = f"{name}-other", {}
+    slow = pool(name, "PythonLTS", resources={"cpu": 0.2})
+    thread = threading.Thread(target=lambda: heard.update(slow=own.put(slow).status_code))
+    thread.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    try:
+        own.applied(pool(other), "created")
+        took = time.monotonic() - began
+    finally:
+        thread.join(120)
+        own.remove(other)
+    assert heard["slow"] == 201
+    assert took < 4, f"another pool's apply waited for it: {took:.1f} s"
+
+
 # What lasts, and what comes from where.
 
 
@@ -557,7 +634,7 @@ def test_applied_pools_outlive_the_server_and_defaults_come_back(start):
     back = own.get("python").json()
     assert back["spec"] == defaults["spec"] and back["metadata"]["origin"] == "default"
     assert own.run("python", "later", code="x")["result"]["json"] == 42
-    assert own.run("python", "newest", code="import os; os.environ.get('STAGE')")["result"]["json"] is None
+    assert own.run("python", "newest", code="import os; 'STAGE' in os.environ")["result"]["json"] is False
     told = check_error(own.remove("python"), 409, "SessionPoolNotApplied")
     assert "python" in told["message"] and "configuration file" in told["message"]
     assert own.applied(back, "unchanged")["metadata"]["origin"] == "default"
@@ -609,6 +686,10 @@ def test_pools_of_the_configuration_file_are_the_files(start):
     check_error(own.put(filed, dryRun="true"), 409, "SessionPoolNotApplied")
     refused = own.server.run("pool", "rm", "filed", check=False)
     assert refused.returncode == 1 and "configuration file" in refused.stderr
+    group = "/subscriptions/some/resourceGroups/lab/providers/Microsoft.App/sessionPools"
+    for method, body in (("PUT", {"properties": {"containerType": "Shell"}}), ("PATCH", {"tags": {"a": "b"}}), ("DELETE", None)):
+        answer = own.server.native(method, f"{group}/filed", own.bearer, json=body)
+        assert "filed" in check_error(answer, 409, "SessionPoolNotApplied")["message"]
     # Beside them others can be applied; what the file says later counts.
     own.applied(pool("other", execution={"queue": 3}), "created")
     own.server.down()
@@ -698,7 +779,10 @@ def test_a_pool_whose_image_is_gone_keeps_nobody_from_starting(layouts, images, 
     assert "tool" in next(line for line in own.server.run("pool", "ls").stdout.splitlines() if line.startswith("tools "))
     answer = own.server.native("POST", "/pools/tools/sessions/some/executions", json={"command": "tool"})
     assert answer.status_code == 503, answer.text
+    group = "/subscriptions/some/resourceGroups/lab/providers/Microsoft.App/sessionPools"
+    assert own.server.native("GET", f"{group}/tools").json()["properties"]["provisioningState"] == "Failed"
     assert own.get("tools").json()["spec"]["env"] == object["spec"]["env"], "it is kept as it was said"
+    assert own.run("filed", "some", command="tool")["stdout"] == "tool one\n", "nobody else is held up"
     # A change needs what is missing, a removal does not; and when it is there again, the same object heals it.
     told = check_error(own.put(object), 400, "SessionPoolInvalid")
     assert told["error"]["target"] == "spec.image"
