@@ -791,3 +791,24 @@ def test_a_pool_whose_image_is_gone_keeps_nobody_from_starting(layouts, images, 
     own.full("tools")
     assert own.run("tools", "some", command="tool; echo $STAGE")["stdout"] == "tool two\none\n"
     assert own.remove("tools").status_code == 204
+
+
+def test_a_pool_of_which_no_sandbox_can_be_made_is_refused_and_all_is_as_it_was(layouts, images, tmp_path, start):
+    image("import", layouts["one"], "--name", "tool", images=images)
+    image("import", Layout(tmp_path / "bare", layer(("etc/note", b"x", 0o644))).place, "--name", "bare", images=images)
+    own = Operator(start("--images", str(images), config=of_file(pool("filed", image="tool"))))
+    # It has no shell.
+    told = own.put(pool("tools", image="bare"))
+    assert check_error(told, 400, "SessionPoolInvalid")["error"]["target"] == "spec.image" and "needs shell" in told.text
+    check_error(own.get("tools"), 404)
+    before = own.applied(pool("tools", image="tool"), "created")
+    own.full("tools")
+    assert own.put(pool("tools", image="bare")).status_code == told.status_code
+    after = own.get("tools").json()
+    assert (after["spec"], after["metadata"]) == (before["spec"], before["metadata"])
+    own.full("tools")
+    assert own.run("tools", "some", command="tool")["stdout"] == "tool one\n"
+    pid = own.server.process()
+    kill(pid)
+    wait_for(lambda: own.server.process() not in (0, pid) and own.server.is_ready(), "the server's return", 60)
+    assert own.get("tools").json()["spec"] == before["spec"]
