@@ -22,28 +22,33 @@ import test_mcp_clients
 import test_mcp_hosted
 import test_metrics
 from documents import DOCUMENTS, ROOT, Example, Unreadable, examples_of, for_server, parameters
-from sandpool import CLEAN, PROGRAM, Server, Target, authority, command, wait_for
+from sandpool import CLEAN, PROGRAM, Server, Target, authority, command, installed, wait_for
 from test_mcp_clients import TOOLS
 from test_openapi import mismatch
 
 SESSIONS = ("chat-17", "chat-18")
 POOLS = ("python", "node", "shell", "agents")
+POOLS_GUIDE = "docs/pools.md"
 
 ELSEWHERE = [*sum(test_mcp_clients.EXAMPLES.values(), []), *test_mcp_hosted.EXAMPLES, *test_images.EXAMPLES, *test_metrics.EXAMPLES]
 
 
 # Every kind of example, and which examples are of it: an example is of the first kind that has it. A kind is a test below.
 KINDS = {
+    "object": lambda one: one.language == "yaml" and one.document == POOLS_GUIDE,
     "settings": lambda one: one.language == "yaml" and one not in ELSEWHERE,
     "elsewhere": lambda one: one in ELSEWHERE,
     "start": lambda one: one.language == "sh" and re.search(r"^(cargo run .*-- |sandpool )(up|serve)\b", one.code, re.M),
     "feeding": lambda one: one.language == "sh" and "$ID" in one.code,
     "egress": lambda one: one.language == "sh" and one.document == "docs/egress.md",
+    "pools": lambda one: one.language == "sh" and one.document == POOLS_GUIDE,
     "shell": lambda one: one.language == "sh",
     "python": lambda one: one.language == "python",
+    "azure": lambda one: one.language == "python azure",
     "help": lambda one: one.language == "text" and one.document == "docs/cli.md" and one.heading.startswith("sandpool"),
     "stream": lambda one: one.language == "text" and is_answer(one) and one.code.startswith("event:"),
     "host": lambda one: one.language == "json" and "mcpServers" in parsed(one),
+    "resource": lambda one: one.language == "json" and one.document == POOLS_GUIDE,
     "answer": lambda one: one.language == "json" and is_answer(one),
     "refusal": lambda one: one.language == "json" and {"error", "code"} <= parsed(one).keys(),
     "record": lambda one: one.language == "json" and "decision" in parsed(one),
@@ -470,6 +475,61 @@ def test_python_examples(as_client, example, tmp_path):
     done = subprocess.run([sys.executable, "-c", example.code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "42" in done.stdout
+
+
+# Pools as objects, and Azure's control plane of them.
+
+
+@pytest.fixture
+def guided(server, shell, tmp_path):
+    """Runs an example of the guide to pools, beside the file that it shows, when that has been applied."""
+    [file] = [one for one in examples_of(POOLS_GUIDE) if one.language == "yaml"]
+    place = tmp_path / "pools.yaml"
+    place.write_text(file.code)
+    server.run("pool", "apply", "-f", place)
+
+    def ran(code: str) -> str:
+        return shell(code, server)
+
+    yield ran
+    for name in ("research", "research-tools", "calc"):
+        server.native("DELETE", f"/pools/{name}", server.token("--role", "admin"))
+
+
+@pytest.mark.parametrize("example", of("object"))
+def test_objects(server, guided, example):
+    for wanted in yaml.safe_load_all(example.code):
+        shown = json.loads(server.run("pool", "get", wanted["metadata"]["name"], "-o", "json").stdout)
+        assert missing(wanted, shown) is None
+
+
+@pytest.mark.parametrize("example", of("pools"))
+def test_pool_examples(guided, example):
+    guided(example.code)
+
+
+@pytest.mark.parametrize("example", of("resource"))
+def test_resources(server, guided, example):
+    [real] = values_in(guided(example.follows.code))
+    shown = json.loads(for_server(example.code, server.endpoint, ""))
+    # On a fast machine it is there already.
+    assert real["properties"].pop("provisioningState") in (shown["properties"].pop("provisioningState"), "Succeeded")
+    assert shown["id"] == real["id"]
+    assert different(shown, real) is None
+
+
+@pytest.mark.parametrize("example", of("azure"))
+def test_azure_examples(server, guided, programs, tmp_path, example):
+    # As the example before it sets them.
+    variables = {**programs, "SANDPOOL_HOME": str(server.home), **server.env("--https")}
+    python = installed("SANDPOOL_E2E_ARM_V5_1") / "bin/python"
+    done = subprocess.run(
+        [python, "-c", example.code], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    ran, listed = done.stdout.splitlines()
+    assert ran == "42" and "calc" in listed
+    assert server.native("GET", "/pools/calc").status_code == 404
 
 
 # What sessions may reach: the pools of docs/egress.md, in a world where their hosts are this machine.
