@@ -1,6 +1,6 @@
 //! The static program that is pid 1 of every sandbox.
 //!
-//! It is started by the launcher as `sandpool-agent python|node|shell [freeze|thaw] [turns]`, with descriptors from 3 on: its control
+//! It is started by the launcher as `sandpool-agent python|node|shell|container [freeze|thaw] [turns=SHARE]`, with descriptors from 3 on: its control
 //! socket; the file of the pool's zygote, to be written or to be started from; and three files of its control group ([`Files`]).
 
 use std::io::Read;
@@ -41,7 +41,9 @@ fn serve() -> std::io::Result<()> {
     let mut words = std::env::args().skip(1);
     let word = words.next().unwrap_or_default();
     let runtime = Runtime::from_word(&word).ok_or_else(|| {
-        std::io::Error::other("usage: sandpool-agent python|node|shell [freeze|thaw] [turns], by its launcher")
+        std::io::Error::other(
+            "usage: sandpool-agent python|node|shell|container [freeze|thaw] [turns=SHARE], by its launcher",
+        )
     })?;
     let control = workload::inherited(CONTROL)?;
     let mut number = CONTROL;
@@ -54,7 +56,10 @@ fn serve() -> std::io::Result<()> {
         match word.as_str() {
             "freeze" => zygote = Some(Zygote::Freeze(next()?)),
             "thaw" => zygote = Some(Zygote::Thaw(next()?)),
-            "turns" => files = Some(Files { usage: next()?, idle: next()?, share: next()? }),
+            word if word.starts_with("turns=") => {
+                let whole = word.trim_start_matches("turns=").as_bytes().to_vec();
+                files = Some(Files { usage: next()?, idle: next()?, share: next()?, whole });
+            }
             word => return Err(std::io::Error::other(format!("what is {word}?"))),
         }
     }

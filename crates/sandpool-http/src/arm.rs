@@ -218,11 +218,11 @@ impl Call<'_> {
         self.operator()?;
         let Ok((pool, kept)) = self.find(group, name) else { return Ok(StatusCode::NO_CONTENT.into_response()) };
         let operation = Operation::removal(&kept, group);
-        let pools = self.app.pools.clone();
-        let mut removal = tokio::spawn(async move { pools.remove(&pool).await });
+        let app = self.app.clone();
+        let mut removal = tokio::spawn(async move { crate::objects::remove(&app, &pool).await });
         // Sessions with it may take their time, and a caller that goes away changes nothing.
         if let Ok(Ok(removed)) = tokio::time::timeout(REMOVED, &mut removal).await {
-            removed.map_err(resource::refused)?;
+            removed.map_err(resource::named)?;
         }
         let mut response = StatusCode::ACCEPTED.into_response();
         if let Some(operation) = operation {

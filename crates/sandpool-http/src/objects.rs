@@ -1,10 +1,12 @@
 //! Pools as objects in requests and answers: what the native API and ARM have in common.
 
 use axum::http::StatusCode;
+use sandpool_core::ids::PoolName;
 use sandpool_node::PoolStatus;
 use sandpool_objects::{Kept, PoolObject, PoolsError};
 use serde_json::{Value, json};
 
+use crate::app::App;
 use crate::problem::Problem;
 
 /// The longest body with an object, in bytes.
@@ -20,10 +22,24 @@ impl From<PoolsError> for Problem {
                 problem.about(&fault.field)
             }
             PoolsError::Forbidden(why) => conflict("SessionPoolNotApplied", why),
-            PoolsError::Conflict(why) => conflict("SessionPoolConflict", why),
+            PoolsError::Conflict(field, why) => {
+                let text = field.as_ref().map_or_else(|| why.clone(), |field| format!("{field}: {why}"));
+                let mut problem = conflict("SessionPoolConflict", text);
+                problem.target = field;
+                problem
+            }
             PoolsError::Node(error) => error.into(),
         }
     }
+}
+
+/// Removes a pool, and what opened it.
+pub(crate) async fn remove(app: &App, pool: &PoolName) -> Result<(), Problem> {
+    app.pools.remove(pool).await?;
+    app.auth.forget_pool_key(pool).map_err(|error| {
+        let text = format!("The pool is gone, and its MCP key cannot be forgotten: {error}.");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", text)
+    })
 }
 
 /// Reads an object. What only answers have (`status`, `metadata.generation` and the like) is left out, so that what was got can be

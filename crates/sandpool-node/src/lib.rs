@@ -5,6 +5,7 @@
 //! byte streams.
 
 pub mod api;
+mod by_name;
 mod files;
 mod journal;
 mod link;
@@ -20,6 +21,7 @@ mod session;
 mod tenants;
 
 pub use api::*;
+pub use by_name::ByName;
 pub use metrics::Metrics;
 pub use node::{ExecutionHandle, Node, NodeConfig};
 pub use ports::Connection;

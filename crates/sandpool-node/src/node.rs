@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
+use crate::by_name::ByName;
 use crate::journal;
 use crate::metrics::{Calls, Metrics, counted};
 use crate::pools::{BOOT_LIMIT, Clock, PoolState};
@@ -44,8 +45,8 @@ struct Inner {
     driver: crate::pools::Shared,
     calls: Arc<Calls>,
     pools: RwLock<BTreeMap<PoolName, Arc<PoolState>>>,
-    /// One change of the pools at a time.
-    changing: tokio::sync::Mutex<()>,
+    /// One change of a pool at a time.
+    changing: ByName,
     tenants: Arc<Tenants>,
     store: Option<Store>,
     clock: Clock,
@@ -132,7 +133,7 @@ impl Node {
                 driver: crate::pools::Shared(Arc::clone(&driver)),
                 calls,
                 pools: RwLock::default(),
-                changing: tokio::sync::Mutex::default(),
+                changing: ByName::default(),
                 tenants: Arc::clone(&tenants),
                 store: config.store,
                 clock,
@@ -361,7 +362,7 @@ impl Node {
     /// # Errors
     /// `Invalid` for another runtime or scope than the pool has, `PoolBroken` when no sandbox can be made of this: then all is as it was.
     pub async fn apply(&self, spec: PoolSpec) -> Result<(), NodeError> {
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.changing.lock(&spec.name).await;
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
@@ -398,7 +399,7 @@ impl Node {
     /// # Errors
     /// `NoPool`; `Unavailable` when the driver does not answer: then the pool is gone, and its sessions end.
     pub async fn remove(&self, name: &PoolName) -> Result<(), NodeError> {
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.changing.lock(name).await;
         let pool = self.change_pools().remove(name).ok_or_else(|| NodeError::NoPool(name.to_string()))?;
         let forgotten = self.inner.driver.0.remove_pool(name).await;
         pool.end_all().await;

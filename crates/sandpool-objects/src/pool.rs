@@ -35,7 +35,7 @@ pub struct PoolObject {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ObjectMetadata {
-    /// Its name: 2 to 63 lower-case letters, digits and hyphens, a letter first.
+    /// Its name: 1 to 63 lower-case letters, digits and hyphens, a letter first.
     pub name: String,
     /// What it is found by: ARM's tags. They change nothing here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandpool_core::ids::PoolName;
-use sandpool_node::{Node, NodeError, PoolSpec, PoolStatus, Store};
+use sandpool_node::{ByName, Node, NodeError, PoolSpec, PoolStatus, Store};
 use time::OffsetDateTime;
 
 use crate::pool::PoolObject;
@@ -79,6 +79,8 @@ pub struct Kept {
     pub origin: Origin,
     /// Counts its changes, from 1.
     pub generation: u64,
+    /// Tells it from others that had its name, or will; 0 for one that nobody applied.
+    pub uid: u64,
     /// When it was first applied; the server's start, for one that never was.
     pub created: SystemTime,
     /// How it looks to clients.
@@ -125,9 +127,9 @@ pub enum PoolsError {
     /// It is not to be changed here.
     #[error("{0}")]
     Forbidden(String),
-    /// It contradicts what is there.
-    #[error("{0}")]
-    Conflict(String),
+    /// It contradicts what is there: says where, if it is about a field.
+    #[error("{}", conflict(.0.as_deref(), .1))]
+    Conflict(Option<String>, String),
     /// No sandbox can be made of it, or the server cannot for now.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -137,6 +139,8 @@ pub enum PoolsError {
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Written {
     generation: u64,
+    #[serde(default)]
+    uid: u64,
     created: u64,
     object: PoolObject,
 }
@@ -167,8 +171,8 @@ struct Inner {
     settled: Mutex<BTreeMap<PoolName, u64>>,
     /// What comes back when what was applied over it is removed.
     defaults: BTreeMap<PoolName, (Kept, PoolSpec)>,
-    /// One change at a time.
-    changing: tokio::sync::Mutex<()>,
+    /// One change of a pool at a time.
+    changing: ByName,
 }
 
 impl std::fmt::Debug for Pools {
@@ -182,7 +186,7 @@ impl Prepared {
     pub fn declare(&mut self, object: PoolObject, spec: PoolSpec, face: PoolFace, origin: Origin) {
         let name = spec.name.clone();
         let (created, face) = (SystemTime::now(), Arc::new(face));
-        let kept = Kept { object, origin, generation: 1, created, face, broken: None };
+        let kept = Kept { object, origin, generation: 1, uid: 0, created, face, broken: None };
         if origin == Origin::Default {
             self.defaults.insert(name.clone(), (kept.clone(), spec.clone()));
         }
@@ -198,7 +202,7 @@ impl Prepared {
                 let name = PoolName::parse(&name).map_err(|error| error.to_string())?;
                 Ok((name, written))
             });
-            let (name, Written { generation, created, object }) = match read {
+            let (name, Written { generation, uid, created, object }) = match read {
                 Ok(read) => read,
                 Err(why) => {
                     tracing::error!(pool = name, "an applied pool cannot be read, and is left out: {why}");
@@ -230,7 +234,8 @@ impl Prepared {
             self.declared.retain(|declared| declared.name != name);
             self.applied.push(spec);
             let created = UNIX_EPOCH + Duration::from_secs(created);
-            let kept = Kept { object, origin: Origin::Applied, generation, created, face: Arc::new(face), broken };
+            let (origin, face) = (Origin::Applied, Arc::new(face));
+            let kept = Kept { object, origin, generation, uid, created, face, broken };
             self.kept.insert(name, kept);
         }
     }
@@ -238,7 +243,7 @@ impl Prepared {
     /// With the node that was made of them.
     #[must_use]
     pub fn with(self, node: Node, store: Option<Store>, images: Arc<dyn Images>) -> Pools {
-        let (kept, settled, changing) = (RwLock::new(self.kept), Mutex::default(), tokio::sync::Mutex::default());
+        let (kept, settled, changing) = (RwLock::new(self.kept), Mutex::default(), ByName::default());
         Pools { inner: Arc::new(Inner { node, store, images, kept, settled, defaults: self.defaults, changing }) }
     }
 }
@@ -334,28 +339,33 @@ impl Pools {
         .await
         .map_err(|_| NodeError::Unavailable("the server is stopping".to_owned()))?;
         let (spec, face) = made?;
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.changing.lock(&name).await;
         let before = self.get(&name);
         match &before {
             Some(kept) if kept.origin == Origin::File => return Err(PoolsError::Forbidden(of_file(&name))),
             Some(kept) if kept.object.spec.container_type != object.spec.container_type => {
                 let why = format!("is {}, and stays so: remove the pool, and make it anew", kept.face.container_type);
-                return Err(PoolsError::Conflict(fault("spec.containerType", why).to_string()));
+                return Err(PoolsError::Conflict(Some("spec.containerType".to_owned()), why));
             }
             Some(kept) if kept.object.spec.session_scope != object.spec.session_scope => {
                 let why = "a pool keeps its scope: remove it, and make it anew";
-                return Err(PoolsError::Conflict(fault("spec.sessionScope", why).to_string()));
+                return Err(PoolsError::Conflict(Some("spec.sessionScope".to_owned()), why.to_owned()));
             }
             Some(kept) if kept.object == object && kept.broken.is_none() && self.is_made_of(&name, &spec) => {
                 return Ok(Applied::Unchanged(kept.clone()));
             }
             None if self.kept().len() >= MOST => {
-                return Err(PoolsError::Conflict(format!("there are {MOST} pools already")));
+                return Err(PoolsError::Conflict(None, format!("there are {MOST} pools already")));
             }
             _ => {}
         }
+        let uid = match before.as_ref().filter(|kept| kept.origin == Origin::Applied) {
+            Some(kept) => kept.uid,
+            None => getrandom::u64().map_err(|error| NodeError::Unavailable(error.to_string()))?.max(1),
+        };
         let kept = Kept {
             object,
+            uid,
             origin: Origin::Applied,
             generation: before.as_ref().map_or(1, |kept| kept.generation + 1),
             created: before.as_ref().map_or_else(SystemTime::now, |kept| kept.created),
@@ -390,7 +400,7 @@ impl Pools {
     }
 
     async fn removed(&self, name: &PoolName) -> Result<(), PoolsError> {
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.changing.lock(name).await;
         match self.get(name).map(|kept| kept.origin) {
             None => return Err(NodeError::NoPool(name.to_string()).into()),
             Some(Origin::File) => return Err(PoolsError::Forbidden(of_file(name))),
@@ -421,7 +431,8 @@ impl Pools {
         }
         let text = kept.map(|kept| {
             let created = kept.created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let written = Written { generation: kept.generation, created, object: kept.object.clone() };
+            let Kept { generation, uid, ref object, .. } = *kept;
+            let written = Written { generation, uid, created, object: object.clone() };
             // Plain data: this cannot fail.
             serde_json::to_string(&written).unwrap_or_default()
         });
@@ -429,6 +440,10 @@ impl Pools {
         let written = tokio::time::timeout(WRITTEN, store.written()).await;
         written.map_err(|_| NodeError::Unavailable("the change cannot be written".to_owned()).into())
     }
+}
+
+fn conflict(field: Option<&str>, why: &str) -> String {
+    field.map_or_else(|| why.to_owned(), |field| format!("{field}: {why}"))
 }
 
 /// Goes through with a change also when its caller does not wait for it, so that nothing is left half done.

@@ -269,18 +269,39 @@ impl Group {
         }
     }
 
-    /// It is somebody's: from now on it has its whole share of the processor.
+    /// It is somebody's: from now on it has its whole share of the processor. Its agent may have begun to compute, and makes way already: then
+    /// it comes back, and makes way again when it has looked.
     pub(crate) fn comes_first(&self, limits: &Limits) -> io::Result<()> {
-        self.share(limits, 1)
+        match self.share(limits, 1) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let [.., in_cpu] = self.v1();
+                write(&in_cpu.join("cpu.idle"), "0")?;
+                self.share(limits, 1)
+            }
+            shared => shared,
+        }
+    }
+
+    /// The whole share, as its file has it.
+    pub(crate) fn whole_share(&self, limits: &Limits) -> String {
+        self.share_of(limits, 1)
     }
 
     /// One processor's share, as the two versions count it, for each processor that is allowed; divided by `part`.
     fn share(&self, limits: &Limits, part: u64) -> io::Result<()> {
         let [.., in_cpu] = self.v1();
+        let file = match &self.groups {
+            Groups::V1 { .. } => "cpu.shares",
+            Groups::V2(_) => "cpu.weight",
+        };
+        write(&in_cpu.join(file), &self.share_of(limits, part))
+    }
+
+    fn share_of(&self, limits: &Limits, part: u64) -> String {
         let milli = u64::from(limits.cpu_milli) / part;
         match &self.groups {
-            Groups::V1 { .. } => write(&in_cpu.join("cpu.shares"), &(milli * 1024 / 1000).max(2).to_string()),
-            Groups::V2(_) => write(&in_cpu.join("cpu.weight"), &(milli / 10).clamp(1, 10_000).to_string()),
+            Groups::V1 { .. } => (milli * 1024 / 1000).max(2).to_string(),
+            Groups::V2(_) => (milli / 10).clamp(1, 10_000).to_string(),
         }
     }
 
@@ -311,7 +332,7 @@ impl Group {
         Ok([
             open(usage, OFlags::RDONLY)?,
             open(in_cpu.join("cpu.idle"), OFlags::RDWR)?,
-            open(in_cpu.join(share), OFlags::RDWR)?,
+            open(in_cpu.join(share), OFlags::WRONLY)?,
         ])
     }
 

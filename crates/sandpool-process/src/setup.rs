@@ -145,7 +145,7 @@ pub(crate) fn become_sandbox(
     (agent, tree): (OwnedFd, Option<OwnedFd>),
     control: OwnedFd,
     zygote: Option<Zygote>,
-    turns: Option<[OwnedFd; 3]>,
+    turns: Option<([OwnedFd; 3], String)>,
 ) -> String {
     let built = build(blueprint, tree).and_then(|()| {
         let text = |text: &str| CString::new(text).map_err(io::Error::from);
@@ -162,8 +162,8 @@ pub(crate) fn become_sandbox(
                 keep.push(file);
             }
         }
-        if let Some(files) = turns {
-            argv.push(text("turns")?);
+        if let Some((files, share)) = turns {
+            argv.push(text(&format!("turns={share}"))?);
             keep.extend(files);
         }
         // ID6: nothing of the launcher's environment.

@@ -1,7 +1,5 @@
 //! What is still going on. An operation is kept nowhere: its name says what was asked, and how it goes is seen from the pool.
 
-use std::time::UNIX_EPOCH;
-
 use sandpool_core::ids::PoolName;
 use sandpool_objects::Kept;
 
@@ -45,17 +43,16 @@ pub(super) fn state_of(app: &App, kept: &Kept) -> State {
 pub(super) struct Operation {
     is_removal: bool,
     pub(super) pool: PoolName,
-    /// When it was made, in seconds since 1970: another one of its name is another one.
-    created: u64,
+    /// Tells it from others of its name.
+    uid: u64,
     generation: u64,
     pub(super) group: Group,
 }
 
 impl Operation {
     fn new(kept: &Kept, group: &Group, is_removal: bool) -> Option<Self> {
-        let created = kept.created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let pool = PoolName::parse(&kept.object.metadata.name).ok()?;
-        Some(Self { is_removal, pool, created, generation: kept.generation, group: group.clone() })
+        Some(Self { is_removal, pool, uid: kept.uid, generation: kept.generation, group: group.clone() })
     }
 
     pub(super) fn change(kept: &Kept, group: &Group) -> Option<Self> {
@@ -67,10 +64,10 @@ impl Operation {
     }
 
     fn id(&self) -> String {
-        let Self { is_removal, pool, created, generation, group } = self;
+        let Self { is_removal, pool, uid, generation, group } = self;
         let kind = if *is_removal { "remove" } else { "change" };
         let place = group.name.as_deref().unwrap_or_default();
-        hex::encode(format!("{kind}\n{pool}\n{created}\n{generation}\n{place}\n{}", group.subscription))
+        hex::encode(format!("{kind}\n{pool}\n{uid}\n{generation}\n{place}\n{}", group.subscription))
     }
 
     /// The path where it is found.
@@ -82,11 +79,11 @@ impl Operation {
     pub(super) fn parse(id: &str) -> Option<Self> {
         let text = String::from_utf8(hex::decode(id).ok()?).ok()?;
         let words: Vec<&str> = text.splitn(6, '\n').collect();
-        let [kind, pool, created, generation, place, subscription] = words[..] else { return None };
+        let [kind, pool, uid, generation, place, subscription] = words[..] else { return None };
         Some(Self {
             is_removal: kind == "remove",
             pool: PoolName::parse(pool).ok()?,
-            created: created.parse().ok()?,
+            uid: uid.parse().ok()?,
             generation: generation.parse().ok()?,
             group: Group { subscription: subscription.to_owned(), name: Some(place.to_owned()) },
         })
@@ -94,8 +91,7 @@ impl Operation {
 
     /// How it goes, and the pool as it is now.
     pub(super) fn look(&self, app: &App) -> (State, Option<Kept>) {
-        let is_it =
-            |kept: &Kept| kept.created.duration_since(UNIX_EPOCH).is_ok_and(|since| since.as_secs() == self.created);
+        let is_it = |kept: &Kept| kept.uid == self.uid;
         let kept = app.pools.get(&self.pool).filter(is_it);
         match (self.is_removal, kept) {
             (true, None) => (State::Succeeded, None),

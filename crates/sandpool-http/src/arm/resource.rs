@@ -1,7 +1,8 @@
 //! A pool as the ARM resource, and back.
 //!
 //! Property names come in any case and leave in the specification's. What this resource cannot say of a pool (its memory, its
-//! variables, its allow-list) is kept as it is; what it says and nothing here can do is refused, never dropped.
+//! variables, its allow-list) is kept as it is; what it says and nothing here can do is refused, never dropped. (What the
+//! specification does not know has no effect, as in the service.)
 
 use axum::http::StatusCode;
 use sandpool_objects::network::{NetworkSettings, NetworkStatus};
@@ -135,7 +136,11 @@ pub(super) fn merge(target: &mut Value, patch: Value) {
 
 /// A refusal in the words of this resource.
 pub(super) fn refused(error: PoolsError) -> Problem {
-    let mut problem = Problem::from(error);
+    named(Problem::from(error))
+}
+
+/// The same with this resource's names of fields.
+pub(super) fn named(mut problem: Problem) -> Problem {
     if let Some(field) = problem.target.as_deref().and_then(|target| target.strip_prefix("spec.")) {
         problem.message = problem.message.replacen("spec.", "properties.", 1);
         problem.target = Some(format!("properties.{field}"));

@@ -104,6 +104,23 @@ impl Auth {
         Ok(key)
     }
 
+    /// A pool is gone: its keys are good for no other of its name. Without a key there is nothing to forget.
+    ///
+    /// # Errors
+    /// When the keys cannot be written.
+    pub(crate) fn forget_pool_key(&self, pool: &PoolName) -> Result<(), AuthError> {
+        let failed = |error| AuthError::keys(&self.config.keys_dir, error);
+        let mut kept = self.lock_pool_keys();
+        let Some(mut next) = kept.clone() else { return Ok(()) };
+        let Some(newest) = next.pools.get_mut(pool.as_str()) else { return Ok(()) };
+        // The next one has a number of its own, and the one before it is not even good for a while.
+        *newest = Numbered { number: newest.number + 1, rotated_at: 0 };
+        let text = serde_json::to_vec(&next).map_err(|error| failed(error.into()))?;
+        keys::write_file(&self.config.keys_dir, FILE, &text).map_err(failed)?;
+        *kept = Some(next);
+        Ok(())
+    }
+
     /// Finds out who asks a pool's MCP server: by the pool's own key, by an API key of the settings in the same header, or
     /// by a token as everywhere.
     ///

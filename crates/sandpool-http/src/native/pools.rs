@@ -98,7 +98,7 @@ pub(super) async fn apply(
 /// Removes a pool that was applied, and ends its sessions.
 pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
     let pool = operated(&asked, OBJECTS)?;
-    app.pools.remove(&pool).await?;
+    objects::remove(&app, &pool).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

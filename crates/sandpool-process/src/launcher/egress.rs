@@ -17,7 +17,7 @@ use rustix::event::epoll;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use sandpool_sys::counters::Counter;
 use sandpool_sys::packet;
-use sandpool_wire::egress::{FromEgress, LISTENERS, MAX_POLICY, MAX_SECRETS, Rules, ToEgress};
+use sandpool_wire::egress::{FromEgress, LISTENERS, MAX_POLICY, MAX_SECRETS, Policy, Rules, ToEgress};
 
 use super::server::{Pause, spawn};
 use super::{EGRESS_END, EGRESS_SOCKET, Launcher, Place};
@@ -83,6 +83,12 @@ impl Gate {
         self.listeners = listeners;
         Ok(())
     }
+}
+
+/// Rules under which nothing is reached.
+fn nothing() -> Rules {
+    // The shortest policy there is: this cannot fail.
+    Rules { pool: Policy::default().encode().unwrap_or_default(), session: None, secrets: None }
 }
 
 /// What is yet to be said to the proxy. What it is about is looked up when it is said.
@@ -277,7 +283,7 @@ impl Launcher {
             }
             Saying::Rule(sandbox, number) => {
                 // Without a pool that says so, nothing is reached.
-                let rules = about(sandbox).map(|(_, _, rules)| rules).unwrap_or_default();
+                let rules = about(sandbox).map_or_else(nothing, |(_, _, rules)| rules);
                 Some((ToEgress::Rule { sandbox, number, rules }, Vec::new()))
             }
         }

@@ -333,7 +333,7 @@ impl Launcher {
                             (None, None) => None,
                         };
                         // Where the kernel has no such files, it makes way for nobody.
-                        let turns = group.turns().ok();
+                        let turns = group.turns().ok().map(|files| (files, group.whole_share(&limits)));
                         Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), agents_end, zygote, turns))
                     };
                     say(&start().unwrap_or_else(|error| error.to_string()));
