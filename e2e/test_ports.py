@@ -223,6 +223,23 @@ def test_a_program_hears_what_it_is_asked_and_nothing_that_opens_doors(site, way
 
 
 @every_way
+def test_any_path_and_query_are_the_programs_to_read(site, way):
+    """Bytes that are no UTF-8 too, and what looks like a parameter of ours."""
+    here = site.ways(8000)[way]
+    where = urllib.parse.urlsplit(here.base)
+    targets = ["/a%ff", "/?a=%ff", "/a/../b/./c", "//a", "/?a=b?c&&d", "/?wait=x"]
+    if way != "token":
+        targets.append("/?tenant=acme")
+    for target in targets:
+        client = http.client.HTTPConnection(where.hostname, where.port, timeout=20)
+        client.request("GET", where.path + target, headers=here.headers)
+        answer = client.getresponse()
+        body = answer.read()
+        client.close()
+        assert answer.status == 200 and json.loads(body)["target"] == target, (target, body)
+
+
+@every_way
 def test_what_is_said_of_the_way_is_the_servers_word(site, way):
     here = site.ways(8000)[way]
     where = urllib.parse.urlsplit(here.base)
