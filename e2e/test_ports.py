@@ -642,6 +642,22 @@ def test_addresses_outlive_a_server_that_is_killed_and_connections_do_not(other)
     place.end()
 
 
+def test_without_the_key_that_signed_it_an_address_is_none(other):
+    """As docs/ports.md says how all of them are ended at once."""
+    place = Place(other)
+    place.serve_ours("site.py", 8000)
+    made = place.address(8000)
+    assert (other.home / "keys/previews").stat().st_mode & 0o777 == 0o600, "for nobody else"
+    (other.home / "keys/previews").unlink()
+    pid = other.process()
+    kill(pid)
+    wait_for(lambda: other.process() not in (0, pid) and other.is_ready(), "the server's return")
+    for here in (by(made), as_host(other, made)):
+        check_error(here.get("/"), 404, "PreviewNotFound")
+    assert place.by_address(8000).get("/").status_code == 200
+    place.end()
+
+
 def test_after_a_kill_an_execution_is_asked_about_once_and_found(other):
     """Who asks is answered when the session's agent has, and not told before that nothing is there."""
     place = Place(other)
