@@ -29,7 +29,7 @@ from test_mcp import Ours
 PROGRAMS = ROOT / "e2e/ports"
 
 # What the server's memory may grow by while much more passes through it.
-LIMIT = 24 << 20
+LIMIT = 16 << 20
 
 MEGABYTE = 1 << 20
 
@@ -322,12 +322,15 @@ def events(server):
 
 @every_way
 def test_events_come_when_they_happen(events, way):
-    began = time.monotonic()
-    answer = events.ways(8000)[way].get("/", stream=True)
+    here = events.ways(8000)[way]
+    answer = here.get("/", stream=True, timeout=20)
     assert answer.headers["content-type"] == "text/event-stream"
-    at = {line: time.monotonic() - began for line in answer.iter_lines(chunk_size=1, decode_unicode=True) if line}
-    assert list(at) == ["data: 0", "data: 1", "data: 2"]
-    assert at["data: 0"] < 0.9 and at["data: 1"] - at["data: 0"] > 0.3 and at["data: 2"] - at["data: 1"] > 0.3, at
+    lines = filter(None, answer.iter_lines(chunk_size=1, decode_unicode=True))
+    # The next one happens only when this one has come.
+    for number in range(3):
+        assert next(lines) == f"data: {number}"
+        assert here.get("/next").text == "told\n"
+    assert list(lines) == []
 
 
 class Peak:
@@ -470,8 +473,9 @@ def test_answers_that_are_none_without_end_cost_the_server_little(site):
 
 
 def test_an_address_is_good_for_its_time(site):
-    brief, long = site.address(8000, ttlSeconds=1), site.address(8000)
+    brief, long = site.address(8000, ttlSeconds=2), site.address(8000)
     assert by(brief).get("/").status_code == 200
+    open_before = by(brief).socket("/socket")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", brief["expiresAt"]) and brief["port"] == 8000
 
     def is_over() -> bool:
@@ -480,6 +484,9 @@ def test_an_address_is_good_for_its_time(site):
     wait_for(is_over, "its time is over", 5)
     for here in (by(brief), as_host(site.server, brief)):
         check_error(here.get("/"), 410, "PreviewExpired")
+    with open_before as echo:
+        echo.send("still here")
+        assert echo.recv(10) == "still here", "what is open stays"
     assert by(long).get("/").status_code == 200
     for body, field in (({"port": 0}, "port"), ({"port": 8000, "ttlSeconds": 0}, "ttlSeconds"), ({"port": 8000, "ttlSeconds": 604801}, "ttlSeconds")):
         refused = check_error(site.server.native("POST", f"{site.path}/previews", json=body), 400)
