@@ -42,6 +42,7 @@ KINDS = {
     "feeding": lambda one: one.language == "sh" and "$ID" in one.code,
     "egress": lambda one: one.language == "sh" and one.document == "docs/egress.md",
     "pools": lambda one: one.language == "sh" and one.document == POOLS_GUIDE,
+    "ports": lambda one: one.language == "sh" and one.document == "docs/ports.md",
     "shell": lambda one: one.language == "sh",
     "python": lambda one: one.language == "python",
     "azure": lambda one: one.language == "python azure",
@@ -60,7 +61,7 @@ TESTED = {"elsewhere"}
 
 def is_answer(example: Example) -> bool:
     """It stands right below a command, and so is what that prints."""
-    return example.follows is not None and kind(example.follows) == "shell"
+    return example.follows is not None and kind(example.follows) in ("shell", "ports")
 
 
 def parsed(example: Example) -> dict:
@@ -277,6 +278,21 @@ def test_examples_for_an_execution_that_runs(server, shell, example):
     assert {"interrupted", "read hello", "ended", "resized"} <= set(ended["stdout"].splitlines()), ended
 
 
+# Waits for the program that the first example of docs/ports.md starts.
+LISTENS = """
+until curl -s -o /dev/null -H "Authorization: Bearer $TOKEN" "$API/pools/python/sessions/chat-17/ports/8000/"; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("example", of("ports"))
+def test_examples_for_a_program_that_serves(server, shell, example):
+    first = next(one for one in examples_of("docs/ports.md") if kind(one) == "ports")
+    served = first.code.rpartition(">index.html")[0].rpartition("echo ")[2].strip(' "')
+    printed = shell(first.code + LISTENS + (example.code if example != first else ""), server)
+    # Each time that it is asked for.
+    assert printed.count(served) == len(re.findall(r"^curl -s (?!.*/previews)", example.code, re.M)), printed
+
+
 def test_what_the_first_lines_of_the_mcp_guide_set_is_enough(server, shell):
     [example] = [one for one in examples_of("docs/mcp-clients.md") if one.language == "sh"]
     # For whoever has not got the server's state directory, too.
@@ -332,7 +348,7 @@ def test_a_key_that_is_made_as_shown_is_good(programs, tmp_path, start):
 # What is printed and answered.
 
 # They are others each time.
-VOLATILE = re.compile(r"id|.*At|.*Milliseconds|milliseconds|size|time|sandbox|address|sent|received")
+VOLATILE = re.compile(r"id|.*At|.*Milliseconds|milliseconds|size|time|sandbox|address|sent|received|url|hostUrl")
 
 
 def different(shown, real, place: str = "it") -> str | None:
@@ -386,7 +402,7 @@ def closed():
 
 
 # By the title above it, which of the API's schemas an answer has.
-SCHEMAS = {"Run something": "Execution", "Files": "Files", "Errors": "Problem"}
+SCHEMAS = {"Run something": "Execution", "Files": "Files", "Errors": "Problem", "Three ways in": "Preview"}
 
 
 def check_schema(closed, example: Example, value):

@@ -166,7 +166,7 @@ def errors(address: str, name: str) -> dict:
     wrong = {
         "most": {"scale_configuration": ScaleConfiguration(max_concurrent_sessions=0)},
         "ready": {"scale_configuration": ScaleConfiguration(max_concurrent_sessions=3, ready_session_instances=4)},
-        "kind": {"container_type": "CustomContainer"},
+        "kind": {"container_type": "GpuBase"},
         "management": {"pool_management_type": "Manual"},
         "life": {"dynamic_pool_configuration": life(lifecycle_type="OnContainerExit", max_alive_period_in_seconds=60)},
         "cooldown": {"dynamic_pool_configuration": life(lifecycle_type="Timed", cooldown_period_in_seconds=0)},
