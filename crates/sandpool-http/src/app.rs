@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::body::HttpBody as _;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -69,15 +70,33 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Reads and drops the body of a GET, HEAD or DELETE, which means nothing here: left unread, it would make the kernel reset the
 /// connection under the answer.
 async fn without_body(mut request: Request, next: Next) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD | Method::DELETE) && !request.body().is_end_stream() {
-        let body = std::mem::take(request.body_mut());
-        let read = tokio::time::timeout(PATIENCE, axum::body::to_bytes(body, MAX_MEANINGLESS)).await;
-        if !matches!(read, Ok(Ok(_))) {
-            let text = format!("A {} takes no body; this one is too long, or did not come.", request.method());
-            return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", text).into_response();
+    // What is passed on to a program is the program's. Paths without a route are looked at by Azure's dialect, which knows whose they are.
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let is_ours = route.is_some_and(|path| !path.starts_with("/preview/") && !path.contains("/ports/{port}"));
+    if is_ours {
+        let method = request.method().clone();
+        if let Err(problem) = drop_body(&method, request.body_mut()).await {
+            return problem.into_response();
         }
     }
     next.run(request).await
+}
+
+/// Reads and drops a body that means nothing.
+///
+/// # Errors
+/// 413 for one that is too long, or does not come.
+pub(crate) async fn drop_body(method: &Method, body: &mut Body) -> Result<(), Problem> {
+    if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE) || body.is_end_stream() {
+        return Ok(());
+    }
+    let body = std::mem::take(body);
+    let read = tokio::time::timeout(PATIENCE, axum::body::to_bytes(body, MAX_MEANINGLESS)).await;
+    if matches!(read, Ok(Ok(_))) {
+        return Ok(());
+    }
+    let text = format!("A {method} takes no body; this one is too long, or did not come.");
+    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", text))
 }
 
 impl App {

@@ -138,7 +138,7 @@ async fn forwarded(
     }
     let prefix = target.prefix.clone();
     let request = axum::http::Request::from_parts(parts, std::mem::take(body));
-    let place = crate::forward::Place { pool: &pool, key: &key, port, prefix, room: crate::forward::Room::Ours };
+    let place = crate::forward::Place { pool: &pool, key: &key, port, prefix, room: crate::forward::Room::Data };
     crate::forward::pass(app, place, &path, request).await
 }
 
@@ -200,6 +200,7 @@ async fn handle(
     if let Some(port) = target.container(&app) {
         return Ok(forwarded(&app, &principal, &target, &query, port, parts, body).await?);
     }
+    crate::app::drop_body(&parts.method, body).await?;
     let (route, held) = match route::fit(&parts.method, &target.below) {
         Fit::Route(route, held) => (route, held),
         Fit::Methods(methods) => {

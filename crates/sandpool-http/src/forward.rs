@@ -9,6 +9,10 @@
 //! nobody: an answer under our own address has an origin of its own (`Content-Security-Policy: sandbox`), so that its scripts can ask
 //! nothing of us in somebody's name.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -22,7 +26,8 @@ use axum::response::Response;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use sandpool_core::ids::{PoolName, SessionKey};
-use tokio::io::AsyncWriteExt;
+use sandpool_node::Connection;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::app::App;
 use crate::auth::API_KEY;
@@ -47,9 +52,22 @@ const OF_CONNECTION: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// What would hold for all that our address serves, and is not a program's to say.
+const OF_ORIGIN: [HeaderName; 7] = [
+    STRICT_TRANSPORT_SECURITY,
+    HeaderName::from_static("alt-svc"),
+    HeaderName::from_static("clear-site-data"),
+    HeaderName::from_static("nel"),
+    HeaderName::from_static("report-to"),
+    HeaderName::from_static("reporting-endpoints"),
+    HeaderName::from_static("service-worker-allowed"),
+];
+
 /// Under whose name a program answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
+    /// Below a pool of containers, for clients with a token, which are no browsers: its cookies are its own.
+    Data,
     /// Below an address of ours.
     Ours,
     /// Under a host of its own.
@@ -78,6 +96,8 @@ pub(crate) async fn pass(
     mut request: Request<Body>,
 ) -> Result<Response, Problem> {
     let connection = app.node.connect(place.pool, place.key, place.port).await?;
+    let left = Arc::new(AtomicUsize::new(MOST_BEFORE));
+    let connection = Bounded { connection, left: Arc::clone(&left) };
     let told = |error: hyper::Error| bad(format!("Port {} does not answer as HTTP: {error}.", place.port));
     let handshake = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
@@ -99,6 +119,7 @@ pub(crate) async fn pass(
             return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "SessionPortSilent", text));
         }
     };
+    left.store(usize::MAX, Ordering::Relaxed);
     let is_upgraded = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
     if is_upgraded {
         let Some(client) = client else {
@@ -114,11 +135,13 @@ pub(crate) async fn pass(
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, protocol);
     }
+    match place.room {
+        Room::Its => keep_to_itself(&mut head.headers),
+        Room::Data | Room::Ours => OF_ORIGIN.into_iter().for_each(|name| drop(head.headers.remove(name))),
+    }
     if place.room == Room::Ours {
         // Whatever it says, in a browser it is not us.
-        for name in [SET_COOKIE, STRICT_TRANSPORT_SECURITY, CLEAR_SITE_DATA, SERVICE_WORKER_ALLOWED] {
-            head.headers.remove(name);
-        }
+        head.headers.remove(SET_COOKIE);
         head.headers.append(CONTENT_SECURITY_POLICY, ALONE);
     }
     Ok(Response::from_parts(head, if is_upgraded { Body::empty() } else { Body::new(body) }))
@@ -128,8 +151,63 @@ pub(crate) async fn pass(
 const ALONE: HeaderValue =
     HeaderValue::from_static("sandbox allow-scripts allow-forms allow-modals allow-popups allow-downloads");
 
-const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
-const SERVICE_WORKER_ALLOWED: HeaderName = HeaderName::from_static("service-worker-allowed");
+/// Cookies are those of its own host, and not of all that end alike.
+fn keep_to_itself(headers: &mut HeaderMap) {
+    let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().cloned().collect();
+    headers.remove(SET_COOKIE);
+    for cookie in cookies {
+        let is_domain = |part: &&[u8]| {
+            let name = part.split(|byte| *byte == b'=').next().unwrap_or_default();
+            name.trim_ascii().eq_ignore_ascii_case(b"domain")
+        };
+        let parts: Vec<&[u8]> = cookie.as_bytes().split(|byte| *byte == b';').filter(|part| !is_domain(part)).collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&parts.join(b";".as_slice())) {
+            headers.append(SET_COOKIE, cookie);
+        }
+    }
+}
+
+/// Bytes that are read of an answer before its head is there, at most: heads that announce it without end are among them.
+const MOST_BEFORE: usize = 4 * MAX_HEAD;
+
+/// A connection of which so many bytes are read, and then no more.
+struct Bounded {
+    connection: Connection,
+    left: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = out.filled().len();
+        ready!(Pin::new(&mut self.connection).poll_read(context, out))?;
+        let left = self.left.load(Ordering::Relaxed);
+        if left != usize::MAX {
+            let Some(left) = left.checked_sub(out.filled().len() - before) else {
+                return Poll::Ready(Err(std::io::Error::other("the answer's head has no end")));
+            };
+            self.left.store(left, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(context)
+    }
+}
 
 fn bad(text: String) -> Problem {
     Problem::new(StatusCode::BAD_GATEWAY, "SessionPortUnusable", text)
@@ -180,6 +258,13 @@ fn rewritten(
     if place.room == Room::Ours {
         head.headers.remove(COOKIE);
     }
+    // Over HTTP/2 they may come in pieces; over HTTP/1.1 there is one.
+    let pieces: Vec<_> = head.headers.get_all(COOKIE).iter().map(|piece| piece.as_bytes().to_vec()).collect();
+    if pieces.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&pieces.join(b"; ".as_slice()))
+    {
+        head.headers.insert(COOKIE, whole);
+    }
     let set = |headers: &mut HeaderMap, name: HeaderName, value: &str| match HeaderValue::from_str(value) {
         Ok(value) => drop(headers.insert(name, value)),
         Err(_) => drop(headers.remove(name)),
@@ -189,8 +274,15 @@ fn rewritten(
     if let Some(host) = host {
         head.headers.insert(HeaderName::from_static("x-forwarded-host"), host);
     }
-    if !place.prefix.is_empty() {
-        set(&mut head.headers, HeaderName::from_static("x-forwarded-prefix"), &place.prefix);
+    let prefix = HeaderName::from_static("x-forwarded-prefix");
+    if place.prefix.is_empty() {
+        head.headers.remove(prefix);
+    } else {
+        set(&mut head.headers, prefix, &place.prefix);
+    }
+    let proto = if head.extensions.get::<crate::serve::Secure>().is_some() { "https" } else { "http" };
+    if !head.headers.contains_key("x-forwarded-proto") || proto == "https" {
+        set(&mut head.headers, HeaderName::from_static("x-forwarded-proto"), proto);
     }
     if let Some(protocol) = upgrade {
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -480,6 +480,12 @@ impl PoolObject {
         }
         self.check_container()?;
         servers::check(&spec.servers, spec.container_type, &key("spec.servers"))?;
+        if let Some(name) = spec.servers.iter().find(|(_, server)| server.http.is_some()).map(|(name, _)| name)
+            && !spec.local_servers
+        {
+            let why = "speaks over HTTP on loopback, and localServers is false";
+            return Err(fault(format!("spec.servers.{name}.http"), why));
+        }
         secrets::check(spec).map_err(|(field, why)| fault(key(&format!("spec.{field}")), why))?;
         spec.egress().map(drop).map_err(|(field, why)| fault(key(&format!("spec.{field}")), why))
     }

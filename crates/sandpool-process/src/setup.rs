@@ -194,6 +194,11 @@ pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Res
     // directory that only root may enter can be entered.
     let image = open_image(blueprint).map_err(step("the image"))?;
     enter_namespaces()?;
+    // LL2: a connection is made by connecting, and in no other way.
+    match fs::write("/proc/sys/net/ipv4/tcp_fastopen", "0") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("the ways of its network", &error)),
+        _ => {}
+    }
     if blueprint.is_container {
         // Images listen where their users expect it, and this network is nobody else's.
         fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").map_err(step("the ports of its network"))?;

@@ -121,12 +121,6 @@ impl Asked {
         self.principal.session.as_deref().is_none_or(|own| own == identifier.as_str())
     }
 
-    /// A port of the session.
-    pub(super) fn port(&self) -> Result<u16, Problem> {
-        let port = self.segment("port").parse().ok().filter(|port| *port != 0);
-        port.ok_or_else(|| Problem::invalid("port", "A port is a number from 1 to 65535."))
-    }
-
     /// The path of a file, as it was sent.
     pub(super) fn file(&self) -> &str {
         self.segment("path")

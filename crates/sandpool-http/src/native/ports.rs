@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use axum::http::header::HOST;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sandpool_core::ids::PoolName;
+use sandpool_core::ids::{Identifier, PoolName, SessionKey};
 use sandpool_node::Open;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use super::asked::Asked;
 use super::{body, shown};
 use crate::app::App;
-use crate::auth::Role;
 use crate::auth::previews::{NoPreview, Preview};
+use crate::auth::{Role, Scope};
 use crate::forward::{self, Place, Room};
 use crate::problem::Problem;
 
@@ -95,10 +95,25 @@ pub(super) async fn logs(State(app): State<App>, asked: Asked) -> Result<Json<Va
     })))
 }
 
-/// Passes a request on that comes with a token.
-pub(super) async fn with_token(State(app): State<App>, asked: Asked, request: Request) -> Result<Response, Problem> {
-    let (pool, key) = asked.session(Role::Executor)?;
-    let port = asked.port()?;
+/// Passes a request on that comes with a token. What stands behind the port, and the query, are the program's to read.
+pub(super) async fn with_token(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let principal = app.auth.verify(request.headers()).await?;
+    let segments: Vec<&str> = request.uri().path().split('/').collect();
+    let decoded = |at: usize, name: &str| {
+        let segment = segments.get(at).copied().unwrap_or_default();
+        let text = percent_encoding::percent_decode_str(segment).decode_utf8();
+        text.map(|text| text.into_owned())
+            .map_err(|_| Problem::invalid(name, format!("The {name} in the path is not UTF-8.")))
+    };
+    let pool = PoolName::parse(&decoded(2, "pool")?)
+        .map_err(|error| Problem::invalid("pool", format!("There is no such pool: {error}.")))?;
+    let identifier = Identifier::parse(&decoded(4, "session")?)
+        .map_err(|error| Problem::invalid("session", format!("The session's identifier is not one: {error}.")))?;
+    principal.allows(Scope::Execute)?;
+    principal.may(Role::Executor, &pool, Some(&identifier))?;
+    let key = SessionKey::new(principal.room(None)?, identifier);
+    let port = decoded(6, "port")?.parse().ok().filter(|port| *port != 0);
+    let port = port.ok_or_else(|| Problem::invalid("port", "A port is a number from 1 to 65535."))?;
     let (prefix, target) = split(request.uri().path(), 6, request.uri().query());
     let place = Place { pool: &pool, key: &key, port, prefix, room: Room::Ours };
     forward::pass(&app, place, &target, request).await
