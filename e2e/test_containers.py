@@ -186,7 +186,7 @@ def filled(images: Images, place: Path) -> Images:
     )  # fmt: skip
     # Tells who it is, and serves that.
     serve = 'id >/tmp/who; pwd >>/tmp/who; exec httpd -f -v -p "$PORT" -h /tmp'
-    for name, user, directory in (("by-name", "web", "/srv/site"), ("by-number", "1234:50", "/srv"), ("as-root", "", "")):
+    for name, user, directory in (("by-name", "web", "/srv/site"), ("by-number", "1234:50", "/srv"), ("as-root", "", ""), ("stranger", "none", "")):
         config = {"User": user, "WorkingDir": directory, "Entrypoint": ["/bin/sh", "-c"], "Cmd": [serve], "Env": ["PATH=/bin", "PORT=80"]}
         Layout(place / name, small, config=config)
         image("import", place / name, "--name", name, images=images.place)
@@ -272,6 +272,9 @@ def served(images):
     server = Server("--images", str(images.place), config=settings(web))
     # Pools are changed by who may.
     server.bearer = server.token("--role", "admin", "--ttl", "2h")
+    # What becomes of a program that never listens is found out while the others are at work.
+    deaf = custom("deaf", "copied", env=[{"name": "APP_DEAF", "value": "1"}])
+    assert server.native("PUT", "/pools/deaf", json=deaf).status_code == 201
     yield server
     server.remove()
 
@@ -332,6 +335,10 @@ def test_what_is_forwarded_is_the_request_without_what_is_ours(web, name):
         assert (said["method"], said["body"], said["headers"]["x-mine"]) == (method, 3, "1")
         assert not {"authorization", "cookie", "x-ms-apikey"} & said["headers"].keys()
         assert web.server.bearer not in json.dumps(said)
+        # Where it came from, as servers behind others are told.
+        where = urllib.parse.urlsplit(web.pool.endpoint)
+        assert said["headers"]["host"] == "localhost:80" and said["headers"]["x-forwarded-host"] == where.netloc
+        assert said["headers"]["x-forwarded-prefix"] == where.path
     # Paths that other pools have are the program's, files and MCP too.
     for path in ("files/content/x", "code/execute", "session", "healthz"):
         assert web.get(name, path)["uri"].startswith(f"/{path}?")
@@ -515,23 +522,42 @@ def test_logs_are_read_and_bounded(web, name):
 def test_a_program_that_crashes_is_told_as_a_crash(web, name):
     web.get(name)
     # Its answer never comes; then it is told, once, and the next request has a new session.
-    answer = web.call("POST", "exit/3", name)
-    end = time.monotonic() + 20
-    while answer.status_code != 410:
-        check_error(answer, 502)
-        assert time.monotonic() < end
-        answer = web.call("GET", "", name)
-    said = check_error(answer, 410, "SessionLost")["message"]
+    said = until_lost(web, name, web.call("POST", "exit/3", name))
     assert "exited with code 3" in said and "fatal: told to end with 3" in said, said
     assert web.get(name)["asked"] == 1
 
 
-@pytest.mark.parametrize("word", ["exit", "missing"])
+def until_lost(web: Web, session: str, answer: requests.Response) -> str:
+    """Asks until it is told that the session is lost: why."""
+    end = time.monotonic() + 20
+    while answer.status_code != 410:
+        # Nobody listened, or nobody does.
+        check_error(answer, 502)
+        assert time.monotonic() < end
+        answer = web.call("GET", "", session)
+    return check_error(answer, 410, "SessionLost")["message"]
+
+
+def test_a_program_that_does_not_start_with_what_a_session_brings_is_that_sessions_trouble(web, name):
+    assert web.native("PUT", name, json={"env": {"APP_EXIT": "7", "APP_DATABASE": "own.test"}}).status_code == 201
+    said = until_lost(web, name, web.call("GET", "", name))
+    assert "exited with code 7" in said and "fatal: no database at own.test" in said, said
+    # The pool is none the worse.
+    assert web.get(name)["asked"] == 1
+
+
+FAULTS = {
+    "exits": ("copied", {"env": [{"name": "APP_EXIT", "value": "9"}, {"name": "APP_DATABASE", "value": "db.test"}]},
+              ("exited with code 9", "fatal: no database at db.test")),
+    "is-missing": ("copied", {"container": {"command": ["/usr/bin/none"]}}, ("/usr/bin/none",)),
+    "is-a-stranger": ("stranger", {}, ("no user none",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", FAULTS)
 def test_a_program_that_does_not_start_is_the_pools_trouble(apply, word):
-    env = [{"name": "APP_EXIT", "value": "9"}, {"name": "APP_DATABASE", "value": "db.test"}] if word == "exit" else []
-    container = {"command": ["/usr/bin/none"]} if word == "missing" else {}
-    said = ("exited with code 9", "fatal: no database at db.test") if word == "exit" else ("/usr/bin/none",)
-    pool = apply(f"bad-{word}", "copied", env=env, container=container, wait=False)
+    image, more, said = FAULTS[word]
+    pool = apply(f"one-that-{word}", image, wait=False, **more)
     # Not as a pool that is full: more of the same would not help.
     refused = pool.call("GET", "", "user")
     message = check_error(refused, 503, "SessionPoolBroken")["message"]
@@ -541,12 +567,6 @@ def test_a_program_that_does_not_start_is_the_pools_trouble(apply, word):
     # Mended, it is used.
     assert pool.native("PUT", json=custom(pool.name, "copied")).status_code == 200
     wait_for(lambda: pool.call("GET", "", "user").status_code == 200, "a program that starts", 60)
-
-
-def test_a_program_that_never_listens_is_the_pools_trouble_too(apply):
-    pool = apply("deaf", "copied", env=[{"name": "APP_DEAF", "value": "1"}], wait=False)
-    message = check_error(pool.call("GET", "", "user", timeout=120), 503, "SessionPoolBroken")["message"]
-    assert "80" in message and "begins as 0" in message, message
 
 
 def test_a_full_pool_is_said_to_be_full(apply):
@@ -725,7 +745,7 @@ result["no new rights"] = [status("NoNewPrivs"), status("Seccomp")]
 result["ids"] = [os.getresuid(), os.getresgid(), os.getgroups()]
 inside, outside, count = map(int, open("/proc/self/uid_map").read().split())
 result["range"] = [inside, outside >= 0x20000000, count]
-result["other ids"] = [attempt(os.setuid, 1), attempt(os.setresuid, 998, 998, 998), attempt(os.setgroups, [1]), attempt(os.setgid, 1)]
+result["other ids"] = [attempt(os.setuid, 1), attempt(os.setresuid, 998, 998, 998), attempt(os.setgroups, [1]), attempt(os.setgid, 1), attempt(os.setuid, 65536), attempt(os.setuid, outside), attempt(os.setuid, 1 << 31)]
 result["mount"] = [call(165, b"none", b"/tmp", b"tmpfs", 0, None), call(165, b"/", b"/mnt", None, 4096, None), call(166, b"/proc", 2), call(161, b"/tmp")]
 result["namespaces"] = [call(272, flag) for flag in (0x10000000, 0x00020000, 0x40000000, 0x20000000)]
 result["new user"] = call(56, 0x10000000 | 17, None, None, None, None)
@@ -803,14 +823,6 @@ def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_noth
         own = pool.get("mine")
         assert (own["pid"], own["env"]["APP_OWN"]) == (first["mine"], "kept")
         assert pool.logs("user")[0].startswith("begins as 0 in /srv\n")
-        # What ends while the server is away is heard of when it is back.
-        victim = [pid for pid in descendants(server.launcher) if "/srv/app.py" in of_process(pid, "cmdline") and "APP_OWN=kept" in of_process(pid, "environ")]
-        assert len(victim) == 1, victim
-        kill(server.process())
-        kill(victim[0])
-        wait_for(server.is_ready, "the server is back")
-        lost = wait_for(lambda: (said := pool.call("GET", "", "mine")).status_code == 410 and said, "it is lost")
-        assert "begins as 0 in /srv" in lost.text or "exited" in lost.text, lost.text
         # A new one has what a ready one has.
         assert pool.get("another")["asked"] == 1
         processes = {pid: start_time(pid) for pid in descendants(server.launcher) | {server.launcher}}
@@ -821,6 +833,31 @@ def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_noth
         assert not groups & cgroups(), "no group is left"
     finally:
         server.remove()
+
+
+def test_a_program_that_ends_while_the_server_is_away_is_told_as_lost(images):
+    server = Server("--images", str(images.place), config=settings(custom("web", images.tag)))
+    try:
+        pool = Web(server, "web")
+        pool.wait_until_full()
+        pool.do("user", "memory['word'] = 'lost'")
+        [victim] = [pid for pid in descendants(server.launcher) if str(pool.do("user", "import os; result = os.stat('/proc/self/ns/pid').st_ino"))
+                    in namespace(pid) and "/srv/app.py" in of_process(pid, "cmdline")]  # fmt: skip
+        kill(server.process())
+        kill(victim)
+        wait_for(server.is_ready, "the server is back")
+        said = check_error(pool.call("GET", "", "user"), 410, "SessionLost")["message"]
+        assert "exited with code 137" in said and "begins as 0 in /srv" in said, said
+        assert pool.get("user")["asked"] == 1
+    finally:
+        server.remove()
+
+
+def namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 def command_down(server: Server):
@@ -1020,3 +1057,9 @@ def test_the_guides_commands_do_what_it_says(images, tmp_path, start):
     printed = run("\n".join(use), SANDPOOL_HOME=str(server.home), SANDPOOL_ENDPOINT=server.endpoint)
     assert '"/hello/world?identifier=user-1&x=1"' in printed and "\n42\n" in printed and '"DATABASE":"postgres://app@db.example.com"' in printed
     assert '"PLAN":"gold"' in printed and "begins as 0 in /srv" in printed and '"isAll":true' in printed, printed
+
+
+def test_a_program_that_never_listens_is_the_pools_trouble_too(served):
+    """The last of them: it had a minute for it."""
+    message = check_error(Web(served, "deaf").call("GET", "", "user", timeout=120), 503, "SessionPoolBroken")["message"]
+    assert "80" in message and "begins as 0" in message, message
