@@ -17,6 +17,7 @@ import pytest
 import requests
 import yaml
 
+import test_containers
 import test_images
 import test_mcp_clients
 import test_mcp_hosted
@@ -30,7 +31,7 @@ SESSIONS = ("chat-17", "chat-18")
 POOLS = ("python", "node", "shell", "agents")
 POOLS_GUIDE = "docs/pools.md"
 
-ELSEWHERE = [*sum(test_mcp_clients.EXAMPLES.values(), []), *test_mcp_hosted.EXAMPLES, *test_images.EXAMPLES, *test_metrics.EXAMPLES]
+ELSEWHERE = [*sum(test_mcp_clients.EXAMPLES.values(), []), *test_mcp_hosted.EXAMPLES, *test_images.EXAMPLES, *test_containers.EXAMPLES, *test_metrics.EXAMPLES]
 
 
 # Every kind of example, and which examples are of it: an example is of the first kind that has it. A kind is a test below.

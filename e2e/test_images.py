@@ -154,8 +154,8 @@ def registry(tmp_path_factory, layout):
     process.wait(30)
 
 
-def skopeo(verb: str, source: str, target: str):
-    words = ["skopeo", "--insecure-policy", verb, "--dest-tls-verify=false", f"--dest-creds={USER}:{PASSWORD}", source, target]
+def skopeo(verb: str, source: str, target: str, *more: str):
+    words = ["skopeo", "--insecure-policy", verb, "--dest-tls-verify=false", f"--dest-creds={USER}:{PASSWORD}", *more, source, target]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
