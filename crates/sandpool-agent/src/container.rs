@@ -31,6 +31,9 @@ const LAST_WORDS: usize = 600;
 /// The pauses between two looks whether it listens: the first, and the longest.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
+/// How long it may take until it listens: less than whoever waits for the sandbox does.
+const PATIENCE: Duration = Duration::from_secs(50);
+
 /// Callers that wait for a connection while it starts, at most.
 const WAITING: usize = 256;
 
@@ -50,8 +53,8 @@ pub struct Container {
 enum State {
     #[default]
     Idle,
-    /// When to look again whether it listens, and the pause after that.
-    Starting(i32, Instant, Duration),
+    /// When to look again whether it listens, the pause after that, and when it is given up.
+    Starting(i32, Instant, Duration, Instant),
     Listening(i32),
     /// It has been told to end, so that it can be started again.
     Ending(Option<i32>, Instant),
@@ -135,7 +138,8 @@ impl Container {
     fn start(&mut self, environment: &Environment) -> Option<News> {
         match self.try_start(environment) {
             Ok(pid) => {
-                self.state = State::Starting(pid, Instant::now(), LOOKS.0);
+                let now = Instant::now();
+                self.state = State::Starting(pid, now, LOOKS.0, now + PATIENCE);
                 None
             }
             Err(why) => Some(self.over(format!("its program could not be started: {why}"))),
@@ -259,7 +263,7 @@ impl Container {
     #[must_use]
     pub fn wakes(&self) -> Option<Instant> {
         match &self.state {
-            State::Starting(_, at, _) => Some(*at),
+            State::Starting(_, at, ..) => Some(*at),
             State::Ending(None, at) => Some(*at),
             State::Idle | State::Listening(_) | State::Ending(Some(_), _) | State::Over => None,
         }
@@ -268,9 +272,15 @@ impl Container {
     /// Looks whether it listens, or can be started again.
     pub fn tick(&mut self, environment: &Environment, now: Instant) -> Option<News> {
         match &mut self.state {
-            State::Starting(pid, at, pause) if *at <= now => {
+            State::Starting(pid, at, pause, until) if *at <= now => {
                 let port = self.main.as_ref().map_or(0, |main| main.port);
                 if !port::listens(port) {
+                    if *until <= now {
+                        let seconds = PATIENCE.as_secs();
+                        return Some(
+                            self.over(format!("its program does not listen at port {port} after {seconds} s")),
+                        );
+                    }
                     (*at, *pause) = (now + *pause, (*pause * 2).min(LOOKS.1));
                     return None;
                 }

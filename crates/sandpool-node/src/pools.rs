@@ -667,7 +667,11 @@ impl PoolState {
                     self.refill.notify_one();
                     let waited = tokio::time::timeout_at(patience, changed).await;
                     if waited.is_err() {
-                        return Err(NodeError::Unavailable("no sandbox became ready in time".to_owned()));
+                        return Err(match self.inner().trouble.clone() {
+                            // Others failed meanwhile, and none became ready.
+                            Some(reason) => NodeError::PoolBroken { pool: self.name.clone(), reason },
+                            None => NodeError::Unavailable("no sandbox became ready in time".to_owned()),
+                        });
                     }
                 }
             }
@@ -897,7 +901,10 @@ impl PoolState {
         let session = Arc::new(session);
         if adopted {
             session.forget_charges();
-            let known = match session.link.call(Call::Executions).await? {
+            let asked = session.link.call(Call::Executions).await;
+            // What its agent said of its end is more than that it is gone.
+            let said = |error| session.link.reason().map_or(error, |why| NodeError::Unavailable(why.to_owned()));
+            let known = match asked.map_err(said)? {
                 Ok(Answer::Executions(known)) => known,
                 // Its agent does not know the session: it is not the one that did.
                 Ok(_) => return Err(NodeError::Unavailable("its agent answered something else".to_owned())),

@@ -1,6 +1,7 @@
 //! Connections to what a session's programs serve.
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use sandpool_core::ids::{PoolName, SandboxId, SessionKey};
@@ -38,6 +39,12 @@ impl Node {
             )));
         }
         let in_use = InUse::begin(&pool, &session);
+        if pool.spec().container.is_some() && !session.is_heard.load(Ordering::Relaxed) {
+            // What it was given is on its way. Its program may have to start again with it, and connections wait for that only when its
+            // agent has heard so.
+            session.link.call(Call::Ping).await?.map_err(|refusal| NodeError::Unavailable(refusal.to_string()))?;
+            session.is_heard.store(true, Ordering::Relaxed);
+        }
         let stream = self.driver().connect(session.sandbox, port).await.map_err(|error| match error {
             DriverError::Refused(why) => NodeError::Refused(why),
             error => of_session(key, error),

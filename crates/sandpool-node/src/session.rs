@@ -47,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) created: SystemTime,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
+    /// Its agent has said something since it was given away.
+    pub(crate) is_heard: AtomicBool,
     charged: Mutex<Charged>,
     queue: Mutex<Queue>,
 }
@@ -175,6 +177,7 @@ impl Session {
             created,
             link,
             activity,
+            is_heard: AtomicBool::new(false),
             charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }

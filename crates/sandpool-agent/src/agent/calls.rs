@@ -63,6 +63,10 @@ impl Agent {
                     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
                 }
                 if let Some(news) = news {
+                    if let crate::container::News::Over(reason) = &news {
+                        // This stream is not among those that hear it below.
+                        stream.say(&FromAgent::Broken { reason: reason.clone() });
+                    }
                     self.hear_container(news);
                 }
                 return Ok(answer);

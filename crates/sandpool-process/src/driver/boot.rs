@@ -321,11 +321,16 @@ impl ProcessDriver {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("it was not ready after {} s", limit.as_secs_f64()),
         };
-        // When its first process ended, the launcher's reason is the better one, and is on its way.
-        if let Some(known) = self.state().known.get_mut(&id)
-            && !why.contains("early eof")
-        {
-            known.fate.get_or_insert(GoneReason::BootFailed(why));
+        if let Some(known) = self.state().known.get_mut(&id) {
+            if known.sandbox.activated {
+                // It is a session's, from before this server: whoever has the session dials it too, hears the same, and knows
+                // what was lost.
+                return;
+            }
+            // When its first process ended, the launcher's reason is the better one, and is on its way.
+            if !why.contains("early eof") {
+                known.fate.get_or_insert(GoneReason::BootFailed(why));
+            }
         }
         if let Err(error) = self.destroy(id).await {
             tracing::error!("a sandbox that did not start could not be destroyed: {error}");
