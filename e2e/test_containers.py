@@ -220,8 +220,8 @@ ENV = [{"name": "APP_POOL", "value": "of the container"}, {"name": "APP_BOTH", "
 SECRETS = [{"name": "database", "value": "postgres://of-the-pool"}]
 
 
-def settings(*objects) -> str:
-    return json.dumps({"listen": "127.0.0.1:0", "pools": list(objects)})
+def settings(*objects, **more) -> str:
+    return json.dumps({"listen": "127.0.0.1:0", "pools": list(objects), **more})
 
 
 class Web:
@@ -270,7 +270,7 @@ def served(images):
     """One server for these tests, with the application as its pool."""
     web = custom("web", images.tag, env=ENV, secrets=SECRETS, ready=2, most=8)
     web["spec"]["env"] = [{"name": "APP_OF_POOL", "value": "of the pool"}]
-    server = Server("--images", str(images.place), "--https=127.0.0.1:0", config=settings(web))
+    server = Server("--images", str(images.place), config=settings(web, https={"listen": "127.0.0.1:0"}))
     # Pools are changed by who may.
     server.bearer = server.token("--role", "admin", "--ttl", "2h")
     # What becomes of a program that never listens is found out while the others are at work.
