@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import requests
 
+import test_arm
 import test_images
 from documents import examples
 from sandpool import CLEAN, PROGRAM, Server, Target, authority, check_error, children, descendants, kill, of_process, start_time, wait_for
@@ -219,8 +220,8 @@ ENV = [{"name": "APP_POOL", "value": "of the container"}, {"name": "APP_BOTH", "
 SECRETS = [{"name": "database", "value": "postgres://of-the-pool"}]
 
 
-def settings(*objects) -> str:
-    return json.dumps({"listen": "127.0.0.1:0", "pools": list(objects)})
+def settings(*objects, **more) -> str:
+    return json.dumps({"listen": "127.0.0.1:0", "pools": list(objects), **more})
 
 
 class Web:
@@ -269,7 +270,7 @@ def served(images):
     """One server for these tests, with the application as its pool."""
     web = custom("web", images.tag, env=ENV, secrets=SECRETS, ready=2, most=8)
     web["spec"]["env"] = [{"name": "APP_OF_POOL", "value": "of the pool"}]
-    server = Server("--images", str(images.place), config=settings(web))
+    server = Server("--images", str(images.place), config=settings(web, https={"listen": "127.0.0.1:0"}))
     # Pools are changed by who may.
     server.bearer = server.token("--role", "admin", "--ttl", "2h")
     # What becomes of a program that never listens is found out while the others are at work.
@@ -810,6 +811,7 @@ def test_a_non_root_program_is_not_the_root_of_its_sandbox(apply):
 
 
 def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_nothing(images):
+    before = cgroups()
     server = Server("--images", str(images.place), config=settings(custom("web", images.tag, env=ENV, secrets=SECRETS, ready=1)))
     try:
         pool = Web(server, "web")
@@ -827,9 +829,21 @@ def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_noth
         # A new one has what a ready one has.
         assert pool.get("another")["asked"] == 1
         processes = {pid: start_time(pid) for pid in descendants(server.launcher) | {server.launcher}}
+        groups = cgroups() - before
         kill(server.launcher)
         # What is left of control groups is swept by the next start, as everywhere (test_kills.py).
         wait_for(lambda: not left_behind(server, processes), "all has ended", 30)
+        # Who starts it anew hears what was lost, and nothing of it is left then.
+        server.run("serve", "--config", server.home / "config.yaml", "--images", images.place, "--detach", timeout=120)
+        server.record = json.loads((server.home / "run/server.json").read_text())
+        server.endpoint, server.launcher = server.record["endpoint"], server.record["pid"]
+        pool = Web(server, "web")
+        check_error(pool.call("GET", "", "user"), 410, "SessionLost")
+        assert pool.get("user")["asked"] == 1
+        processes |= {pid: start_time(pid) for pid in descendants(server.launcher) | {server.launcher}}
+        server.down()
+        assert left_behind(server, processes) == []
+        wait_for(lambda: not groups & cgroups(), "the end of every control group", 20)
     finally:
         server.remove()
 
@@ -840,8 +854,8 @@ def test_a_program_that_ends_while_the_server_is_away_is_told_as_lost(images):
         pool = Web(server, "web")
         pool.wait_until_full()
         pool.do("user", "memory['word'] = 'lost'")
-        [victim] = [pid for pid in descendants(server.launcher) if str(pool.do("user", "import os; result = os.stat('/proc/self/ns/pid').st_ino"))
-                    in namespace(pid) and "/srv/app.py" in of_process(pid, "cmdline")]  # fmt: skip
+        its = str(pool.do("user", "import os; result = os.stat('/proc/self/ns/pid').st_ino"))
+        [victim] = [pid for pid in descendants(server.launcher) if its in namespace(pid) and "/srv/app.py" in of_process(pid, "cmdline")]
         kill(server.process())
         kill(victim)
         wait_for(server.is_ready, "the server is back")
@@ -857,11 +871,6 @@ def namespace(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return ""
-
-
-def command_down(server: Server):
-    """What cleans up after a launcher that was killed."""
-    server.run("down", "--timeout", "5", check=False)
 
 
 # Many at once.
@@ -1015,6 +1024,20 @@ def test_azures_resource_makes_changes_and_shows_a_pool_without_its_secrets(serv
     finally:
         served.native("DELETE", path)
     wait_for(lambda: served.native("GET", path).status_code == 404, "its end")
+
+
+@pytest.mark.parametrize("version", test_arm.VERSIONS)
+def test_azures_management_client_makes_such_a_pool_and_gives_it_another_image(served, images, version):
+    seen = test_arm.drive(served, version, "container", f"by-client-{version.replace('_', '-')}", images.tag, "web-2")
+    assert seen["made"] == seen["got"] == {
+        "kind": "CustomContainer", "state": "Succeeded", "image": images.tag, "port": 80, "limits": [0.5, "1Gi"],
+        "env": [["APP_POOL", "by the client", None], ["APP_SECRET", None, "database"]], "secrets": [["database", None]],
+    }  # fmt: skip
+    assert seen["changed"] == {**seen["made"], "image": "web-2"}
+    env = {name: seen[name]["env"] for name in ("before", "before then", "after")}
+    assert [one["APP_IMAGE"] for one in env.values()] == ["of the image", "of the image", "of the second"]
+    assert {one["APP_SECRET"] for one in env.values()} == {"postgres://of-the-client"}
+    assert seen["before then"]["pid"] == seen["before"]["pid"] and seen["missing"]["status"] == 404
 
 
 def test_what_is_wrong_with_a_pool_of_containers_is_said_and_makes_nothing(served):

@@ -16,10 +16,15 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import HttpResponseError
 from azure.mgmt.appcontainers import ContainerAppsAPIClient
 from azure.mgmt.appcontainers.models import (
+    CustomContainerTemplate,
     DynamicPoolConfiguration,
+    EnvironmentVar,
     LifecycleConfiguration,
     ManagedIdentitySetting,
     ScaleConfiguration,
+    SessionContainer,
+    SessionContainerResources,
+    SessionIngress,
     SessionNetworkConfiguration,
     SessionPool,
     SessionPoolSecret,
@@ -193,6 +198,49 @@ def errors(address: str, name: str) -> dict:
     return seen
 
 
+def container(address: str, name: str, image: str, another: str) -> dict:
+    """A pool of custom containers, and another image for it."""
+    client, seen = pools(address), {}
+    headers = {"Authorization": f"Bearer {Token('executor').get_token().token}"}
+
+    def template(image: str) -> CustomContainerTemplate:
+        env = [EnvironmentVar(name="APP_POOL", value="by the client"), EnvironmentVar(name="APP_SECRET", secret_ref="database")]
+        limits = SessionContainerResources(cpu=0.5, memory="1Gi")
+        one = SessionContainer(name="web", image=image, env=env, resources=limits)
+        return CustomContainerTemplate(containers=[one], ingress=SessionIngress(target_port=80))
+
+    def look(pool: SessionPool) -> dict:
+        one = pool.custom_container_template.containers[0]
+        return {
+            "kind": pool.container_type,
+            "state": pool.provisioning_state,
+            "image": one.image,
+            "env": [[variable.name, variable.value, variable.secret_ref] for variable in one.env],
+            "limits": [one.resources.cpu, one.resources.memory],
+            "port": pool.custom_container_template.ingress.target_port,
+            "secrets": [[secret.name, secret.value] for secret in pool.secrets],
+        }
+
+    def ask(pool: SessionPool, session: str) -> dict:
+        answer = requests.get(f"{pool.pool_management_endpoint}/some/path?identifier={session}", headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    secrets = [SessionPoolSecret(name="database", value="postgres://of-the-client")]
+    made = client.begin_create_or_update(
+        GROUP, name, pool("CustomContainer", custom_container_template=template(image), secrets=secrets)
+    ).result()
+    seen["made"], seen["got"] = look(made), look(client.get(GROUP, name))
+    seen["before"] = ask(made, "before")
+    change = SessionPoolUpdatableProperties(custom_container_template=template(another))
+    changed = client.begin_update(GROUP, name, change).result()
+    seen["changed"], seen["before then"], seen["after"] = look(changed), ask(changed, "before"), ask(changed, "after")
+    client.begin_delete(GROUP, name).result()
+    seen["missing"] = refused(client.get, GROUP, name)
+    return seen
+
+
 if __name__ == "__main__":
     address, story, *words = sys.argv[1:]
-    json.dump({"life": life, "make": make, "remove": remove, "errors": errors}[story](address, *words), sys.stdout)
+    stories = {"life": life, "make": make, "remove": remove, "errors": errors, "container": container}
+    json.dump(stories[story](address, *words), sys.stdout)

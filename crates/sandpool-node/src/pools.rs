@@ -408,7 +408,11 @@ impl PoolState {
         tokio::spawn(async move {
             let session = pool.connect(sandbox, record, None).await;
             if let Err(error) = &session {
-                pool.lose(sandbox, Loss::Restart, &error.to_string());
+                let why = match error {
+                    NodeError::Unavailable(why) => why.clone(),
+                    error => error.to_string(),
+                };
+                pool.lose(sandbox, Loss::Restart, &why);
             }
             sender.send_replace(Some(session));
         });
