@@ -106,15 +106,15 @@ fn values_of_the_wrong_kind_are_errors_that_name_their_path() {
         ],
     );
     check(
-        &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { lifecycleType: OnContainerExit } }"),
+        &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { lifecycleType: OnSunday } }"),
         &expect![
-            "pools[0].spec.dynamicPoolConfiguration.lifecycleConfiguration.lifecycleType: unknown variant `OnContainerExit`, expected `Timed` at line 5 column 76"
+            "pools[0].spec.dynamicPoolConfiguration.lifecycleConfiguration.lifecycleType: unknown variant `OnSunday`, expected `Timed` or `OnContainerExit` at line 5 column 76"
         ],
     );
     check(
         "pools: [ { metadata: { name: p }, spec: { containerType: Ruby } } ]",
         &expect![
-            "pools[0].spec.containerType: unknown variant `Ruby`, expected one of `PythonLTS`, `NodeLTS`, `Shell` at line 1 column 58"
+            "pools[0].spec.containerType: unknown variant `Ruby`, expected one of `PythonLTS`, `NodeLTS`, `Shell`, `CustomContainer` at line 1 column 58"
         ],
     );
     check("pools: [ { metadata: { name: p } } ]", &expect!["pools[0]: missing field `spec` at line 1 column 10"]);
@@ -124,6 +124,12 @@ fn values_of_the_wrong_kind_are_errors_that_name_their_path() {
 #[test]
 fn values_out_of_range_are_errors_that_name_their_path() {
     check("pools: []", &expect!["pools: there must be one at least"]);
+    check(
+        &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { lifecycleType: OnContainerExit } }"),
+        &expect![
+            "pools[0].spec.dynamicPoolConfiguration.lifecycleConfiguration.lifecycleType: is OnContainerExit, which is for CustomContainer only"
+        ],
+    );
     check(
         &pool("scaleConfiguration: { maxConcurrentSessions: 0 }"),
         &expect!["pools[0].spec.scaleConfiguration.maxConcurrentSessions: is 0, must be from 1 to 100000"],
