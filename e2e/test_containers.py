@@ -447,6 +447,23 @@ def test_websockets_are_passed_through(web, name):
     other.close()
 
 
+def test_other_ports_and_addresses_for_browsers_lead_to_it_too(web, name):
+    web.do(name, """
+import http.server, threading
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"another port")
+memory["other"] = http.server.HTTPServer(("127.0.0.1", 9000), Handler)
+threading.Thread(target=memory["other"].serve_forever, daemon=True).start()
+""")
+    assert web.native("GET", name, "/ports/9000/").text == "another port"
+    assert web.native("GET", name, "/ports/80/x").json()["uri"].startswith("/x")
+    preview = web.native("POST", name, "/previews", json={"port": 80}).json()["url"]
+    # Nobody's token: the address is enough, and a browser takes the page for nobody's.
+    answer = requests.get(f"{preview}x?y=1", timeout=30)
+    assert answer.json()["uri"].startswith("/x?y=1") and answer.headers["Content-Security-Policy"].startswith("sandbox")
+
+
 # What a program has.
 
 
@@ -485,6 +502,9 @@ def test_a_session_brings_variables_and_its_program_is_started_with_them(web, na
     assert web.status()["waited"] == waited
     assert "APP_OWN" not in web.get(f"{name}-b")["env"]
     web.native("DELETE", f"{name}-b")
+    # Later it is too late, and that is said.
+    check_error(web.native("PUT", name, json={"env": {"APP_OWN": "late"}}), 400)
+    assert web.get(name)["env"]["APP_OWN"] == "of the session"
 
 
 def test_two_sessions_see_nothing_of_each_other(web, name):
@@ -606,6 +626,20 @@ def test_where_the_pool_says_so_a_session_ends_when_nobody_asks(apply):
     assert pool.call("GET", "", "user").status_code == 200
 
 
+def test_an_open_connection_is_use_and_the_longest_life_is_the_longest(apply):
+    pool = apply("open", "copied", life={"lifecycleType": "Timed", "cooldownPeriodInSeconds": 1, "maxAlivePeriodInSeconds": 4})
+    echo, begun = WebSocket(pool, "user", "echo"), time.monotonic()
+    time.sleep(2.5)
+    echo.send(b"still here")
+    assert echo.receive() == b"still here"
+    # It was not asked otherwise; and ends when it is as old as it may be.
+    wait_for(lambda: pool.native("GET", "user").status_code == 404, "its end", 20)
+    assert 3 <= time.monotonic() - begun < 15
+    with pytest.raises((AssertionError, OSError)):
+        echo.send(b"nobody")
+        assert echo.receive() == b"nobody"
+
+
 def test_a_program_that_is_slow_is_waited_for_by_the_first_request(apply):
     slow = {"command": ["/bin/sh", "-c", "sleep 1.5; exec httpd -f -p 80 -h /srv/site"]}
     pool = apply("slow", "as-root", ready=0, wait=False, container=slow)
@@ -686,6 +720,29 @@ result = [fill(place) for place in ("/var/lib/fill", "/mnt/data/fill", "/tmp/fil
     assert pool.get("user")["env"]["APP_IMAGE"] == "of the image"
     here = "import os; result = [os.path.exists('/srv/app.py'), os.path.exists('/var/lib/state'), os.statvfs('/var').f_bavail > 0]"
     assert pool.do("other", here) == [True, False, True]
+
+
+def test_a_program_that_eats_memory_or_processes_harms_itself_alone(apply):
+    pool = apply("greedy", "copied", ready=2, resources={"memory": "128Mi", "dataDisk": "16Mi", "tmpDisk": "16Mi", "pids": 64})
+    neighbour = pool.get("other")["pid"]
+    fork = """
+import subprocess
+memory["all"], result = [], None
+try:
+    while len(memory["all"]) < 500:
+        memory["all"].append(subprocess.Popen(["sleep", "100"]))
+except OSError as error:
+    result = error.errno
+assert len(memory["all"]) < 64
+"""
+    assert pool.do("forks", fork) == 11, "EAGAIN"
+    # Killed by the kernel, it is told as killed, also when it has offered its first process in its stead.
+    first = "open('/proc/1/oom_score_adj', 'w').write('1000')"
+    for name, before in (("eater", "None"), ("sly-eater", first)):
+        pool.do(name, f"try:\n    {before}\nexcept OSError:\n    pass")
+        said = until_lost(pool, name, pool.call("POST", "do", name, data=b"memory['much'] = b'x' * (1 << 29)"))
+        assert "exited with code 137" in said or name == "sly-eater", said
+    assert (pool.get("other")["pid"], pool.get("other")["asked"]) == (neighbour, 3)
 
 
 @pytest.mark.parametrize("image, id, groups, directory", [
