@@ -548,6 +548,8 @@ def test_a_program_that_crashes_is_told_as_a_crash(web, name):
     said = until_lost(web, name, web.call("POST", "exit/3", name))
     assert "exited with code 3" in said and "fatal: told to end with 3" in said, said
     assert web.get(name)["asked"] == 1
+    # To whoever asked, and not in the server's log: what code says is in none.
+    assert "told to end" not in web.server.log() and "begins as" not in web.server.log()
 
 
 def until_lost(web: Web, session: str, answer: requests.Response) -> str:
