@@ -428,7 +428,6 @@ class WebSocket:
 
     def close(self):
         self.send(struct.pack(">H", 1000), 8)
-        self.receive()
         self.socket.close()
 
 
