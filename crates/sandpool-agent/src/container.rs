@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sandpool_sys::workload::{Identity, Workload};
-use sandpool_wire::agent::{Answer, MAX_CHUNK, Main, Refusal};
+use sandpool_wire::agent::{Answer, LAST_WORDS_ARE, MAX_CHUNK, Main, Refusal};
 
 use crate::environment::Environment;
 use crate::pipe::{self, Got};
@@ -183,7 +183,7 @@ impl Container {
     fn over(&mut self, why: String) -> News {
         let tail = self.output.from(self.output.end().saturating_sub(LAST_WORDS as u64), LAST_WORDS);
         let tail = String::from_utf8_lossy(&tail).trim().to_owned();
-        let why = if tail.is_empty() { why } else { format!("{why}; its last words: {tail}") };
+        let why = if tail.is_empty() { why } else { format!("{why}{LAST_WORDS_ARE}{tail}") };
         self.state = State::Over;
         self.let_through();
         News::Over(why)

@@ -13,7 +13,7 @@ use axum::Json;
 use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use sandpool_node::NodeError;
+use sandpool_node::{NodeError, without_words};
 use serde_json::json;
 
 use crate::auth::AuthFailure;
@@ -153,7 +153,7 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let trace = trace_id();
         if self.status.is_server_error() && !self.is_everyday {
-            tracing::warn!(code = self.code, trace, "a request failed: {}", self.message);
+            tracing::warn!(code = self.code, trace, "a request failed: {}", without_words(&self.message));
         }
         let body = json!({
             "error": { "code": self.code, "message": self.message, "target": self.target, "traceId": trace },

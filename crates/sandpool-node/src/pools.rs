@@ -11,7 +11,7 @@ use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
 use sandpool_store::{Known, Place, Store};
-use sandpool_wire::agent::{Activation, Answer, Call};
+use sandpool_wire::agent::{Activation, Answer, Call, without_words};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -506,7 +506,7 @@ impl PoolState {
     pub(crate) fn lose(&self, sandbox: SandboxId, loss: Loss, why: &str) {
         if let Some(key) = self.take(sandbox, Some(why)) {
             self.counts.lost(loss);
-            tracing::warn!(pool = %self.name, session = %key, %sandbox, "a session is lost: {why}");
+            tracing::warn!(pool = %self.name, session = %key, %sandbox, "a session is lost: {}", without_words(why));
             self.destroy(sandbox);
             self.changed.notify_waiters();
             self.refill.notify_one();
@@ -1107,7 +1107,7 @@ impl PoolState {
                 }
             }
             Err(error) => {
-                tracing::warn!(pool = %self.name, "a sandbox could not be made: {error}");
+                tracing::warn!(pool = %self.name, "a sandbox could not be made: {}", without_words(&error.to_string()));
                 self.counts.boot_failed();
                 let now = self.now();
                 {

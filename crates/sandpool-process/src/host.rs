@@ -135,7 +135,10 @@ pub fn describe() -> Description {
         wall: vec![
             "namespaces: user, pid, mount, network, ipc, uts, cgroup".to_owned(),
             "ids: a range of 65,536 for each sandbox; no capability, no new privileges".to_owned(),
-            format!("files: a read-only overlay of the image; /proc with {} entries masked", setup::MASKED.len()),
+            format!(
+                "files: the image below an overlay, read-only but for a custom container, whose writes are its own; /proc with {} entries masked",
+                setup::MASKED.len()
+            ),
             format!("seccomp: {} system calls allowed, foreign instruction sets killed", Filters::allowed()),
             format!("landlock: version {} in force", landlock.min(setup::LANDLOCK)),
             format!("limits: memory without swap, processes, processor time (control groups {groups})"),

@@ -24,6 +24,15 @@ pub const MAX_CODE: usize = 3 * 1024 * 1024;
 /// The executions whose events an agent keeps for reading again; the oldest finished ones go first.
 pub const KEPT_EXECUTIONS: usize = 64;
 
+/// Before what a program said last, in the reason for its end.
+pub const LAST_WORDS_ARE: &str = "; its last words: ";
+
+/// A reason without what a program said: for logs, in which nobody wants to find that.
+#[must_use]
+pub fn without_words(reason: &str) -> &str {
+    reason.split(LAST_WORDS_ARE).next().unwrap_or_default()
+}
+
 /// What answers code in a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Runtime {

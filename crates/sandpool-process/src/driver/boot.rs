@@ -404,7 +404,8 @@ impl ProcessDriver {
 
     /// Ends a sandbox that was given away and cannot be used. Its session hears that it was lost, and why.
     async fn forsake(&self, id: SandboxId, why: String) {
-        tracing::warn!(sandbox = %id, why, "a sandbox that was given to a session is of no use");
+        let logged = agent::without_words(&why);
+        tracing::warn!(sandbox = %id, why = logged, "a sandbox that was given to a session is of no use");
         if let Some(known) = self.state().known.get_mut(&id) {
             known.fate.get_or_insert(GoneReason::Died(why));
         }
