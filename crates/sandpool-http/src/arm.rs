@@ -184,6 +184,7 @@ impl Call<'_> {
         is_patch: bool,
     ) -> Result<Response, Problem> {
         let applied = self.app.pools.apply(object, false).await.map_err(resource::refused)?;
+        self.app.did_apply(&self.principal, &applied);
         let kept = applied.kept();
         let status = match (&applied, is_patch) {
             (_, true) => StatusCode::ACCEPTED,
@@ -218,8 +219,8 @@ impl Call<'_> {
         self.operator()?;
         let Ok((pool, kept)) = self.find(group, name) else { return Ok(StatusCode::NO_CONTENT.into_response()) };
         let operation = Operation::removal(&kept, group);
-        let app = self.app.clone();
-        let mut removal = tokio::spawn(async move { crate::objects::remove(&app, &pool).await });
+        let (app, who) = (self.app.clone(), self.principal.clone());
+        let mut removal = tokio::spawn(async move { crate::objects::remove(&app, &who, &pool).await });
         // Sessions with it may take their time, and a caller that goes away changes nothing.
         if let Ok(Ok(removed)) = tokio::time::timeout(REMOVED, &mut removal).await {
             removed.map_err(resource::named)?;
@@ -238,9 +239,7 @@ impl Call<'_> {
             let text = "The pool's MCP server is not enabled: mcpServerSettings.isMcpServerEnabled.";
             return Err(Problem::new(StatusCode::BAD_REQUEST, "SessionMCPServerNotEnabled", text));
         }
-        let key = self.app.auth.pool_key(&pool, rotate).map_err(|error| {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", format!("The key cannot be made: {error}."))
-        })?;
+        let key = crate::objects::mcp_key(self.app, &self.principal, &pool, rotate)?;
         Ok(Json(json!({ "apiKey": key })).into_response())
     }
 

@@ -16,6 +16,7 @@ mod arm;
 pub mod auth;
 mod azure;
 mod forward;
+mod journal;
 mod mcp;
 mod metrics;
 mod native;

@@ -7,6 +7,7 @@ use sandpool_objects::{Kept, PoolObject, PoolsError};
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::auth::Principal;
 use crate::problem::Problem;
 
 /// The longest body with an object, in bytes.
@@ -33,9 +34,20 @@ impl From<PoolsError> for Problem {
     }
 }
 
+/// The key of a pool's MCP server; a new one, if it says so.
+pub(crate) fn mcp_key(app: &App, who: &Principal, pool: &PoolName, rotate: bool) -> Result<String, Problem> {
+    let key = app.auth.pool_key(pool, rotate).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", format!("The key cannot be made: {error}."))
+    })?;
+    let what = if rotate { "key.rotated" } else { "key.read" };
+    app.did_to(who, pool.as_str(), what, "the key of its MCP server".to_owned());
+    Ok(key)
+}
+
 /// Removes a pool, and what opened it.
-pub(crate) async fn remove(app: &App, pool: &PoolName) -> Result<(), Problem> {
+pub(crate) async fn remove(app: &App, who: &Principal, pool: &PoolName) -> Result<(), Problem> {
     app.pools.remove(pool).await?;
+    app.did_to(who, pool.as_str(), "pool.removed", String::new());
     app.auth.forget_pool_key(pool).map_err(|error| {
         let text = format!("The pool is gone, and its MCP key cannot be forgotten: {error}.");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", text)

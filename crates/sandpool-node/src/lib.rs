@@ -25,6 +25,6 @@ pub use by_name::ByName;
 pub use metrics::Metrics;
 pub use node::{ExecutionHandle, Node, NodeConfig};
 pub use ports::Connection;
-pub use sandpool_store::{Store, StoreError};
+pub use sandpool_store::{Audited, Deed, Store, StoreError, chain, trail};
 pub use sandpool_wire::agent::without_words;
 pub use service::{Awaited, ServiceEvent, ServiceInput, ServiceOutput};

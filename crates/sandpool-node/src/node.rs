@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, PoolName, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
-use sandpool_store::Store;
+use sandpool_store::{Deed, Store};
 use sandpool_wire::agent::ToAgent;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
@@ -529,6 +529,22 @@ impl Node {
         Ok((whole, own))
     }
 
+    /// For the journal: somebody did this to a session that is there. Waits for nothing.
+    pub fn did(&self, pool: &PoolName, key: &SessionKey, subject: &str, what: &'static str, detail: String) {
+        if let Some(store) = &self.inner.store
+            && let Ok(info) = self.session(pool, key)
+        {
+            store.did(info.sandbox, subject, what, detail);
+        }
+    }
+
+    /// For the journal: somebody did this to no session. Waits for nothing.
+    pub fn audit(&self, deed: Deed) {
+        if let Some(store) = &self.inner.store {
+            store.audit(deed);
+        }
+    }
+
     /// Ends a session. Answers once its sandbox is gone with all that was in it, so that no restart brings it back;
     /// its place is free at once. A caller that goes away meanwhile changes nothing.
     ///
@@ -641,6 +657,13 @@ impl ExecutionHandle {
     #[must_use]
     pub fn outline(&self) -> Execution {
         self.record.outline()
+    }
+
+    /// For the journal: somebody did this with it. Waits for nothing.
+    pub fn did(&self, subject: &str, what: &'static str, detail: String) {
+        if let Some(journal) = &self.session.journal {
+            journal.store.did(journal.place.sandbox, subject, what, detail);
+        }
     }
 
     /// Waits until it has ended, or for `limit`.

@@ -343,7 +343,7 @@ impl PoolState {
             if inner.rules.session(&key).is_none() {
                 let reason = "its sandbox ended while the server was not there".to_owned();
                 if let Some(store) = &self.store {
-                    store.lost(sandbox.id, &reason);
+                    store.lost(sandbox.id, &reason, without_words(&reason));
                 }
                 self.counts.lost(Loss::Restart);
                 inner.lost.add(key, reason, sandbox.id);
@@ -358,7 +358,7 @@ impl PoolState {
         let Place { key, payer, sandbox, .. } = &known.place;
         let why = known.lost.clone().unwrap_or_else(|| "its sandbox ended with its launcher".to_owned());
         if let Some(store) = self.store.as_ref().filter(|_| known.lost.is_none()) {
-            store.lost(*sandbox, &why);
+            store.lost(*sandbox, &why, without_words(&why));
             self.counts.lost(Loss::Restart);
         }
         let key = self.key(payer, &key.identifier);
@@ -579,7 +579,7 @@ impl PoolState {
             payer.closed();
         }
         match (&lost, &self.store) {
-            (Some(why), Some(store)) => store.lost(sandbox, why),
+            (Some(why), Some(store)) => store.lost(sandbox, why, without_words(why)),
             (None, Some(store)) => store.ended(sandbox),
             (_, None) => {}
         }

@@ -1,4 +1,4 @@
-//! Durable state: sessions that were there, their executions, and the audit trail, in one embedded database.
+//! Durable state: sessions that were there, their executions, pools, and the journal, in one embedded database.
 //!
 //! ```text
 //! server's threads --(channel)--> one writer thread --(a transaction for all that came meanwhile)--> SQLite, WAL
@@ -11,8 +11,10 @@
 //! came of the executions in it, which pools were applied, and who did what. What is written survives the end of any of our processes at once,
 //! and the end of the machine up to its last moments (WAL, `synchronous = NORMAL`); neither leaves anything half written.
 
+pub mod chain;
 mod read;
 mod schema;
+pub mod trail;
 mod write;
 
 use std::io;
@@ -32,8 +34,11 @@ pub use schema::VERSION;
 /// How long what is known of a lost session is kept.
 pub const KEPT_LOST: Duration = Duration::from_secs(24 * 3600);
 
-/// How long the audit trail goes back.
+/// How long the journal goes back.
 pub const KEPT_AUDIT: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Records of the journal that are kept, however young: about 400 MiB of them.
+pub const KEPT_RECORDS: i64 = 1_000_000;
 
 /// Ended executions of one session that are kept: as many as the service layer keeps.
 pub const KEPT_EXECUTIONS: u32 = 64;
@@ -55,7 +60,7 @@ pub enum StoreError {
     /// It is not what was written.
     #[error(
         "the state in {path} is damaged: {why}; to start without it, move it away: mv {path} {path}.damaged (what is lost \
-         with it: executions of sessions that are gone, and the audit trail)",
+         with it: executions of sessions that are gone, pools that were applied, and the journal)",
         path = path.display()
     )]
     Damaged {
@@ -129,7 +134,7 @@ pub struct Known {
     pub is_heard: bool,
 }
 
-/// One line of the audit trail.
+/// One record of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audited {
     /// Counts up.
@@ -146,8 +151,31 @@ pub struct Audited {
     pub session: String,
     /// Its sandbox.
     pub sandbox: String,
-    /// What: `session.opened`, `session.ended`, `session.lost`, `server.started`, `pool.applied`, `pool.removed`.
+    /// What, such as `session.opened` or `execution.started`: docs/journal.md has all of them.
     pub what: String,
+    /// More about it.
+    pub detail: String,
+}
+
+impl Audited {
+    fn new(what: &str, at: SystemTime) -> Self {
+        let (what, none) = (what.to_owned(), String::new);
+        let (tenant, subject, pool, session, sandbox, detail) = (none(), none(), none(), none(), none(), none());
+        Self { number: 0, at, tenant, subject, pool, session, sandbox, what, detail }
+    }
+}
+
+/// What somebody did that was not to a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deed {
+    /// What.
+    pub what: &'static str,
+    /// Whose quota they have.
+    pub tenant: String,
+    /// Who: a token's subject. Empty for the server itself.
+    pub subject: String,
+    /// To which pool.
+    pub pool: String,
     /// More about it.
     pub detail: String,
 }
@@ -188,10 +216,18 @@ impl Health {
 enum Write {
     Opened(Arc<Place>),
     Ended(SandboxId),
-    Lost(SandboxId, String, SystemTime),
+    Lost {
+        sandbox: SandboxId,
+        why: String,
+        told: String,
+        at: SystemTime,
+    },
     Heard(SandboxId),
     Execution(SandboxId, Arc<dyn Source>),
-    Audit {
+    Audit(Deed, SystemTime),
+    Did {
+        sandbox: SandboxId,
+        subject: String,
         what: &'static str,
         detail: String,
         at: SystemTime,
@@ -200,7 +236,6 @@ enum Write {
     Pool {
         name: PoolName,
         body: Option<String>,
-        at: SystemTime,
     },
     /// Answered when all before it is written.
     Ack(oneshot::Sender<()>),
@@ -261,9 +296,9 @@ impl Store {
         self.push(Write::Ended(sandbox));
     }
 
-    /// A session was lost. Its executions can be read for [`KEPT_LOST`].
-    pub fn lost(&self, sandbox: SandboxId, why: &str) {
-        self.push(Write::Lost(sandbox, why.to_owned(), SystemTime::now()));
+    /// A session was lost; its owner will hear `why`, and the journal says `told`. Its executions can be read for [`KEPT_LOST`].
+    pub fn lost(&self, sandbox: SandboxId, why: &str, told: &str) {
+        self.push(Write::Lost { sandbox, why: why.to_owned(), told: told.to_owned(), at: SystemTime::now() });
     }
 
     /// The owner of a lost session has heard of it.
@@ -276,14 +311,19 @@ impl Store {
         self.push(Write::Execution(sandbox, source));
     }
 
-    /// Something for the audit trail that is about no session.
-    pub fn audit(&self, what: &'static str, detail: impl Into<String>) {
-        self.push(Write::Audit { what, detail: detail.into(), at: SystemTime::now() });
+    /// For the journal: the server did something, or somebody did something to a pool or to all of it.
+    pub fn audit(&self, deed: Deed) {
+        self.push(Write::Audit(deed, SystemTime::now()));
     }
 
-    /// A pool was applied, in the words of whoever keeps it, or removed.
+    /// For the journal: somebody did something to a session that is known.
+    pub fn did(&self, sandbox: SandboxId, subject: &str, what: &'static str, detail: String) {
+        self.push(Write::Did { sandbox, subject: subject.to_owned(), what, detail, at: SystemTime::now() });
+    }
+
+    /// A pool was applied, in the words of whoever keeps it, or removed. Who did so is said by [`Store::audit`].
     pub fn pool(&self, name: &PoolName, body: Option<String>) {
-        self.push(Write::Pool { name: name.clone(), body, at: SystemTime::now() });
+        self.push(Write::Pool { name: name.clone(), body });
     }
 
     /// Waits until all that was given before is written. Answers within milliseconds, or, when writing fails, not before it

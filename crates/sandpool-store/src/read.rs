@@ -8,7 +8,7 @@ use sandpool_core::ids::{ExecutionId, PoolName, SandboxId, SessionKey};
 
 use crate::{Audited, Known, Row, Store, place, time};
 
-/// Lines of the audit trail that one call answers, at most.
+/// Records of the journal that one call answers, at most.
 const PAGE: u32 = 1_000;
 
 impl Store {
@@ -99,7 +99,7 @@ impl Store {
         .await
     }
 
-    /// The audit trail after the line `after`, oldest first, at most 1,000 lines.
+    /// The journal after the record `after`, oldest first, at most 1,000 records.
     pub async fn audited(&self, after: i64, limit: u32) -> Vec<Audited> {
         self.read(move |connection| {
             let select = "SELECT number, at, tenant, subject, pool, session, sandbox, what, detail FROM audit

@@ -11,7 +11,7 @@ use crate::StoreError;
 const APPLICATION: i64 = 0x7364_706c;
 
 /// Each brings a file from the version before to the next. What has been released is never changed, only added to.
-const MIGRATIONS: [&str; 2] = ["
+const MIGRATIONS: [&str; 3] = ["
     CREATE TABLE sessions (
         sandbox BLOB PRIMARY KEY, pool TEXT NOT NULL, tenant TEXT NOT NULL, payer TEXT NOT NULL, identifier TEXT NOT NULL,
         owner TEXT NOT NULL, created INTEGER NOT NULL, lost INTEGER, reason TEXT, heard INTEGER NOT NULL DEFAULT 0
@@ -27,12 +27,17 @@ const MIGRATIONS: [&str; 2] = ["
     ) STRICT;
 ", "
     CREATE TABLE pools (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+", "
+    ALTER TABLE audit ADD COLUMN hash BLOB;
+    CREATE TABLE chain (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
+    INSERT INTO chain SELECT 1, coalesce(max(number), 0), zeroblob(32) FROM audit;
+    CREATE INDEX audit_ends ON audit (sandbox) WHERE what IN ('session.ended', 'session.lost');
 "];
 
 /// The version of what this program writes.
 pub const VERSION: i64 = {
-    let [_, _] = MIGRATIONS;
-    2
+    let [_, _, _] = MIGRATIONS;
+    3
 };
 
 /// Opens the file for writing.
@@ -85,7 +90,7 @@ pub(crate) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-fn failed(path: &Path, error: &rusqlite::Error) -> StoreError {
+pub(crate) fn failed(path: &Path, error: &rusqlite::Error) -> StoreError {
     let (path, why) = (path.to_owned(), error.to_string());
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged { path, why },

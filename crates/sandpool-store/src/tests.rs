@@ -41,7 +41,7 @@ async fn what_is_written_is_there_when_it_is_opened_again() {
         store.execution(one.sandbox, Arc::clone(&first) as Arc<dyn Source>);
         store.execution(one.sandbox, Arc::clone(&second) as Arc<dyn Source>);
         store.execution(two.sandbox, run(3, true, 3));
-        store.lost(one.sandbox, "it died");
+        store.lost(one.sandbox, "it died, and said no", "it died");
         store.ended(two.sandbox);
         // What ends after its session is not kept either.
         store.execution(two.sandbox, run(4, true, 3));
@@ -55,7 +55,7 @@ async fn what_is_written_is_there_when_it_is_opened_again() {
     assert_eq!(store.find(&one.pool, &another, first.0).await, None, "it is another tenant's");
     assert_eq!(store.find(&two.pool, &two.key, run(3, true, 3).0).await, None);
     assert_eq!(store.unfinished(one.sandbox).await, [second.row()]);
-    let known = Known { place: (*one).clone(), lost: Some("it died".to_owned()), is_heard: false };
+    let known = Known { place: (*one).clone(), lost: Some("it died, and said no".to_owned()), is_heard: false };
     assert_eq!(store.sessions().await, vec![known.clone()]);
     store.heard(one.sandbox);
     store.written().await;
@@ -211,5 +211,186 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         store.ended(one.sandbox);
         runtime.block_on(store.written());
         store.close();
+    }
+}
+
+/// A journal of `count` records, as they are read again.
+async fn journal(path: &Path, count: usize) -> (chain::Link, Vec<chain::Found>, i64) {
+    let store = Store::open(path).unwrap();
+    for number in 0..count {
+        let detail = format!("the {number}th");
+        store.audit(Deed { what: "pool.applied", subject: "me".to_owned(), detail, ..Deed::default() });
+    }
+    store.written().await;
+    store.close();
+    read_journal(path)
+}
+
+fn read_journal(path: &Path) -> (chain::Link, Vec<chain::Found>, i64) {
+    let trail = trail::Trail::open(path).unwrap();
+    (trail.base().unwrap(), trail.records(0, u32::MAX).unwrap(), trail.last().unwrap())
+}
+
+fn said(verdict: &chain::Verdict) -> Vec<String> {
+    verdict.problems.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn what_was_not_touched_is_as_it_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    let (base, found, last) = journal(&path, 20).await;
+    assert_eq!((base, last), (chain::Link::ORIGIN, 20));
+    let verdict = chain::verify(base, found, Some(last), &[]);
+    assert_eq!((verdict.faults, verdict.records, verdict.unchained), (0, 20, 0), "{:?}", said(&verdict));
+    // It goes on where it was, also after a new start.
+    let noted = verdict.head.unwrap();
+    let (base, found, last) = journal(&path, 5).await;
+    let verdict = chain::verify(base, found, Some(last), &[noted]);
+    assert_eq!((verdict.faults, verdict.records), (0, 25), "{:?}", said(&verdict));
+}
+
+#[tokio::test]
+async fn a_changed_a_missing_and_a_moved_record_are_found_and_located() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    let (base, whole, last) = journal(&path, 30).await;
+    let noted = chain::verify(base, whole.clone(), Some(last), &[]).head.unwrap();
+    type Tamper = fn(&mut Vec<chain::Found>);
+    fn at(found: &mut [chain::Found], number: usize) -> &mut chain::Chained {
+        found[number - 1].as_mut().unwrap()
+    }
+    let cases: [(Tamper, &[&str]); 13] = [
+        (|found| at(found, 7).record.detail.push('x'), &["record 7 was changed: it does not have its hash"]),
+        (|found| at(found, 7).record.subject = "you".to_owned(), &["record 7 was changed: it does not have its hash"]),
+        (
+            |found| at(found, 7).record.at += Duration::from_millis(1),
+            &["record 7 was changed: it does not have its hash"],
+        ),
+        (|found| at(found, 1).record.what.clear(), &["record 1 was changed: it does not have its hash"]),
+        (|found| at(found, 30).record.pool.push('p'), &["record 30 was changed: it does not have its hash"]),
+        (|found| at(found, 9).hash.as_mut().unwrap()[4] ^= 1, &["the hash of record 9 was changed"]),
+        (|found| at(found, 9).hash = None, &["record 9 was changed: it does not have its hash"]),
+        (|found| drop(found.remove(10)), &["record 11 is missing"]),
+        (|found| drop(found.drain(10..13)), &["records 11 to 13 are missing"]),
+        (|found| drop(found.pop()), &["record 30 is missing"]),
+        // Its lines stand in another order.
+        (|found| found.swap(4, 5), &["record 5 was moved: it stands after a later one"]),
+        // It has another number.
+        (
+            |found| {
+                found.swap(4, 5);
+                at(found, 5).record.number = 5;
+                at(found, 6).record.number = 6;
+            },
+            &[
+                "record 5 was moved: what stands there was written as record 6",
+                "record 6 was moved: what stands there was written as record 5",
+            ],
+        ),
+        (|found| found.insert(3, found[3].clone()), &["record 4 is there twice"]),
+    ];
+    for (number, (tamper, wanted)) in cases.into_iter().enumerate() {
+        let mut found = whole.clone();
+        tamper(&mut found);
+        let verdict = chain::verify(base, found, Some(last), &[]);
+        assert_eq!(said(&verdict), wanted, "case {number}");
+    }
+    // Who changes a record and makes all hashes anew is told by a hash that was noted.
+    let mut forged = Vec::new();
+    let mut previous = base.hash;
+    for found in whole {
+        let mut record = found.unwrap().record;
+        if record.number == 12 {
+            record.subject = "you".to_owned();
+        }
+        previous = chain::hash(&previous, &record);
+        forged.push(Ok(chain::Chained { record, hash: Some(previous) }));
+    }
+    assert_eq!(chain::verify(base, forged.clone(), Some(last), &[]).faults, 0);
+    let verdict = chain::verify(base, forged, Some(last), &[noted]);
+    assert_eq!(said(&verdict), ["record 30 does not have the hash that was noted: the journal was made anew"]);
+}
+
+#[tokio::test]
+async fn what_is_changed_in_the_file_is_found_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    drop(journal(&path, 10).await);
+    let change = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    let verify = || {
+        let (base, found, last) = read_journal(&path);
+        said(&chain::verify(base, found, Some(last), &[]))
+    };
+    assert_eq!(verify(), Vec::<String>::new());
+    change("DELETE FROM audit WHERE number = 10");
+    assert_eq!(verify(), ["record 10 is missing"]);
+    change("UPDATE audit SET detail = CAST(x'ff' AS TEXT) WHERE number = 4");
+    assert_eq!(verify(), ["record 4 cannot be read: it has bytes that are no UTF-8", "record 10 is missing"]);
+    // What is written afterwards hides nothing.
+    let store = Store::open(&path).unwrap();
+    store.audit(Deed { what: "server.started", ..Deed::default() });
+    store.written().await;
+    store.close();
+    let after = verify();
+    assert!(after.iter().any(|line| line.contains("record 4 ")), "{after:?}");
+    assert!(after.iter().any(|line| line.contains("record 10")), "{after:?}");
+}
+
+#[tokio::test]
+async fn old_records_go_and_the_others_are_still_a_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    drop(journal(&path, 40).await);
+    let prune = |now: SystemTime, most: i64| {
+        let mut connection = schema::open(&path, MAX_BYTES).unwrap();
+        let change = connection.transaction().unwrap();
+        write::prune_journal(&change, now, most).unwrap();
+        change.commit().unwrap();
+    };
+    let verify = || {
+        let (base, found, last) = read_journal(&path);
+        let verdict = chain::verify(base, found, Some(last), &[]);
+        assert_eq!(verdict.faults, 0, "{:?}", said(&verdict));
+        verdict.records
+    };
+    prune(SystemTime::now(), 15);
+    assert_eq!(verify(), 15);
+    prune(SystemTime::now() + KEPT_AUDIT + Duration::from_secs(60), 15);
+    assert_eq!(verify(), 0);
+    let (_, found, last) = journal(&path, 3).await;
+    assert_eq!((found.len(), last), (3, 43));
+    assert_eq!(verify(), 3);
+    assert!(found.iter().all(|found| found.as_ref().unwrap().record.number > 40));
+}
+
+#[test]
+fn a_journal_from_before_there_was_a_chain_goes_on_as_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    drop(schema::open(&path, MAX_BYTES).unwrap());
+    let connection = Connection::open(&path).unwrap();
+    let now = milliseconds(SystemTime::now());
+    let before = format!(
+        "DROP INDEX audit_ends; DROP TABLE chain; ALTER TABLE audit DROP COLUMN hash; PRAGMA user_version = 2;
+        INSERT INTO audit (at, tenant, subject, pool, session, sandbox, what, detail)
+        VALUES ({now}, '', '', '', '', '', 'server.started', '1'), ({now}, '', '', '', '', '', 'server.started', '2');"
+    );
+    connection.execute_batch(&before).unwrap();
+    drop(connection);
+    let old = trail::Trail::open(&path).unwrap_err();
+    assert!(old.to_string().contains("start the server once"), "{old}");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (base, found, last) = runtime.block_on(journal(&path, 3));
+    let verdict = chain::verify(base, found, Some(last), &[]);
+    assert_eq!((verdict.faults, verdict.unchained, verdict.records), (0, 2, 5), "{:?}", said(&verdict));
+}
+
+#[test]
+fn a_last_record_is_read_as_it_is_shown() {
+    let link = chain::Link { number: 7, hash: [0xab; 32] };
+    assert_eq!(link.to_string().parse(), Ok(link));
+    for wrong in ["", "7", "7:", ":ab", "7:abcd", &link.to_string().to_uppercase(), &format!("{link}0")] {
+        assert!(wrong.parse::<chain::Link>().is_err(), "{wrong}");
     }
 }

@@ -7,10 +7,13 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
-use rusqlite::{Connection, ErrorCode, Transaction, params};
-use sandpool_core::ids::PoolName;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use sandpool_core::ids::SandboxId;
 
-use crate::{Health, KEPT_AUDIT, KEPT_EXECUTIONS, KEPT_LOST, Place, Write, milliseconds};
+use crate::chain::{self, Link};
+use crate::{
+    Audited, Deed, Health, KEPT_AUDIT, KEPT_EXECUTIONS, KEPT_LOST, KEPT_RECORDS, Place, Write, milliseconds, trail,
+};
 
 /// How long what comes is gathered before it is written, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(20);
@@ -30,6 +33,8 @@ pub(crate) struct Writer {
     health: Arc<Health>,
     path: PathBuf,
     pruned: Option<Instant>,
+    /// The journal's last record. Once known it is not read again: what somebody does to the file is not followed.
+    head: Option<Link>,
 }
 
 /// What came of a batch.
@@ -39,7 +44,7 @@ struct Done {
 
 impl Writer {
     pub(crate) fn new(connection: Connection, writes: Receiver<Write>, health: Arc<Health>, path: &Path) -> Self {
-        Self { connection, writes, health, path: path.to_owned(), pruned: None }
+        Self { connection, writes, health, path: path.to_owned(), pruned: None, head: None }
     }
 
     /// Until it is closed.
@@ -110,8 +115,9 @@ impl Writer {
             prune(&change, SystemTime::now())?;
         }
         let mut grown = BTreeSet::new();
+        let mut head = self.head.map_or_else(|| trail::head(&change), Ok)?;
         for write in batch {
-            apply(&change, write, &mut grown)?;
+            apply(&change, write, &mut grown, &mut head)?;
         }
         for sandbox in grown {
             let trim = "DELETE FROM executions WHERE sandbox = ?1 AND ended = 1 AND number <= (
@@ -119,6 +125,7 @@ impl Writer {
             change.prepare_cached(trim)?.execute(params![sandbox, KEPT_EXECUTIONS])?;
         }
         change.commit()?;
+        self.head = Some(head);
         if prunes {
             self.pruned = Some(Instant::now());
         }
@@ -126,7 +133,12 @@ impl Writer {
     }
 }
 
-fn apply(change: &Transaction<'_>, write: &Write, grown: &mut BTreeSet<[u8; 16]>) -> rusqlite::Result<()> {
+fn apply(
+    change: &Transaction<'_>,
+    write: &Write,
+    grown: &mut BTreeSet<[u8; 16]>,
+    head: &mut Link,
+) -> rusqlite::Result<()> {
     match write {
         Write::Opened(place) => {
             let Place { pool, key, payer, sandbox, owner, created } = &**place;
@@ -142,17 +154,17 @@ fn apply(change: &Transaction<'_>, write: &Write, grown: &mut BTreeSet<[u8; 16]>
                 milliseconds(*created)
             ];
             if change.prepare_cached(insert)?.execute(row)? > 0 {
-                audit_session(change, &sandbox.0, "session.opened", "", *created)?;
+                of_session(change, head, &sandbox.0, None, ("session.opened", "", *created))?;
             }
         }
         Write::Ended(sandbox) => {
-            audit_session(change, &sandbox.0, "session.ended", "", SystemTime::now())?;
+            of_session(change, head, &sandbox.0, None, ("session.ended", "", SystemTime::now()))?;
             remove(change, &sandbox.0)?;
         }
-        Write::Lost(sandbox, why, at) => {
+        Write::Lost { sandbox, why, told, at } => {
             let update = "UPDATE sessions SET lost = ?2, reason = ?3 WHERE sandbox = ?1 AND lost IS NULL";
             if change.prepare_cached(update)?.execute(params![sandbox.0, milliseconds(*at), why])? > 0 {
-                audit_session(change, &sandbox.0, "session.lost", why, *at)?;
+                of_session(change, head, &sandbox.0, None, ("session.lost", told, *at))?;
             }
         }
         Write::Heard(sandbox) => {
@@ -169,45 +181,70 @@ fn apply(change: &Transaction<'_>, write: &Write, grown: &mut BTreeSet<[u8; 16]>
                 grown.insert(sandbox.0);
             }
         }
-        Write::Audit { what, detail, at } => {
-            let insert = "INSERT INTO audit (at, tenant, subject, pool, session, sandbox, what, detail)
-                VALUES (?1, '', '', '', '', '', ?2, ?3)";
-            change.prepare_cached(insert)?.execute(params![milliseconds(*at), what, detail])?;
+        Write::Audit(Deed { what, tenant, subject, pool, detail }, at) => {
+            let record = Audited {
+                tenant: tenant.clone(),
+                subject: subject.clone(),
+                pool: pool.clone(),
+                detail: detail.clone(),
+                ..Audited::new(what, *at)
+            };
+            append(change, head, record)?;
         }
-        Write::Pool { name, body: Some(body), at } => {
+        Write::Did { sandbox, subject, what, detail, at } => {
+            of_session(change, head, &sandbox.0, Some(subject), (what, detail, *at))?;
+        }
+        Write::Pool { name, body: Some(body) } => {
             let insert =
                 "INSERT INTO pools (name, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = excluded.body";
             change.prepare_cached(insert)?.execute(params![name.as_str(), body])?;
-            audit_pool(change, name, "pool.applied", *at)?;
         }
-        Write::Pool { name, body: None, at } => {
+        Write::Pool { name, body: None } => {
             change.prepare_cached("DELETE FROM pools WHERE name = ?1")?.execute(params![name.as_str()])?;
-            audit_pool(change, name, "pool.removed", *at)?;
         }
         Write::Ack(_) | Write::Close => {}
     }
     Ok(())
 }
 
-/// A line of the audit trail about a pool.
-fn audit_pool(change: &Transaction<'_>, name: &PoolName, what: &str, at: SystemTime) -> rusqlite::Result<()> {
-    let insert = "INSERT INTO audit (at, tenant, subject, pool, session, sandbox, what, detail)
-        VALUES (?1, '', '', ?2, '', '', ?3, '')";
-    change.prepare_cached(insert)?.execute(params![milliseconds(at), name.as_str(), what])?;
-    Ok(())
+/// A record about a session that is known: of what its owner did, or somebody else.
+fn of_session(
+    change: &Transaction<'_>,
+    head: &mut Link,
+    sandbox: &[u8; 16],
+    subject: Option<&str>,
+    (what, detail, at): (&str, &str, SystemTime),
+) -> rusqlite::Result<()> {
+    let select = "SELECT payer, owner, pool, identifier FROM sessions WHERE sandbox = ?1";
+    let found = change.prepare_cached(select)?.query_row(params![sandbox], |row| {
+        let owner: String = row.get(1)?;
+        Ok(Audited {
+            tenant: row.get(0)?,
+            subject: subject.map_or(owner, str::to_owned),
+            pool: row.get(2)?,
+            session: row.get(3)?,
+            sandbox: chain::sandbox_text(SandboxId(*sandbox)),
+            detail: detail.to_owned(),
+            ..Audited::new(what, at)
+        })
+    });
+    match found.optional()? {
+        Some(record) => append(change, head, record),
+        None => Ok(()),
+    }
 }
 
-/// A line of the audit trail about a session that is known.
-fn audit_session(
-    change: &Transaction<'_>,
-    sandbox: &[u8; 16],
-    what: &str,
-    detail: &str,
-    at: SystemTime,
-) -> rusqlite::Result<()> {
-    let insert = "INSERT INTO audit (at, tenant, subject, pool, session, sandbox, what, detail)
-        SELECT ?2, payer, owner, pool, identifier, lower(hex(sandbox)), ?3, ?4 FROM sessions WHERE sandbox = ?1";
-    change.prepare_cached(insert)?.execute(params![sandbox, milliseconds(at), what, detail])?;
+/// The next record of the journal.
+fn append(change: &Transaction<'_>, head: &mut Link, mut record: Audited) -> rusqlite::Result<()> {
+    record.number = head.number + 1;
+    let hash = chain::hash(&head.hash, &record);
+    let insert = "INSERT INTO audit (number, at, tenant, subject, pool, session, sandbox, what, detail, hash)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+    let Audited { number, at, tenant, subject, pool, session, sandbox, what, detail } = record;
+    let at = milliseconds(at);
+    let row = params![number, at, tenant, subject, pool, session, sandbox, what, detail, hash];
+    change.prepare_cached(insert)?.execute(row)?;
+    *head = Link { number, hash };
     Ok(())
 }
 
@@ -222,6 +259,21 @@ fn prune(change: &Transaction<'_>, now: SystemTime) -> rusqlite::Result<()> {
     let old = "DELETE FROM executions WHERE sandbox IN (SELECT sandbox FROM sessions WHERE lost < ?1)";
     change.execute(old, params![lost])?;
     change.execute("DELETE FROM sessions WHERE lost < ?1", params![lost])?;
-    change.execute("DELETE FROM audit WHERE at < ?1", params![milliseconds(now - KEPT_AUDIT)])?;
+    prune_journal(change, now, KEPT_RECORDS)
+}
+
+/// Removes the journal's oldest records, and keeps the hash that the first of the others follows.
+pub(crate) fn prune_journal(change: &Transaction<'_>, now: SystemTime, most: i64) -> rusqlite::Result<()> {
+    let young = "SELECT number FROM audit WHERE at >= ?1 ORDER BY number LIMIT 1";
+    let young: Option<i64> =
+        change.query_row(young, params![milliseconds(now - KEPT_AUDIT)], |row| row.get(0)).optional()?;
+    let head = trail::head(change)?;
+    let first = young.unwrap_or(head.number + 1).max(head.number + 1 - most);
+    let last = "SELECT number, hash FROM audit WHERE number < ?1 AND hash IS NOT NULL ORDER BY number DESC LIMIT 1";
+    let link = |row: &rusqlite::Row<'_>| Ok(Link { number: row.get(0)?, hash: row.get(1)? });
+    if let Some(Link { number, hash }) = change.query_row(last, params![first], link).optional()? {
+        change.execute("UPDATE chain SET number = ?1, hash = ?2", params![number, hash])?;
+    }
+    change.execute("DELETE FROM audit WHERE number < ?1", params![first])?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What people type. Each flag says its unit and its environment variable; nothing here acts.
 
+use sandpool_node::chain::Link;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -87,6 +88,9 @@ pub(crate) enum Command {
     /// Look at the settings
     #[command(subcommand)]
     Config(Config),
+    /// Who did what to which session or pool, and whether anybody changed what is written of it
+    #[command(subcommand)]
+    Journal(Journal),
     /// Measure what a caller feels, beside the same work without Sandpool
     #[command(subcommand)]
     Bench(Bench),
@@ -221,6 +225,53 @@ pub(crate) struct Token {
 pub(crate) enum TokenAction {
     /// Make a new signing key. Tokens of the old key stay good until they expire
     Rotate,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Journal {
+    /// List the newest records, the last one at the end
+    Ls {
+        #[command(flatten)]
+        filter: JournalFilter,
+        /// How many, at most
+        #[arg(short = 'n', long, default_value_t = 50, value_name = "COUNT")]
+        limit: u32,
+    },
+    /// Say whether all records are there and as they were written, and which are not; the exit code is 1 then
+    Verify {
+        /// An exported file [default: the journal of this state directory]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// A last record that an earlier verification printed: it must be there, with that hash; can be given again
+        #[arg(long, value_name = "NUMBER:HASH")]
+        noted: Vec<Link>,
+    },
+    /// Print all records as lines of JSON, which `journal verify FILE` can verify anywhere
+    Export {
+        /// Only what follows this record
+        #[arg(long, value_name = "NUMBER")]
+        after: Option<i64>,
+    },
+}
+
+/// Which records are meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct JournalFilter {
+    /// Only those of this pool
+    #[arg(short, long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// Only those of this session
+    #[arg(short, long, value_name = "SESSION")]
+    pub(crate) session: Option<String>,
+    /// Only those of this tenant
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only what this token's subject did
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) subject: Option<String>,
+    /// Only this, such as session.deleted, or all that begins so, such as session
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) what: Option<String>,
 }
 
 /// A role, as typed.

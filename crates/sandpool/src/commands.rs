@@ -10,6 +10,7 @@ pub(crate) mod env;
 pub(crate) mod files;
 pub(crate) mod foreign;
 pub(crate) mod image;
+pub(crate) mod journal;
 pub(crate) mod mcp;
 pub(crate) mod pool;
 pub(crate) mod run;

@@ -74,6 +74,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pool(pool) => commands::pool::run(&context, &pool),
         Command::Mcp(mcp) => commands::mcp::run(&context, &mcp),
         Command::Image(image) => commands::image::run(&context, &image),
+        Command::Journal(journal) => commands::journal::run(&context, &journal),
         Command::Config(config) => commands::config::run(&context, &config),
         Command::Bench(bench) => commands::bench::run(&context, &bench),
         Command::Completions { shell } => commands::completions::run(shell),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sandpool_http::{App, Listener};
-use sandpool_node::{Node, NodeConfig};
+use sandpool_node::{Deed, Node, NodeConfig};
 use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
 use sandpool_process::ProcessDriver;
 use serde::{Deserialize, Serialize};
@@ -181,7 +181,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
 
     let state = context.home.state().join("sandpool.db");
     let store = sandpool_node::Store::open(&state).map_err(|error| Failure::new(error.to_string()))?;
-    store.audit("server.started", env!("CARGO_PKG_VERSION"));
+    store.audit(Deed { what: "server.started", detail: env!("CARGO_PKG_VERSION").to_owned(), ..Deed::default() });
     let auth = Arc::new(credentials::open_auth(&context.home, &settings)?);
     let mut listeners =
         vec![Listener::Plain(to_tokio(inherited.plain).map_err(|error| Failure::new("cannot listen").because(error))?)];

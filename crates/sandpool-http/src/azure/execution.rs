@@ -21,6 +21,7 @@ use super::body::{Fields, MAX_BODY, Wanted};
 use super::route::Envelope;
 use super::value::{Manner, Stream, Value, outputs};
 use super::{Call, insert, no_identifier, tell_session};
+use crate::journal::Digested;
 use crate::problem::Problem;
 
 const OPERATION_ID: HeaderName = HeaderName::from_static("operation-id");
@@ -120,6 +121,7 @@ pub(super) async fn run(mut call: Call, envelope: Envelope, body: &mut Body) -> 
             handle => break (opened, allocated, handle?),
         }
     };
+    Digested::of(&request).accepted(&call.principal, &handle);
     let accepted = allocated.elapsed();
     let wishes = Wishes { is_asynchronous, jupyter_format, output_length };
     if wishes != Wishes::default() {

@@ -22,6 +22,7 @@ use super::names::{self, Folder};
 use super::query::Shape;
 use super::route::{Listed, Uploaded};
 use super::{Call, instant, tell_session};
+use crate::journal::{self, Did};
 use crate::problem::Problem;
 
 /// The largest file that may be uploaded, in bytes.
@@ -146,8 +147,10 @@ pub(super) async fn upload(call: &Call, shape: Uploaded, body: &mut Body) -> Res
         if let Some(problem) = problem {
             return Err(problem);
         }
+        let stored = stored?;
+        journal::did(&call.app.node, &call.principal, (&call.pool, key), Did::WroteFile, &path);
         let begins = begins.unwrap_or_default();
-        records.push(Record::new(&stored?, name, folder.shown(), Some(&begins)));
+        records.push(Record::new(&stored, name, folder.shown(), Some(&begins)));
     }
     let (Some(opened), Some(first)) = (opened, records.first()) else {
         let message = "The body has no part `file`. Send the file as the part `file` of multipart/form-data.";
@@ -356,7 +359,9 @@ pub(super) async fn download_json(call: &Call) -> Result<Response, Problem> {
 pub(super) async fn remove(call: &Call) -> Result<Response, Problem> {
     let (folder, name, opened) = named(call).await?;
     let key = call.session()?;
-    call.app.node.remove_file(&call.pool, key, &folder.file(&name)).await.map_err(about(&name))?;
+    let path = folder.file(&name);
+    call.app.node.remove_file(&call.pool, key, &path).await.map_err(about(&name))?;
+    journal::did(&call.app.node, &call.principal, (&call.pool, key), Did::RemovedFile, &path);
     let mut response = StatusCode::NO_CONTENT.into_response();
     tell_session(response.headers_mut(), &opened);
     Ok(response)

@@ -9,6 +9,7 @@ use sandpool_node::{NodeError, Runtime, SessionInfo};
 use serde_json::{Value, json};
 
 use super::{Call, SESSION_GUID, insert, moment};
+use crate::journal::{self, Did};
 use crate::problem::Problem;
 
 const ETAG: HeaderName = HeaderName::from_static("x-ms-session-etag");
@@ -56,7 +57,9 @@ pub(super) fn get(call: &Call) -> Result<Response, Problem> {
 
 /// Ends a session.
 pub(super) async fn end(call: &Call) -> Result<Response, Problem> {
-    call.app.node.delete_session(&call.pool, call.session()?).await?;
+    let key = call.session()?;
+    journal::did(&call.app.node, &call.principal, (&call.pool, key), Did::Deleted, "");
+    call.app.node.delete_session(&call.pool, key).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -123,6 +126,7 @@ pub(super) fn managed_list(call: &Call) -> Result<Response, Problem> {
 /// The older set: ends a session.
 pub(super) async fn managed_stop(call: &Call) -> Result<Response, Problem> {
     let key = call.session()?;
+    journal::did(&call.app.node, &call.principal, (&call.pool, key), Did::Deleted, "");
     match call.app.node.delete_session(&call.pool, key).await {
         Ok(()) => Ok(format!("Session {} was stopped.", key.identifier).into_response()),
         Err(NodeError::NoSession(_)) => Err(unknown(&key.identifier)),

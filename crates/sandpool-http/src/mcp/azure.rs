@@ -30,6 +30,7 @@ use crate::app::App;
 use crate::auth::{Principal, Role};
 use crate::azure::execution::{ATTEMPTS, FOREVER, reason, whole};
 use crate::azure::value::{Manner, Stream, Value as Shown};
+use crate::journal::Digested;
 use crate::problem::Problem;
 
 /// The revisions whose handshake is answered in kind; others, and none, get Azure's own.
@@ -319,6 +320,7 @@ async fn run(asked: &Asked<'_>, arguments: Arguments, work: Work, launch: &str) 
             handle => break handle.map_err(|error| failed(error, launch))?,
         }
     };
+    Digested::of(&request).accepted(principal, &handle);
     Ok(shown(asked, handle.wait(FOREVER).await))
 }
 

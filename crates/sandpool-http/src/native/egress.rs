@@ -11,6 +11,7 @@ use super::asked::Asked;
 use super::body;
 use crate::app::App;
 use crate::auth::Role;
+use crate::journal::{self, Did};
 use crate::problem::Problem;
 
 /// The longest body with a policy in it, in bytes: more than the longest policy (24 KiB) has as JSON.
@@ -29,6 +30,7 @@ pub(super) async fn narrow(State(app): State<App>, asked: Asked, body: Body) -> 
     app.node.egress(&pool)?;
     let policy: EgressPolicy = body::json(&body::whole(body, MAX_BODY).await?)?;
     app.node.narrow(&pool, &key, Some(&policy)).await.map_err(|error| wrong(error, "body"))?;
+    journal::did(&app.node, &asked.principal, (&pool, &key), Did::Narrowed, "");
     let (whole, own) = app.node.reached(&pool, &key).await?;
     Ok(Json(json!({ "pool": whole, "session": own })))
 }
@@ -37,6 +39,7 @@ pub(super) async fn narrow(State(app): State<App>, asked: Asked, body: Body) -> 
 pub(super) async fn widen(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
     let (pool, key) = asked.session(Role::Executor)?;
     app.node.narrow(&pool, &key, None).await?;
+    journal::did(&app.node, &asked.principal, (&pool, &key), Did::Widened, "");
     Ok(StatusCode::NO_CONTENT)
 }
 

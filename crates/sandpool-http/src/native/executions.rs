@@ -16,6 +16,7 @@ use super::request::{Asking, LONGEST_WAIT, MAX_BODY, Size, Start};
 use super::{body, events, shown};
 use crate::app::App;
 use crate::auth::{Role, Scope};
+use crate::journal::Digested;
 use crate::problem::Problem;
 
 /// The largest body of one `POST .../input`, in bytes.
@@ -40,7 +41,9 @@ pub(super) async fn start(
     // A session that was made with something of its own is not to be made again without it.
     let open = if asked.flag("existing")? { Open::Existing } else { Open::OrCreate };
     app.node.open(&pool, &key, open, &asked.principal.caller()).await?;
+    let digested = Digested::of(&request);
     let handle = app.node.execute(&pool, &key, request).await?;
+    digested.accepted(&asked.principal, &handle);
     let mut response = if wants_events(&headers) {
         handle.kept().await?;
         events::stream(&handle, after, base64)

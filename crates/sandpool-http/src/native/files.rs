@@ -21,6 +21,7 @@ use time::format_description::well_known::Rfc3339;
 use super::asked::Asked;
 use super::body;
 use crate::app::{App, SEGMENT};
+use crate::journal::{self, Did};
 use crate::problem::Problem;
 
 /// Where relative paths begin.
@@ -103,7 +104,10 @@ async fn take(
     let pieces = limited(body, MAX_UPLOAD, Arc::clone(&refused));
     let written = app.node.write_file(&pool, &key, &path, pieces.boxed()).await;
     match (written, refused.get()) {
-        (Ok(entry), _) => Ok(Json(shown(&entry, &path))),
+        (Ok(entry), _) => {
+            journal::did(&app.node, &asked.principal, (&pool, &key), Did::WroteFile, &path);
+            Ok(Json(shown(&entry, &path)))
+        }
         (Err(_), Some(refusal)) => Err(refusal.clone()),
         (Err(error), None) => Err(Problem::from(error).about("path")),
     }
@@ -155,6 +159,7 @@ pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<Statu
     let path = file(&asked)?;
     let removed = app.node.remove_file(&pool, &key, &path).await;
     removed.map_err(|error| Problem::from(error).about("path"))?;
+    journal::did(&app.node, &asked.principal, (&pool, &key), Did::RemovedFile, &path);
     Ok(StatusCode::NO_CONTENT)
 }
 

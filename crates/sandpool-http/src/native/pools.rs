@@ -85,6 +85,9 @@ pub(super) async fn apply(
         return Err(Problem::new(StatusCode::BAD_REQUEST, "SessionPoolInvalid", text).about("metadata.name"));
     }
     let applied = app.pools.apply(object, is_dry).await?;
+    if !is_dry {
+        app.did_apply(&asked.principal, &applied);
+    }
     let (status, word) = match &applied {
         Applied::Created(_) => (StatusCode::CREATED, "created"),
         Applied::Changed(_) => (StatusCode::OK, "changed"),
@@ -98,7 +101,7 @@ pub(super) async fn apply(
 /// Removes a pool that was applied, and ends its sessions.
 pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
     let pool = operated(&asked, OBJECTS)?;
-    objects::remove(&app, &pool).await?;
+    objects::remove(&app, &asked.principal, &pool).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -107,9 +110,7 @@ pub(super) async fn remove(State(app): State<App>, asked: Asked) -> Result<Statu
 pub(super) async fn mcp_credentials(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
     let pool = operated(&asked, "A pool's MCP key is the operator's. Tenants use API keys and tokens.")?;
     app.node.spec(&pool)?;
-    let key = app.auth.pool_key(&pool, asked.flag("rotate")?).map_err(|error| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "KeysUnusable", format!("The key cannot be made: {error}."))
-    })?;
+    let key = objects::mcp_key(&app, &asked.principal, &pool, asked.flag("rotate")?)?;
     Ok(Json(json!({ "apiKey": key, "path": format!("/pools/{pool}/mcp") })))
 }
 

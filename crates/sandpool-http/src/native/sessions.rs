@@ -17,6 +17,7 @@ use super::shown::{instant, milliseconds};
 use super::{body, egress};
 use crate::app::App;
 use crate::auth::Role;
+use crate::journal::{self, Did};
 use crate::problem::Problem;
 
 /// Sessions of one page.
@@ -155,6 +156,9 @@ pub(super) async fn open(
         }
         return Err(egress::wrong(error, "egress"));
     }
+    if egress.is_some() {
+        journal::did(&app.node, &asked.principal, (&pool, &key), Did::Narrowed, "");
+    }
     let status = if opened.new { StatusCode::CREATED } else { StatusCode::OK };
     let mut body = shown(&opened.session);
     body["isNew"] = json!(opened.new);
@@ -165,6 +169,7 @@ pub(super) async fn open(
 /// Ends the session.
 pub(super) async fn end(State(app): State<App>, asked: Asked) -> Result<StatusCode, Problem> {
     let (pool, key) = asked.session(Role::Executor)?;
+    journal::did(&app.node, &asked.principal, (&pool, &key), Did::Deleted, "");
     app.node.delete_session(&pool, &key).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -25,6 +25,7 @@ use super::place::{Place, Thing, parse};
 use super::shown::{self, Output};
 use super::{Asked, Told, picture, tasks};
 use crate::auth::Role;
+use crate::journal::{self, Did, Digested};
 use crate::native::files::directory;
 use crate::native::shown::instant;
 
@@ -311,7 +312,9 @@ impl Asked<'_> {
         let wait = if knows_tasks { wait.min(tasks::PATIENCE) } else { wait };
         node.open(&place.pool, &place.key, Open::Existing, &self.principal().caller()).await?;
         let request = ExecuteRequest { id: None, work, timeout, output_limit: None };
+        let digested = Digested::of(&request);
         let handle = node.execute(&place.pool, &place.key, request).await?;
+        digested.accepted(self.principal(), &handle);
         let mut guard = StopWhenGone((!in_background).then(|| handle.clone()));
         let waited = self.watch(&handle, wait).await;
         let Some(execution) = waited else {
@@ -478,6 +481,7 @@ impl Asked<'_> {
         let data = if append { self.appended(&place, &path, data).await? } else { data };
         let data = futures::stream::iter([Ok(Bytes::from(data))]).boxed();
         self.app.node.write_file(&place.pool, &place.key, &path, data).await?;
+        journal::did(&self.app.node, self.principal(), (&place.pool, &place.key), Did::WroteFile, &path);
         Ok(answered(json!({ "path": path, "uri": place.file(&path), "bytes_written": length })))
     }
 
@@ -526,6 +530,7 @@ impl Asked<'_> {
     async fn close_session(&self, arguments: Value) -> Outcome {
         let CloseSession { session_id } = read(arguments)?;
         let place = self.asker.place(&session_id)?;
+        journal::did(&self.app.node, self.principal(), (&place.pool, &place.key), Did::Deleted, "");
         let closed = match self.app.node.delete_session(&place.pool, &place.key).await {
             Ok(()) => true,
             Err(NodeError::NoSession(_)) => false,
