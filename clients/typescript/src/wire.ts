@@ -7,7 +7,11 @@ export interface Pool {
   name: string;
   /** What answers code. */
   runtime: { name?: string; version?: string } | null;
-  containerType: "PythonLTS" | "NodeLTS" | "Shell" | null;
+  containerType: "PythonLTS" | "NodeLTS" | "Shell" | "CustomContainer" | null;
+  /** Where it comes from. */
+  origin: "file" | "default" | "applied" | null;
+  /** Counts its changes. */
+  generation: number | null;
   /** How interpreters start. */
   interpreterStart: "zygote" | "cold";
   /** When its image was built. */
