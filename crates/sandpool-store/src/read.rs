@@ -6,10 +6,7 @@ use std::sync::{Arc, PoisonError};
 use rusqlite::{Connection, OptionalExtension, params};
 use sandpool_core::ids::{ExecutionId, PoolName, SandboxId, SessionKey};
 
-use crate::{Audited, Known, Row, Store, place, time};
-
-/// Records of the journal that one call answers, at most.
-const PAGE: u32 = 1_000;
+use crate::{Known, Row, Store, place};
 
 impl Store {
     /// Does `work` with the reading connection. What cannot be read is logged, and answered as what is not there.
@@ -94,30 +91,6 @@ impl Store {
         self.read(|connection| {
             let mut select = connection.prepare("SELECT name, body FROM pools ORDER BY name")?;
             let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            rows.collect()
-        })
-        .await
-    }
-
-    /// The journal after the record `after`, oldest first, at most 1,000 records.
-    pub async fn audited(&self, after: i64, limit: u32) -> Vec<Audited> {
-        self.read(move |connection| {
-            let select = "SELECT number, at, tenant, subject, pool, session, sandbox, what, detail FROM audit
-                WHERE number > ?1 ORDER BY number LIMIT ?2";
-            let mut select = connection.prepare_cached(select)?;
-            let rows = select.query_map(params![after, limit.min(PAGE)], |row| {
-                Ok(Audited {
-                    number: row.get(0)?,
-                    at: time(row.get(1)?),
-                    tenant: row.get(2)?,
-                    subject: row.get(3)?,
-                    pool: row.get(4)?,
-                    session: row.get(5)?,
-                    sandbox: row.get(6)?,
-                    what: row.get(7)?,
-                    detail: row.get(8)?,
-                })
-            })?;
             rows.collect()
         })
         .await
