@@ -40,14 +40,14 @@ const FROM_AGENT: i32 = 4;
 const TO_AGENT: i32 = 5;
 
 /// Where Node's runner finds the numbers of runs that are to be interrupted (u32, little endian), also while its code keeps
-/// it from its channel.
-const INTERRUPTS: i32 = 7;
+/// it from its channel: one for the thread that runs code, and one for the thread that breaks into it.
+const INTERRUPTS: [i32; 2] = [7, 8];
 
 /// How long after that SIGINT follows, which breaks Node's code off wherever it is. Code that prints has taken the
-/// interrupt up by then, in a place where nothing breaks.
-const BREAK_AFTER: Duration = Duration::from_millis(50);
+/// interrupt up by then, in a place where nothing breaks, also on a machine that is busy.
+const BREAK_AFTER: Duration = Duration::from_millis(150);
 
-/// How long after that it follows again: the first one is lost on code that had not begun.
+/// How long after that it follows again, once: the first one is lost on code that had not begun.
 const BREAK_AGAIN: Duration = Duration::from_secs(1);
 
 const PYTHON: &str = include_str!("runner.py");
@@ -104,8 +104,10 @@ pub struct Alive {
     tail: Vec<u8>,
     /// Why the agent ended it.
     fault: Option<String>,
-    /// The other end of [`INTERRUPTS`]: Node has one.
-    interrupts: Option<OwnedFd>,
+    /// SIGINT has been sent to the present run.
+    is_broken: bool,
+    /// The other ends of [`INTERRUPTS`]: Node has them.
+    interrupts: Vec<OwnedFd>,
     /// When SIGINT is due.
     break_at: Option<Instant>,
 }
@@ -485,6 +487,7 @@ impl Interpreter {
         let run = self.run.take()?;
         if let State::Alive(alive) = &mut self.state {
             alive.break_at = None;
+            alive.is_broken = false;
         }
         let outcome = match run.ending {
             Ending::No => usual,
@@ -542,7 +545,8 @@ impl Interpreter {
             procs::signal(&[pid], Signal::KILL);
         }
         if alive.break_at.is_some_and(|at| at <= now) {
-            alive.break_at = Some(now + BREAK_AGAIN);
+            alive.break_at = if alive.is_broken { None } else { Some(now + BREAK_AGAIN) };
+            alive.is_broken = true;
             procs::signal(&[pid], Signal::INT);
         }
         if let Some(signal) = run.ending.due(now) {
@@ -606,13 +610,15 @@ impl Alive {
         let (their_from, to) = pipe::to_program()?;
         let stdin = std::fs::File::open("/dev/null")?.into();
         let mut pass = vec![(their_from, FROM_AGENT), (their_to, TO_AGENT)];
-        let mut interrupts = None;
+        let mut interrupts = Vec::new();
         if runtime == Runtime::Node {
-            let (theirs, ours) = pipe::to_program()?;
-            // Its reader looks whether there is something, and does not wait for it.
-            pipe::set_nonblocking(&theirs)?;
-            pass.push((theirs, INTERRUPTS));
-            interrupts = Some(ours);
+            for number in INTERRUPTS {
+                let (theirs, ours) = pipe::to_program()?;
+                // Its reader looks whether there is something, and does not wait for it.
+                pipe::set_nonblocking(&theirs)?;
+                pass.push((theirs, number));
+                interrupts.push(ours);
+            }
         }
         let mut file = None;
         match zygote {
@@ -650,6 +656,7 @@ impl Alive {
             tail: Vec::new(),
             fault: None,
             interrupts,
+            is_broken: false,
             break_at: None,
         })
     }
@@ -660,14 +667,17 @@ impl Alive {
             to.push(&runner::encode(&ToRunner::Interrupt));
             let _ = to.flush();
         }
-        match &self.interrupts {
-            Some(interrupts) => {
-                // A full pipe has other numbers in it: the code does not look, and SIGINT comes all the same.
-                let number = u32::try_from(run).unwrap_or_default();
-                let _ = rustix::io::write(interrupts, &number.to_le_bytes());
-                self.break_at.get_or_insert(now + BREAK_AFTER);
-            }
-            None => procs::signal(&[self.pid], Signal::INT),
+        if self.interrupts.is_empty() {
+            procs::signal(&[self.pid], Signal::INT);
+            return;
+        }
+        for interrupts in &self.interrupts {
+            // A full pipe has other numbers in it: the code does not look, and SIGINT comes all the same.
+            let number = u32::try_from(run).unwrap_or_default();
+            let _ = rustix::io::write(interrupts, &number.to_le_bytes());
+        }
+        if !self.is_broken {
+            self.break_at.get_or_insert(now + BREAK_AFTER);
         }
     }
 

@@ -15,12 +15,14 @@
   const FROM_AGENT = 4;
   const TO_AGENT = 5;
   const INTERRUPTS = 7;
+  const INTERRUPTS_OF_LISTENER = 8;
   const MAX_TEXT = 256 * 1024;
   const MAX_MESSAGE = 64 * 1024;
   const MAX_JSON = 2 * 1024 * 1024;
 
   // What user code may replace, and this runner needs.
-  const { Atomics, Buffer, Error, Map, Number, Object, Set, String, clearImmediate, setImmediate } = globalThis;
+  const { Atomics, Buffer, Error, Map, Number, Object, Set, String } = globalThis;
+  const { clearImmediate, clearTimeout, setImmediate, setTimeout } = globalThis;
   const { parse, stringify } = JSON;
   const { readSync, writeSync } = fs;
   const { now } = Date;
@@ -159,6 +161,7 @@
     let isWhole = false;
     room.work = () => {
       work();
+      if (isSignalDue()) Atomics.wait(nothing, 0, 0, SIGNAL_LIMIT_MS);
       isWhole = true;
     };
     Atomics.store(shared, HELD, 1);
@@ -169,7 +172,10 @@
       isWhole = false;
     }
     // Taken up, before the listener may look: it would break into this runner.
-    if (!isWhole) Atomics.store(shared, TAKEN, serial);
+    if (!isWhole) {
+      signalled = serial;
+      Atomics.store(shared, TAKEN, serial);
+    }
     Atomics.store(shared, HELD, 0);
     return isWhole;
   }
@@ -451,29 +457,54 @@
   let serial = 0;
 
   // What the listener and this thread tell each other: the number of the present run or 0, the last run whose interrupt
-  // has been taken up, the last run that is to be interrupted, and whether SIGINT breaks off what this thread does.
+  // has been taken up, and whether SIGINT breaks off what this thread does.
   const RUNNING = 0;
   const TAKEN = 1;
-  const WANTED = 2;
-  const HELD = 3;
-  const shared = new Int32Array(new SharedArrayBuffer(16));
+  const HELD = 2;
+  const shared = new Int32Array(new SharedArrayBuffer(12));
 
-  // Looks whether the present run is to be interrupted. Where there is no listener it asks the kernel, and not often: to
-  // hear that there is nothing is an exception.
+  // Looks whether the present run is to be interrupted. It asks the kernel, and while code runs not often: to hear that
+  // there is nothing is an exception.
   const LOOK_EVERY_MS = 5;
   const told = Buffer.alloc(64);
   let looked = 0;
-  function isWanted() {
-    if (listener === null && now() - looked > LOOK_EVERY_MS) {
+  let wanted = 0;
+  function isWanted(every) {
+    if (wanted !== serial && now() - looked >= every) {
       looked = now();
       try {
         const count = readSync(INTERRUPTS, told);
-        for (let at = 0; at + 4 <= count; at += 4) Atomics.store(shared, WANTED, told.readInt32LE(at));
+        for (let at = 0; at + 4 <= count; at += 4) wanted = told.readInt32LE(at);
       } catch {
         // Nothing was said.
       }
     }
-    return Atomics.load(shared, WANTED) === serial;
+    return wanted === serial;
+  }
+
+  // Whether SIGINT is still to come to the present run: it follows an interrupt by 150 ms, unless the run has ended by then.
+  // It must not come upon the end itself, where Node does not look for it: it would be kept and break off what is evaluated
+  // next, or end Node. So a run that is to be interrupted waits for it. Runs younger than this are over before it.
+  const SIGNAL_FROM_MS = 75;
+  const SIGNAL_LIMIT_MS = 2000;
+  const nothing = new Int32Array(new SharedArrayBuffer(4));
+  let begun = 0;
+  let signalled = 0;
+  let onSignal = () => {};
+  function isSignalDue() {
+    return running !== null && signalled !== serial && now() - begun >= SIGNAL_FROM_MS && isWanted(0);
+  }
+
+  async function takeSignal() {
+    if (!isSignalDue()) return;
+    await new SafePromise((resolve) => {
+      const limit = setTimeout(resolve, SIGNAL_LIMIT_MS);
+      onSignal = () => {
+        clearTimeout(limit);
+        resolve();
+      };
+    });
+    onSignal = () => {};
   }
 
   // Code that prints takes an interrupt up after a print, as an exception: broken into in the middle of one, Node itself
@@ -483,7 +514,7 @@
     const print = console[name];
     const printed = function (...given) {
       print.apply(console, given);
-      if (running && thrown !== serial && isWanted()) {
+      if (running && thrown !== serial && isWanted(LOOK_EVERY_MS)) {
         thrown = serial;
         throw new Interrupted("interrupted");
       }
@@ -506,8 +537,10 @@
     process.exitCode = undefined;
     throw new Exit(Number(given) || 0);
   };
-  // An interrupt comes by way of the listener. The signal that comes with it is for programs that were started.
-  process.on("SIGINT", () => {});
+  process.on("SIGINT", () => {
+    signalled = serial;
+    onSignal();
+  });
   process.on("uncaughtException", (error) => {
     if (running) running.fail(error);
     else if (!(error instanceof Exit)) report(error);
@@ -598,6 +631,7 @@
     running = own;
     // The agent counts its runs in what it calls them.
     serial = Number(nonce.slice(nonce.indexOf("-") + 1));
+    begun = now();
     Atomics.store(shared, RUNNING, serial);
     let ok = true;
     let isPending = true;
@@ -611,18 +645,21 @@
       attempted.then(ended, ended);
       const { value } = await SafePromise.race([attempted, own.failed]);
       await SafePromise.race([settle(), own.failed]);
+      Atomics.store(shared, RUNNING, 0);
+      await takeSignal();
       if (value !== undefined) {
         if (!fresh && !isRehearsing) keepLast(value);
         const rich = { text: cut(describe(value), MAX_TEXT), scalar: scalarOf(value) };
         say({ t: "value", n: nonce, rich });
       }
     } catch (error) {
+      Atomics.store(shared, RUNNING, 0);
+      await takeSignal();
       ok = error instanceof Exit && error.code === 0;
       if (!ok) say(errorMessage(nonce, error));
     }
     clearImmediate(check);
     running = null;
-    Atomics.store(shared, RUNNING, 0);
     session.post("Runtime.releaseObjectGroup", { objectGroup: "run" });
     say({ t: "end", n: nonce, ok });
     flush();
@@ -651,7 +688,7 @@
     if (listener !== null) return;
     const { Worker } = require("worker_threads");
     listener = new Worker(
-      `(${function (INTERRUPTS, RUNNING, TAKEN, WANTED, HELD) {
+      `(${function (INTERRUPTS, RUNNING, TAKEN, HELD) {
         const { workerData } = require("worker_threads");
         const shared = new Int32Array(workerData);
         const session = new (require("inspector").Session)();
@@ -669,13 +706,11 @@
           inbox = Buffer.concat([inbox, piece]);
           for (; inbox.length >= 4; inbox = inbox.subarray(4)) {
             const serial = inbox.readInt32LE(0);
-            if (Atomics.load(shared, RUNNING) !== serial) continue;
-            Atomics.store(shared, WANTED, serial);
-            setTimeout(interrupt, 50, serial);
+            if (Atomics.load(shared, RUNNING) === serial) setTimeout(interrupt, 150, serial);
           }
         });
         channel.on("error", () => {});
-      }})(${INTERRUPTS}, ${RUNNING}, ${TAKEN}, ${WANTED}, ${HELD})`,
+      }})(${INTERRUPTS_OF_LISTENER}, ${RUNNING}, ${TAKEN}, ${HELD})`,
       { eval: true, workerData: shared.buffer, execArgv: [], env: {}, trackUnmanagedFds: false },
     );
     listener.on("error", () => realExit(1));
@@ -699,6 +734,7 @@
     switch (message.op) {
       case "interrupt":
         if (!running) break;
+        wanted = serial;
         Atomics.store(shared, TAKEN, serial);
         running.fail(new Interrupted("interrupted"));
         break;
