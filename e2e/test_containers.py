@@ -869,7 +869,6 @@ def test_a_non_root_program_is_not_the_root_of_its_sandbox(apply):
 
 
 def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_nothing(images):
-    before = cgroups()
     server = Server("--images", str(images.place), config=settings(custom("web", images.tag, env=ENV, secrets=SECRETS, ready=1)))
     try:
         pool = Web(server, "web")
@@ -887,7 +886,7 @@ def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_noth
         # A new one has what a ready one has.
         assert pool.get("another")["asked"] == 1
         processes = {pid: start_time(pid) for pid in descendants(server.launcher) | {server.launcher}}
-        groups = cgroups() - before
+        assert cgroups(server)
         kill(server.launcher)
         # What is left of control groups is swept by the next start, as everywhere (test_kills.py).
         wait_for(lambda: not left_behind(server, processes), "all has ended", 30)
@@ -901,7 +900,7 @@ def test_a_killed_server_leaves_programs_alone_and_its_launchers_end_leaves_noth
         processes |= {pid: start_time(pid) for pid in descendants(server.launcher) | {server.launcher}}
         server.down()
         assert left_behind(server, processes) == []
-        wait_for(lambda: not groups & cgroups(), "the end of every control group", 20)
+        wait_for(lambda: not cgroups(server), "the end of every control group", 20)
     finally:
         server.remove()
 

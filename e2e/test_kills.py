@@ -61,7 +61,6 @@ class World:
         # Sessions reach it through the proxy; it remembers under which names.
         self.asked = Counter()
         self.target = Target(self.answer)
-        self.groups = cgroups()
         self.server = Server(config=CONFIG.format(port=self.target.port))
         # Every process that belonged to it at some time, by its start: none may be left at the end.
         self.seen: dict[int, int | None] = {}
@@ -294,4 +293,4 @@ def test_whatever_is_killed_nothing_is_lost_that_was_told(world):
     world.note()
     world.server.down()
     wait_for(lambda: not left_behind(world.server, world.seen), "the end of every process that there was", WHOLE)
-    wait_for(lambda: cgroups() <= world.groups, "the end of every control group", WHOLE)
+    wait_for(lambda: not cgroups(world.server), "the end of every control group", WHOLE)

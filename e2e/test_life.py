@@ -377,20 +377,22 @@ def left_behind(server: Server, before: dict) -> list[str]:
     return left
 
 
-def cgroups() -> set[str]:
+def cgroups(server: Server) -> set[str]:
+    """The control groups of a server, which are called after its state directory."""
+    home = server.home.stat()
+    name = f"sandpool-{home.st_dev:x}-{home.st_ino:x}"
     found = subprocess.run(
-        ["find", "/sys/fs/cgroup", "-type", "d", "-name", "sandpool-*"], capture_output=True, text=True, check=False
+        ["find", "/sys/fs/cgroup", "-type", "d", "-name", name], capture_output=True, text=True, check=False
     )
     return set(found.stdout.split())
 
 
 def test_down_leaves_nothing_behind():
-    before_groups = cgroups()
     server = Server("--ready", "1")
     try:
         shell = server.pool("shell")
         shell.modern("leftover", shellCommand="setsid nohup sleep 1000 >/dev/null 2>&1 & echo started")
-        own_groups = cgroups() - before_groups
+        assert cgroups(server)
         pids = {pid: start_time(pid) for pid in descendants(server.launcher) | {server.launcher}}
         assert len(pids) > 3
         # What runs may end within its grace.
@@ -406,7 +408,7 @@ def test_down_leaves_nothing_behind():
         thread.join(30)
         assert finished["result"]["stdout"] == "whole\n"
         wait_for(lambda: not left_behind(server, pids), "nothing to be left")
-        assert not own_groups & cgroups(), "no group is left"
+        assert not cgroups(server), "no group is left"
         assert not (server.home / "run/server.json").exists()
         again = server.run("down", check=False)
         assert again.returncode == 0, "twice is fine"
