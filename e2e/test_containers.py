@@ -65,6 +65,19 @@ def asked(path):
                    headers={name.lower(): value for name, value in request.headers}, env=dict(os.environ), pid=os.getpid(),
                    uid=os.getuid(), directory=os.getcwd(), arguments=sys.argv[1:], asked=count, body=len(request.get_data()))
 
+BEGAN = time.monotonic()
+
+@app.route("/up")
+def up():
+    memory["probed"] = request.headers.get("X-Probe")
+    time.sleep(request.args.get("sleep", 0, type=float))
+    late = time.monotonic() - BEGAN >= request.args.get("after", 0, type=float)
+    return "", memory.get("up", request.args.get("status", 200, type=int) if late else 503)
+
+@app.route("/up-for")
+def up_for():
+    return jsonify(seconds=time.monotonic() - BEGAN)
+
 @app.route("/do", methods=["POST"])
 def do():
     names = {"memory": memory, "result": None}
@@ -652,6 +665,61 @@ def test_a_program_that_is_slow_is_waited_for_by_the_first_request(apply):
     assert pool.call("GET", "", "other").text == "a site\n"
 
 
+# How it is, as its probes say.
+
+
+def probe(kind: str, path: str | None = None, **more) -> dict:
+    check = {"tcpSocket": {"port": 80}} if path is None else {"httpGet": {"path": path, "port": 80}}
+    return {"type": kind, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2, **check, **more}
+
+
+def answers(status: int) -> str:
+    """What makes the program answer its probes so."""
+    return f"memory['up'] = {status}"
+
+
+def test_a_start_up_probe_says_when_a_program_is_ready_and_fails_with_a_reason(apply):
+    # It listens at once, and says only after a while that it has started.
+    ready = apply("starting", "copied", ready=0, wait=False, container={"probes": [probe("Startup", "/up?after=2", failureThreshold=10)]})
+    assert ready.get("user", "up-for")["seconds"] >= 2
+    never = apply("unstarted", "copied", wait=False, container={"probes": [probe("Startup", "/up?status=500")]})
+    message = check_error(never.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+    assert "start-up probe failed: GET /up?status=500 at port 80: it answers 500" in message, message
+    silent = apply("unanswered", "copied", wait=False, container={"probes": [probe("Startup", "/up?sleep=60", timeoutSeconds=1)]})
+    message = check_error(silent.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+    assert "start-up probe failed" in message and "no answer in 1 s" in message, message
+
+
+@pytest.mark.parametrize("life", ["Timed", "OnContainerExit"])
+def test_a_program_whose_liveness_probe_fails_is_lost_with_the_reason(apply, life):
+    check = {"path": "/up", "port": 80, "httpHeaders": [{"name": "X-Probe", "value": "alive?"}]}
+    probes = [probe("Startup"), probe("Liveness", "/up", httpGet=check)]
+    pool = apply("mortal", "copied", life={"lifecycleType": life, "maxAlivePeriodInSeconds": 600}, container={"probes": probes})
+    assert pool.get("user")["asked"] == 1
+    wait_for(lambda: pool.do("user", "result = memory.get('probed')") == "alive?", "a probe")
+    # It was asked before it had a session, and not on the way of requests.
+    pool.do("user", answers(503))
+    wait_for(lambda: pool.native("GET", "user").status_code != 200, "its end")
+    told = check_error(pool.call("GET", "", "user"), 410, "SessionLost")["message"]
+    assert "liveness probe failed: GET /up at port 80: it answers 503" in told, told
+    assert pool.get("user")["asked"] == 1
+
+
+def test_a_program_whose_readiness_probe_fails_is_not_asked_until_it_recovers(apply):
+    pool = apply("unready", "copied", container={"probes": [probe("Readiness", "/up", successThreshold=2)]})
+    assert pool.get("user")["asked"] == 1
+    # It recovers by itself, while nobody can ask it for that.
+    pool.do("user", "import threading\n" + answers(500) + "\nthreading.Timer(5, memory.pop, ('up',)).start()")
+    refused = wait_for(lambda: (answer := pool.call("GET", "", "user")).status_code == 503 and answer, "that it is not ready")
+    assert "readiness probe" in check_error(refused, 503, "SessionNotReady")["message"] and refused.headers["Retry-After"]
+    # Others are not held by it, and it is not lost.
+    assert pool.get("other")["asked"] == 1
+    wait_for(lambda: pool.call("GET", "", "user").status_code == 200, "its recovery")
+    # A restart for what a session brings waits for it too.
+    assert pool.native("PUT", "third", json={"env": {"OWN": "1"}}).status_code == 201
+    assert pool.get("third")["env"]["OWN"] == "1"
+
+
 # Beside it.
 
 
@@ -1071,7 +1139,7 @@ def test_azures_resource_makes_changes_and_shows_a_pool_without_its_secrets(serv
         # What cannot be is refused with the reason, and changes nothing.
         for more, part in (
             ({"registryCredentials": {"server": "r.test", "username": "u", "passwordSecretRef": "database"}}, "sandpool image pull"),
-            ({"containers": [{"image": images.tag, "probes": [{"type": "Liveness", "tcpSocket": {"port": 80}}]}]}, "target port"),
+            ({"containers": [{"image": images.tag, "probes": [{"type": "Liveness", "exec": {"command": ["true"]}}]}]}, "probes[0].exec"),
             ({"containers": [{"image": "never-pulled"}]}, "never-pulled"),
         ):  # fmt: skip
             refused = served.native("PATCH", path, json={"properties": {"customContainerTemplate": {**template("web-2"), **more}}})
@@ -1101,7 +1169,8 @@ def test_azures_management_client_makes_such_a_pool_and_gives_it_another_image(s
 def test_what_is_wrong_with_a_pool_of_containers_is_said_and_makes_nothing(served):
     for changes, part in (
         ({"image": "never-pulled"}, "never-pulled"), ({"port": 0}, "targetPort"), ({"env": [{"name": "A", "secretRef": "none"}]}, "none"),
-        ({"life": {"lifecycleType": "Sometimes"}}, "lifecycleType"), ({"container": {"probes": []}}, "probes"),
+        ({"life": {"lifecycleType": "Sometimes"}}, "lifecycleType"), ({"container": {"volumes": []}}, "volumes"),
+        ({"container": {"probes": [{"type": "Liveness", "httpGet": {"port": 80, "path": "up"}}]}}, "probes[0].httpGet.path"),
         ({"egress": {"mode": "open"}}, "80"),
     ):  # fmt: skip
         words = {"image": "copied", "port": 80, **changes}

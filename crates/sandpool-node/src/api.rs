@@ -435,6 +435,9 @@ pub enum NodeError {
     /// The session is there, and no program in it takes the connection.
     #[error("{0}")]
     Refused(String),
+    /// The session is there, and its program says that it takes no requests now.
+    #[error("session {0} takes no requests now: its readiness probe fails")]
+    NotReady(Identifier),
     /// The server is stopping, or the host is in trouble: try again later.
     #[error("unavailable: {0}")]
     Unavailable(String),

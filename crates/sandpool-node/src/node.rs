@@ -17,7 +17,7 @@ use crate::api::*;
 use crate::by_name::ByName;
 use crate::journal;
 use crate::metrics::{Calls, Metrics, counted};
-use crate::pools::{BOOT_LIMIT, Clock, PoolState};
+use crate::pools::{Clock, PoolState, boot_limit};
 use crate::record::Record;
 use crate::session::Session;
 use crate::tenants::Tenants;
@@ -104,7 +104,7 @@ fn template(spec: &PoolSpec) -> Template {
         runtime: spec.runtime,
         rootfs: spec.rootfs.clone(),
         limits: spec.limits,
-        boot_limit: BOOT_LIMIT,
+        boot_limit: boot_limit(spec),
         local_servers: spec.local_servers,
         main: spec.container.as_ref().map(|container| container.main.clone()),
         start: spec.start,

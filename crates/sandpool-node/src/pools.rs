@@ -48,7 +48,13 @@ const REDIAL: Duration = Duration::from_millis(200);
 const IN_LINE: usize = 64;
 
 /// How long a sandbox may take to become ready.
-pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a sandbox of this pool may take to become ready.
+pub(crate) fn boot_limit(spec: &PoolSpec) -> Duration {
+    let own = spec.container.as_ref().map(|container| container.main.patience() + Duration::from_secs(10));
+    own.map_or(BOOT_LIMIT, |own| own.max(BOOT_LIMIT))
+}
 
 /// A session that is there, or will be in a moment.
 type Coming = watch::Receiver<Option<Result<Arc<Session>, NodeError>>>;
@@ -629,7 +635,7 @@ impl PoolState {
             session.activity.touch(self.now());
             return Ok((session, false));
         }
-        let patience = Instant::now() + BOOT_LIMIT;
+        let patience = Instant::now() + boot_limit(&self.spec());
         let mut attempts = 0;
         // Kept until there is a sandbox: one that is ready for who waits is not one too many.
         let mut waiting = None;
@@ -929,10 +935,15 @@ impl PoolState {
         let (pool, closed, weak) = (Arc::clone(self), session.link.closed_token(), Arc::downgrade(&session));
         tokio::spawn(async move {
             closed.cancelled().await;
-            let said = weak.upgrade().and_then(|session| session.link.reason().map(str::to_owned));
+            let session = weak.upgrade();
+            let said = session.as_ref().and_then(|session| session.link.reason().map(str::to_owned));
+            let by_itself = session.is_some_and(|session| session.link.ended_by_itself());
             // Nothing, if the session was ended before: then this is the echo.
             match said {
-                Some(_) if pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) => {
+                Some(_)
+                    if by_itself
+                        && pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) =>
+                {
                     tracing::info!(pool = %pool.name, %sandbox, "a session ends with its program");
                     pool.end(sandbox, Ended::Program);
                 }

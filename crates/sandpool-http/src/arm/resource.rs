@@ -46,7 +46,7 @@ const FLAT: [&str; 4] = ["2023-08-01-preview", "2023-11-02-preview", "2024-02-02
 const WITHOUT_MCP: [&str; 2] = ["2026-01-01", "2026-07-01"];
 
 /// Every property's name, as the specification writes it.
-const NAMES: [&str; 46] = [
+const NAMES: [&str; 59] = [
     "id",
     "name",
     "type",
@@ -93,6 +93,19 @@ const NAMES: [&str; 46] = [
     "cpu",
     "memory",
     "probes",
+    "httpGet",
+    "tcpSocket",
+    "httpHeaders",
+    "path",
+    "port",
+    "scheme",
+    "host",
+    "initialDelaySeconds",
+    "periodSeconds",
+    "timeoutSeconds",
+    "failureThreshold",
+    "successThreshold",
+    "terminationGracePeriodSeconds",
 ];
 
 /// The same with every property's name as the specification writes it. Tags have the names that people give them.
@@ -373,10 +386,9 @@ fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolOb
     }
     for container in template.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(fields) = container.as_object_mut() else { continue };
-        if fields.remove("probes").is_some_and(|probes| probes.as_array().is_none_or(|probes| !probes.is_empty())) {
-            let why =
-                "are not here: a container is ready when its target port takes connections, and lost when it exits";
-            return Err(wrong("customContainerTemplate.containers[0].probes", why));
+        for (at, probe) in fields.get_mut("probes").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+            let place = format!("customContainerTemplate.containers[0].probes[{at}]");
+            probe_of(probe, &place)?;
         }
     }
     let template = serde_path_to_error::deserialize(template).map_err(|error| {
@@ -384,6 +396,33 @@ fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolOb
         wrong(&format!("{TEMPLATE}.{path}"), &why)
     })?;
     spec.custom_container_template = Some(template);
+    Ok(())
+}
+
+/// A probe in the object's words. What says nothing is left out, and what cannot be done here is refused.
+fn probe_of(probe: &mut Value, place: &str) -> Result<(), Problem> {
+    let Some(fields) = probe.as_object_mut() else { return Ok(()) };
+    if fields.remove("terminationGracePeriodSeconds").is_some() {
+        return Err(wrong(
+            &format!("{place}.terminationGracePeriodSeconds"),
+            "is not here: what fails is ended at once",
+        ));
+    }
+    for kind in ["Liveness", "Readiness", "Startup"] {
+        if fields.get("type").and_then(Value::as_str).is_some_and(|said| said.eq_ignore_ascii_case(kind)) {
+            fields.insert("type".to_owned(), kind.into());
+        }
+    }
+    for check in ["httpGet", "tcpSocket"] {
+        let check_of = fields.get_mut(check).and_then(Value::as_object_mut);
+        if let Some(host) = check_of.and_then(|check| check.remove("host")) {
+            let is_loopback = ["", "localhost", "127.0.0.1"].iter().any(|known| host == *known);
+            if !is_loopback {
+                let why = "is not here: a probe goes to the container; a Host is one of its httpHeaders";
+                return Err(wrong(&format!("{place}.{check}.host"), why));
+            }
+        }
+    }
     Ok(())
 }
 

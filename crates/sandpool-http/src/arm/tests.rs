@@ -232,7 +232,11 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
     let container = json!({
         "Image": "stranger", "name": "web", "command": ["serve"], "args": null,
         "env": [{ "name": "A", "value": "b" }, { "name": "KEY", "secretRef": "key" }],
-        "resources": { "cpu": 0.5, "memory": "1Gi" }, "probes": [],
+        "resources": { "cpu": 0.5, "memory": "1Gi" },
+        "probes": [
+            { "type": "liveness", "httpGet": { "path": "/up", "port": 8000, "scheme": "HTTP", "host": "" }, "periodSeconds": 5 },
+            { "Type": "Startup", "TcpSocket": { "Port": 8000 }, "initialDelaySeconds": null },
+        ],
     });
     let properties = json!({
         "containerType": "CustomContainer",
@@ -249,6 +253,10 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
     assert_eq!(properties["secrets"], json!([{ "name": "key" }]));
     assert_eq!(properties["customContainerTemplate"]["containers"][0]["image"], "stranger");
     assert_eq!(properties["customContainerTemplate"]["ingress"]["targetPort"], 8000);
+    let probes = &properties["customContainerTemplate"]["containers"][0]["probes"];
+    assert_eq!((&probes[0]["type"], &probes[0]["httpGet"]["path"]), (&json!("Liveness"), &json!("/up")));
+    assert_eq!((&probes[1]["type"], &probes[1]["tcpSocket"]["port"]), (&json!("Startup"), &json!(8000)));
+    assert_eq!((&probes[1]["failureThreshold"], &probes[1]["periodSeconds"]), (&json!(3), &json!(10)));
     assert_eq!(properties["dynamicPoolConfiguration"]["lifecycleConfiguration"]["lifecycleType"], "OnContainerExit");
     // A patch that repeats a secret's name alone keeps its value, and nothing wipes the environment.
     let patched =
@@ -260,7 +268,11 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
         (json!({ "containerType": "CustomContainer" }), "properties.customContainerTemplate"),
         (
             json!({ "customContainerTemplate": { "containers": [{ "image": "a", "probes": [{ "type": "Liveness" }] }], "ingress": { "targetPort": 1 } } }),
-            "properties.customContainerTemplate.containers[0].probes",
+            "properties.customContainerTemplate.containers[0].probes[0]",
+        ),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "a", "probes": [{ "type": "Liveness", "httpGet": { "port": 1, "host": "example.com" } }] }], "ingress": { "targetPort": 1 } } }),
+            "properties.customContainerTemplate.containers[0].probes[0].httpGet.host",
         ),
         (
             json!({ "customContainerTemplate": { "containers": [{ "image": "a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s" } } }),
