@@ -682,10 +682,10 @@ def test_a_start_up_probe_says_when_a_program_is_ready_and_fails_with_a_reason(a
     # It listens at once, and says only after a while that it has started.
     ready = apply("starting", "copied", ready=0, wait=False, container={"probes": [probe("Startup", "/up?after=2", failureThreshold=10)]})
     assert ready.get("user", "up-for")["seconds"] >= 2
-    never = apply("unstarted", "copied", wait=False, container={"probes": [probe("Startup", "/up?status=500")]})
+    never = apply("unstarted", "copied", wait=False, container={"probes": [probe("Startup", "/up?status=500", failureThreshold=5)]})
     message = check_error(never.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
     assert "start-up probe failed: GET /up?status=500 at port 80: it answers 500" in message, message
-    silent = apply("unanswered", "copied", wait=False, container={"probes": [probe("Startup", "/up?sleep=60", timeoutSeconds=1)]})
+    silent = apply("unanswered", "copied", wait=False, container={"probes": [probe("Startup", "/up?sleep=60", timeoutSeconds=1, failureThreshold=5)]})
     message = check_error(silent.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
     assert "start-up probe failed" in message and "no answer in 1 s" in message, message
 
@@ -693,7 +693,7 @@ def test_a_start_up_probe_says_when_a_program_is_ready_and_fails_with_a_reason(a
 @pytest.mark.parametrize("life", ["Timed", "OnContainerExit"])
 def test_a_program_whose_liveness_probe_fails_is_lost_with_the_reason(apply, life):
     check = {"path": "/up", "port": 80, "httpHeaders": [{"name": "X-Probe", "value": "alive?"}]}
-    probes = [probe("Startup"), probe("Liveness", "/up", httpGet=check)]
+    probes = [probe("Startup", failureThreshold=10), probe("Liveness", "/up", httpGet=check)]
     pool = apply("mortal", "copied", life={"lifecycleType": life, "maxAlivePeriodInSeconds": 600}, container={"probes": probes})
     assert pool.get("user")["asked"] == 1
     wait_for(lambda: pool.do("user", "result = memory.get('probed')") == "alive?", "a probe")
@@ -710,7 +710,7 @@ def test_a_program_whose_readiness_probe_fails_is_not_asked_until_it_recovers(ap
     assert pool.get("user")["asked"] == 1
     # It recovers by itself, while nobody can ask it for that.
     pool.do("user", "import threading\n" + answers(500) + "\nthreading.Timer(5, memory.pop, ('up',)).start()")
-    refused = wait_for(lambda: (answer := pool.call("GET", "", "user")).status_code == 503 and answer, "that it is not ready")
+    refused = wait_for(lambda: (answer := pool.call("GET", "", "user")).status_code == 503 and [answer], "that it is not ready")[0]
     assert "readiness probe" in check_error(refused, 503, "SessionNotReady")["message"] and refused.headers["Retry-After"]
     # Others are not held by it, and it is not lost.
     assert pool.get("other")["asked"] == 1
@@ -1138,7 +1138,7 @@ def test_azures_resource_makes_changes_and_shows_a_pool_without_its_secrets(serv
         assert "by-arm" in listed.text and "of-arm" not in listed.text
         # What cannot be is refused with the reason, and changes nothing.
         for more, part in (
-            ({"registryCredentials": {"server": "r.test", "username": "u", "passwordSecretRef": "database"}}, "sandpool image pull"),
+            ({"registryCredentials": {"server": "r.test", "username": "u", "passwordSecretRef": "database"}}, "registryCredentials.server"),
             ({"containers": [{"image": images.tag, "probes": [{"type": "Liveness", "exec": {"command": ["true"]}}]}]}, "probes[0].exec"),
             ({"containers": [{"image": "never-pulled"}]}, "never-pulled"),
         ):  # fmt: skip
@@ -1164,6 +1164,106 @@ def test_azures_management_client_makes_such_a_pool_and_gives_it_another_image(s
     assert [one["APP_IMAGE"] for one in env.values()] == ["of the image", "of the image", "of the second"]
     assert {one["APP_SECRET"] for one in env.values()} == {"postgres://of-the-client"}
     assert seen["before then"]["pid"] == seen["before"]["pid"] and seen["missing"]["status"] == 404
+
+
+# An image that only its registry has.
+
+
+@pytest.fixture
+def far(images, tmp_path):
+    """Puts a site's image into the registry, and nowhere else: under this name, with this text."""
+
+    def put(name: str, text: str) -> str:
+        busybox = Path(shutil.which("busybox")).read_bytes()
+        small = layer(("httpd", busybox, 0o755), ("site", tarfile.DIRTYPE, None), ("site/index.html", text.encode(), 0o644))
+        made = Layout(tmp_path / f"{name}-{uuid.uuid4().hex[:6]}", small, config={"Entrypoint": ["/httpd", "-f", "-p", "8080"], "Cmd": ["-h", "/site"]})
+        reference = f"{images.registry}/acme/{name}:1"
+        skopeo("copy", f"oci:{made.place}:one", f"docker://{reference}")
+        return reference
+
+    return put
+
+
+def credentials(images, user: str = USER) -> dict:
+    return {"server": str(images.registry), "username": user, "passwordSecretRef": "password"}
+
+
+def of_registry(images, name: str, reference: str, password: str | None = PASSWORD) -> dict:
+    made = custom(name, reference, 8080, secrets=[{"name": "password", **({"value": password} if password else {})}])
+    made["spec"]["customContainerTemplate"]["registryCredentials"] = credentials(images)
+    return made
+
+
+def condition(pool: Web, kind: str) -> dict:
+    conditions = pool.server.native("GET", f"/pools/{pool.name}/object").json()["status"]["conditions"]
+    [found] = [one for one in conditions if one["type"] == kind]
+    return found
+
+
+def test_an_image_that_only_its_registry_has_is_pulled_for_its_pool(served, images, far):
+    reference = far("far", "from afar\n")
+    pool = Web(served, "far")
+    try:
+        # Who is not let in hears so, and so does who wants a session.
+        made = pool.native("PUT", json=of_registry(images, "far", reference, "wrong"))
+        assert made.status_code == 201, made.text
+        wait_for(lambda: condition(pool, "ImagePulled")["reason"] == "Failed", "that it cannot be had")
+        assert "uthori" in condition(pool, "ImagePulled")["message"] and condition(pool, "Ready")["status"] == "False"
+        refused = check_error(pool.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+        assert "cannot be pulled" in refused and "uthori" in refused, refused
+        assert pool.native("PUT", json=of_registry(images, "far", reference)).status_code == 200
+        pool.wait_until_full()
+        assert condition(pool, "ImagePulled") == {
+            "type": "ImagePulled", "status": "True", "reason": "Pulled", "message": "It is what its reference means."
+        }  # fmt: skip
+        assert pool.call("GET", "", "user").text == "from afar\n"
+        # The password is nowhere to be read, and need not be said again.
+        for told in (served.native("GET", "/pools/far/object"), served.native("GET", "/pools"), served.native("GET", "/pools/far")):
+            assert told.status_code == 200 and PASSWORD not in told.text
+        assert PASSWORD not in served.log() and PASSWORD not in served.run("journal", "export").stdout
+        # The tag means another one now: sessions that are there go on, and who is told to look again finds it.
+        far("far", "from further\n")
+        assert pool.native("PUT", json=of_registry(images, "far", reference, None)).json()["result"] == "unchanged"
+        wait_for(lambda: pool.call("GET", "", f"new-{uuid.uuid4().hex[:6]}").text == "from further\n", "the new image", 60)
+        assert pool.call("GET", "", "user").text == "from afar\n"
+    finally:
+        pool.native("DELETE")
+
+
+def test_what_is_wrong_with_registry_credentials_is_said_with_its_field(served, images):
+    reference = f"{images.registry}/acme/never:1"
+    for change, part in (
+        ({"server": "other.test"}, "registryCredentials.server"), ({"username": ""}, "registryCredentials.username"),
+        ({"passwordSecretRef": "none"}, "registryCredentials.passwordSecretRef"), ({"identity": "system"}, "registryCredentials.identity"),
+    ):  # fmt: skip
+        made = of_registry(images, "never", reference)
+        made["spec"]["customContainerTemplate"]["registryCredentials"].update(change)
+        refused = served.native("PUT", "/pools/never", json=made)
+        assert refused.status_code == 400 and part in refused.text, refused.text
+    assert served.native("GET", "/pools/never").status_code == 404
+    valueless = served.native("PUT", "/pools/never", json=of_registry(images, "never", reference, None))
+    assert valueless.status_code == 400 and "containerSecrets[0]" in valueless.text, valueless.text
+
+
+def test_a_server_that_was_killed_goes_on_with_a_pull(images, far, start):
+    reference = far("later", "at last\n")
+    server = start("--images", str(images.place), config=settings(custom("near", "alone", 8080)))
+    server.bearer = server.token("--role", "admin")
+    pool = Web(server, "later")
+    assert pool.native("PUT", json=of_registry(images, "later", reference)).status_code == 201
+    kill(server.process())
+    wait_for(server.is_ready, "the server is back", 60)
+    pool.wait_until_full()
+    assert pool.call("GET", "", "user").text == "at last\n"
+
+
+@pytest.mark.parametrize("version", test_arm.VERSIONS)
+def test_azures_management_client_makes_a_pool_of_a_registrys_image(served, images, far, version):
+    reference = far(f"by-{version.replace('_', '-')}", "for the client\n")
+    seen = test_arm.drive(served, version, "registry", f"registry-{version.replace('_', '-')}", reference, str(images.registry), USER, PASSWORD)
+    assert seen["refused"]["message"] is None or "uthori" in seen["refused"]["message"], seen["refused"]
+    assert seen["made"] == ["Succeeded", str(images.registry), USER, "password"] and seen["secrets"] == [["password", None]]
+    assert seen["asked"] == [200, "for the client\n"]
 
 
 def test_what_is_wrong_with_a_pool_of_containers_is_said_and_makes_nothing(served):

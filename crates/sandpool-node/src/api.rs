@@ -59,6 +59,8 @@ pub struct Container {
     pub main: Main,
     /// A session ends in order when the program does; otherwise it is lost then.
     pub ends_with_program: bool,
+    /// Its program speaks HTTP/2 at its port, without TLS.
+    pub is_http2: bool,
 }
 
 /// Who shares a session's name.

@@ -394,6 +394,29 @@ impl Node {
         Ok(())
     }
 
+    /// A pool of which no sandbox can be made before it is applied: whoever wants a session is told why. One that works stays as it is.
+    ///
+    /// # Errors
+    /// `Unavailable` when the server is stopping.
+    pub async fn announce(&self, spec: PoolSpec, why: String) -> Result<(), NodeError> {
+        let _one = self.inner.changing.lock(&spec.name).await;
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Unavailable("the server is stopping".to_owned()));
+        }
+        match self.find(&spec.name) {
+            Some(pool) if pool.is_held() => pool.is_broken(why),
+            Some(_) => {}
+            None => {
+                let name = spec.name.clone();
+                let pool = self.new_pool(spec, false);
+                pool.is_broken(why);
+                self.change_pools().insert(name, Arc::clone(&pool));
+                begin(pool);
+            }
+        }
+        Ok(())
+    }
+
     /// Removes a pool, and ends its sessions. Answers when all of it is gone, but for what cannot be destroyed for now.
     ///
     /// # Errors

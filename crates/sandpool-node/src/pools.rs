@@ -115,6 +115,8 @@ struct Inner {
     /// The boot ids of the sandboxes that are ready or belong to a session.
     boots: HashMap<SandboxId, [u8; 16]>,
     trouble: Option<String>,
+    /// No sandbox is made before it is declared again.
+    is_held: bool,
     /// Nobody gets a session any more.
     is_removed: bool,
 }
@@ -182,6 +184,7 @@ impl PoolState {
                 created: HashSet::new(),
                 boots: HashMap::new(),
                 trouble: None,
+                is_held: false,
                 is_removed: false,
             }),
             sessions: RwLock::default(),
@@ -204,7 +207,7 @@ impl PoolState {
         let given_up = {
             let mut inner = self.inner();
             inner.rules.declare(spec.scale, spec.life);
-            inner.trouble = None;
+            (inner.trouble, inner.is_held) = (None, false);
             *self.spec.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spec);
             let given_up = if is_made_anew { inner.rules.give_up_reservoir() } else { Vec::new() };
             for sandbox in &given_up {
@@ -223,9 +226,15 @@ impl PoolState {
         self.ends.notify_one();
     }
 
-    /// Why its sandboxes cannot be made, before any was tried.
+    /// Why its sandboxes cannot be made before it is declared again.
     pub(crate) fn is_broken(&self, why: String) {
-        self.inner().trouble = Some(why);
+        let mut inner = self.inner();
+        (inner.trouble, inner.is_held) = (Some(why), true);
+    }
+
+    /// Whether it is broken so.
+    pub(crate) fn is_held(&self) -> bool {
+        self.inner().is_held
     }
 
     /// Nobody gets a session any more, and those that are there end. Answers when all is destroyed, or cannot be for now.
@@ -706,7 +715,7 @@ impl PoolState {
         let inner = self.inner();
         let (_, booting, _) = inner.rules.counts();
         let far = inner.rules.not_before().is_some_and(|at| at > self.now() + PATIENCE);
-        inner.trouble.clone().filter(|_| booting == 0 && (has_waited || far))
+        inner.trouble.clone().filter(|_| inner.is_held || booting == 0 && (has_waited || far))
     }
 
     /// How long a tenant that was refused something should wait before it hears so.
@@ -1078,7 +1087,7 @@ impl PoolState {
                 if let Some(sandbox) = surplus {
                     inner.boots.remove(&sandbox);
                 }
-                (inner.rules.wanted(waiting, now), surplus)
+                (if inner.is_held { 0 } else { inner.rules.wanted(waiting, now) }, surplus)
             };
             if let Some(sandbox) = surplus {
                 tracing::debug!(pool = %self.name, %sandbox, "a ready sandbox is one too many");

@@ -8,7 +8,7 @@ use sandpool_wire::agent::{Check, Probe};
 use sandpool_wire::egress::PORTS;
 use serde::{Deserialize, Serialize};
 
-use crate::pool::{EnvVariable, LifecycleType, PoolObjectSpec};
+use crate::pool::{EnvVariable, LifecycleType, PoolObjectSpec, is_image_name};
 use crate::units::Size;
 use crate::{Fault, fault};
 
@@ -42,6 +42,56 @@ pub struct ContainerTemplate {
     pub containers: Vec<ContainerSettings>,
     /// Where requests go.
     pub ingress: IngressSettings,
+    /// As whom its image is got from its registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_credentials: Option<RegistryCredentials>,
+}
+
+/// As whom an image is got.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistryCredentials {
+    /// The registry, such as `registry.example.com`.
+    pub server: String,
+    /// The user.
+    pub username: String,
+    /// The name of the secret that is the password.
+    pub password_secret_ref: String,
+}
+
+impl RegistryCredentials {
+    fn check(&self, image: &str, spec: &PoolObjectSpec, place: &str) -> Result<(), Fault> {
+        let key = |field: &str| format!("{place}.registryCredentials.{field}");
+        let server = self.server.trim_start_matches("https://").trim_end_matches('/');
+        match registry(image) {
+            None => {
+                return Err(fault(key("server"), format!("is for a registry, and {image} is an image by its name")));
+            }
+            Some(known) if known != server => {
+                return Err(fault(key("server"), format!("is {server:?}, and the image is of {known}")));
+            }
+            Some(_) => {}
+        }
+        if self.username.is_empty() || self.username.len() > 1024 || self.username.contains(':') {
+            return Err(fault(key("username"), "must have 1 to 1024 characters, and no colon"));
+        }
+        if spec.container_secrets.iter().all(|secret| secret.name != self.password_secret_ref) {
+            let why = format!("names the secret {}, which containerSecrets has not", self.password_secret_ref);
+            return Err(fault(key("passwordSecretRef"), why));
+        }
+        Ok(())
+    }
+}
+
+/// The registry of a reference; `None` for what is an image's name here.
+pub(crate) fn registry(image: &str) -> Option<&str> {
+    if is_image_name(image) {
+        return None;
+    }
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => Some(host),
+        _ => Some("docker.io"),
+    }
 }
 
 /// Where requests go.
@@ -50,6 +100,27 @@ pub struct ContainerTemplate {
 pub struct IngressSettings {
     /// The port that its program listens at.
     pub target_port: u16,
+    /// What it speaks there.
+    #[serde(default, skip_serializing_if = "Transport::is_http")]
+    pub transport: Transport,
+}
+
+/// What a program speaks: the words of container apps' ingress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// HTTP/2 without TLS, by prior knowledge.
+    Http2,
+}
+
+impl Transport {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_http(&self) -> bool {
+        *self == Self::Http
+    }
 }
 
 /// One container.
@@ -275,12 +346,15 @@ pub(crate) fn check(template: &ContainerTemplate, spec: &PoolObjectSpec, place: 
             format!("are {}, and a session has exactly one", template.containers.len()),
         ));
     };
-    let key = |field: &str| key(&format!("containers[0].{field}"));
+    let key = |field: &str| format!("{place}.containers[0].{field}");
     if container.image.is_empty() || container.image.len() > 512 || container.image.chars().any(char::is_whitespace) {
         return Err(fault(
             key("image"),
             format!("{:?} is no image", container.image.chars().take(80).collect::<String>()),
         ));
+    }
+    if let Some(credentials) = &template.registry_credentials {
+        credentials.check(&container.image, spec, place)?;
     }
     for (field, words) in [("command", &container.command), ("args", &container.args)] {
         let bytes: usize = words.iter().map(String::len).sum();
@@ -296,7 +370,7 @@ pub(crate) fn check(template: &ContainerTemplate, spec: &PoolObjectSpec, place: 
         let value = match (&variable.value, &variable.secret_ref) {
             (Some(_), Some(_)) => return Err(fault(place, "has both value and secretRef")),
             (None, Some(secret)) => match spec.container_secrets.iter().find(|known| known.name == *secret) {
-                Some(known) => known.value.clone(),
+                Some(known) => known.value.clone().unwrap_or_default(),
                 None => return Err(fault(place, format!("names the secret {secret}, which containerSecrets has not"))),
             },
             (value, None) => value.clone().unwrap_or_default(),
@@ -348,8 +422,7 @@ pub(crate) fn to_container(spec: &PoolObjectSpec, image: &ImageConfig) -> Result
         let why = format!("is missing, and the image {} has no entry point", container.image);
         return Err(fault(format!("{place}.command"), why));
     }
-    let secret =
-        |name: &str| spec.container_secrets.iter().find(|known| known.name == name).map(|known| known.value.clone());
+    let secret = |name: &str| spec.container_secrets.iter().find(|known| known.name == name)?.value.clone();
     let of_image = image.env.iter().filter_map(|pair| pair.split_once('='));
     let mut env: BTreeMap<String, String> = of_image
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -376,7 +449,11 @@ pub(crate) fn to_container(spec: &PoolObjectSpec, image: &ImageConfig) -> Result
         readiness: probe(ProbeType::Readiness),
     };
     let life = &spec.dynamic_pool_configuration.lifecycle_configuration;
-    Ok(Some(Container { main, ends_with_program: life.lifecycle_type == LifecycleType::OnContainerExit }))
+    Ok(Some(Container {
+        main,
+        ends_with_program: life.lifecycle_type == LifecycleType::OnContainerExit,
+        is_http2: template.ingress.transport == Transport::Http2,
+    }))
 }
 
 #[cfg(test)]

@@ -263,7 +263,40 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
         send(&served, &admin, "PATCH", &web, json!({ "properties": { "secrets": [{ "name": "key" }] } })).await;
     assert_eq!(patched.status, 202, "{patched:?}");
     let spec = served.as_(&admin, "GET", "/pools/web/object", "").await.json()["spec"].clone();
-    assert_eq!(spec["containerSecrets"][0]["value"], "hush");
+    assert_eq!(spec["containerSecrets"], json!([{ "name": "key" }]), "nobody reads it");
+    let has = |variable: &(String, String)| variable == &("KEY".to_owned(), "hush".to_owned());
+    let pool = sandpool_core::ids::PoolName::parse("web").unwrap();
+    assert!(served.node.spec(&pool).unwrap().container.as_ref().unwrap().main.env.iter().any(has));
+    let again = json!({ "metadata": { "name": "web" }, "spec": spec });
+    let again = served.as_(&admin, "PUT", "/pools/web", &again.to_string()).await;
+    assert_eq!(again.json()["result"], "changed", "{again:?}");
+    assert!(served.node.spec(&pool).unwrap().container.as_ref().unwrap().main.env.iter().any(has));
+    // One that only a registry has, and the registry is not there.
+    let far = json!({
+        "containerType": "CustomContainer",
+        "secrets": [{ "name": "password", "value": "hush-hush" }],
+        "customContainerTemplate": {
+            "containers": [{ "image": "reg.test/a/b:1" }], "ingress": { "targetPort": 1 },
+            "registryCredentials": { "server": "reg.test", "userName": "ci", "passwordSecretRef": "password", "identity": "" },
+        },
+    });
+    let path = format!("{POOLS}/far");
+    let made = send(&served, &admin, "PUT", &path, resource(far)).await;
+    assert_eq!((made.status.as_u16(), &made.json()["properties"]["provisioningState"]), (201, &json!("InProgress")));
+    let got = loop {
+        let got = send(&served, &admin, "GET", &path, Value::Null).await;
+        if got.json()["properties"]["provisioningState"] != "InProgress" {
+            break got;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(got.json()["properties"]["provisioningState"], "Failed", "{got:?}");
+    assert!(!got.text().contains("hush-hush") && got.text().contains("passwordSecretRef"), "{got:?}");
+    let object = served.as_(&admin, "GET", "/pools/far/object", "").await.json();
+    let pulled = &object["status"]["conditions"][1];
+    let expected =
+        json!({ "type": "ImagePulled", "status": "False", "reason": "Failed", "message": "there is no registry" });
+    assert_eq!(pulled, &expected, "{object}");
     for (properties, target) in [
         (json!({ "containerType": "CustomContainer" }), "properties.customContainerTemplate"),
         (
@@ -275,8 +308,12 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
             "properties.customContainerTemplate.containers[0].probes[0].httpGet.host",
         ),
         (
-            json!({ "customContainerTemplate": { "containers": [{ "image": "a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s" } } }),
-            "properties.customContainerTemplate.registryCredentials",
+            json!({ "customContainerTemplate": { "containers": [{ "image": "a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s", "identity": "system" } } }),
+            "properties.customContainerTemplate.registryCredentials.identity",
+        ),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "r.test/a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s.test", "username": "u", "passwordSecretRef": "p" } } }),
+            "properties.customContainerTemplate.registryCredentials.server",
         ),
         (
             json!({ "customContainerTemplate": { "containers": [{ "image": "nobody" }], "ingress": { "targetPort": 1 } } }),
