@@ -37,7 +37,7 @@ layout, registry = test_images.layout, test_images.registry
 EXAMPLES = examples("docs/containers.md", "sh")
 
 # What the image is made of; its archive is kept under the name of its recipe.
-RECIPE = ["--quiet", "--variant=minbase", "--include=python3-flask,python3-simple-websocket",
+RECIPE = ["--quiet", "--variant=minbase", "--include=python3-flask,python3-simple-websocket,python3-h2",
           "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "trixie"]  # fmt: skip
 CACHE = Path("/var/lib/sandpool/cache/e2e") if os.geteuid() == 0 else Path.home() / ".cache/sandpool/e2e"
 
@@ -51,7 +51,7 @@ if "APP_EXIT" in os.environ:
     sys.exit(int(os.environ["APP_EXIT"]))
 if "APP_DEAF" in os.environ:
     time.sleep(1_000)
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify, redirect, request
 from simple_websocket import ConnectionClosed, Server
 
 app, memory, told = Flask(__name__), {}, queue.Queue()
@@ -77,6 +77,12 @@ def up():
 @app.route("/up-for")
 def up_for():
     return jsonify(seconds=time.monotonic() - BEGAN)
+
+@app.route("/moved")
+def moved():
+    answer = redirect(request.args["to"])
+    answer.set_cookie("kind", "own", path="/moved", domain="example.com")
+    return answer
 
 @app.route("/do", methods=["POST"])
 def do():
@@ -135,6 +141,45 @@ def end(code):
 app.run("0.0.0.0", int(os.environ.get("APP_PORT", "80")), threaded=True)
 '''
 
+# Speaks HTTP/2 and nothing else: says what it was asked, counts what is sent, streams, and ends with trailers, as gRPC does.
+APP_2 = r'''
+import asyncio, json
+import h2.config, h2.connection, h2.events
+
+class Program(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.asked = transport, {}
+        self.state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        self.state.initiate_connection()
+        self.send()
+
+    def send(self):
+        self.transport.write(self.state.data_to_send())
+
+    def data_received(self, data):
+        for event in self.state.receive_data(data):
+            stream = getattr(event, "stream_id", None)
+            if isinstance(event, h2.events.RequestReceived):
+                self.asked[stream] = (dict(event.headers), [])
+                self.state.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc+json"), ("trailer", "grpc-status")])
+                if self.asked[stream][0][":path"].startswith("/events"):
+                    self.state.send_data(stream, b"begun\n")
+            elif isinstance(event, h2.events.DataReceived):
+                self.asked[stream][1].append(len(event.data))
+                self.state.acknowledge_received_data(event.flow_controlled_length, stream)
+            elif isinstance(event, h2.events.StreamEnded):
+                headers, pieces = self.asked.pop(stream)
+                self.state.send_data(stream, json.dumps({"headers": headers, "size": sum(pieces), "pieces": len(pieces)}).encode() + b"\n")
+                self.state.send_headers(stream, [("grpc-status", "0"), ("grpc-message", "fine")], end_stream=True)
+        self.send()
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Program, "0.0.0.0", 50051)
+    await server.serve_forever()
+
+asyncio.run(main())
+'''
+
 SAID = {"Env": ["PATH=/usr/bin:/bin", "APP_IMAGE=of the image", "APP_BOTH=of the image"], "Entrypoint": ["python3"],
         "Cmd": ["/srv/app.py", "--of-image"], "WorkingDir": "/srv", "ExposedPorts": {"80/tcp": {}}}  # fmt: skip
 
@@ -176,7 +221,7 @@ def images(tmp_path_factory, registry):
 
 def filled(images: Images, place: Path) -> Images:
     registry = images.registry
-    app = layer(("srv", tarfile.DIRTYPE, None), ("srv/app.py", APP.encode(), 0o644))
+    app = layer(("srv", tarfile.DIRTYPE, None), ("srv/app.py", APP.encode(), 0o644), ("srv/app2.py", APP_2.encode(), 0o644))
     made = Layout(place / "web", base(), app, config=SAID)
     skopeo("copy", f"oci:{made.place}:one", f"docker://{images.tag}")
     login = ("--username", USER)
@@ -210,14 +255,14 @@ def filled(images: Images, place: Path) -> Images:
     return images
 
 
-def custom(name: str, image: str, port: int = 80, *, ready: int = 1, most: int = 4, env=(), secrets=(), life=None, container=None, **spec):
+def custom(name: str, image: str, port: int = 80, *, ready: int = 1, most: int = 4, env=(), secrets=(), life=None, container=None, transport=None, **spec):
     """A pool of custom containers, as its object."""
     return {
         "metadata": {"name": name},
         "spec": {
             "containerType": "CustomContainer",
             "customContainerTemplate": {
-                "containers": [{"image": image, "env": list(env), **(container or {})}], "ingress": {"targetPort": port},
+                "containers": [{"image": image, "env": list(env), **(container or {})}], "ingress": {"targetPort": port, **({"transport": transport} if transport else {})},
             },
             "containerSecrets": list(secrets),
             "scaleConfiguration": {"maxConcurrentSessions": most, "readySessionInstances": ready, "maxReadySessionInstances": ready,
@@ -663,6 +708,54 @@ def test_a_program_that_is_slow_is_waited_for_by_the_first_request(apply):
     # Started again with variables of a session, too.
     assert pool.native("PUT", "other", json={"env": {"OWN": "1"}}).status_code == 201
     assert pool.call("GET", "", "other").text == "a site\n"
+
+
+def test_a_programs_redirections_and_cookies_are_those_of_its_address(web, name):
+    for to, path in (("/hello?x=1", "hello"), ("http://localhost:80/hello?x=1", "hello"), ("hello?x=1&identifier=" + name, "hello")):
+        said = web.call("GET", f"moved?to={urllib.parse.quote(to, safe='')}", name)
+        assert said.status_code == 200 and said.json()["uri"].startswith(f"/{path}?x=1"), said.text
+        assert said.json()["headers"]["x-forwarded-prefix"] + "/hello" in said.url
+        # It is not one of ours that has versions.
+        assert "api-supported-versions" not in said.headers
+        [first] = said.history
+        assert f"Path={urllib.parse.urlsplit(web.pool.endpoint).path}/moved" in first.headers["Set-Cookie"] and "example.com" not in first.headers["Set-Cookie"]
+    away = web.call("GET", "moved?to=https%3A%2F%2Fexample.com%2F", name, allow_redirects=False)
+    assert away.headers["Location"] == "https://example.com/"
+    # Who asks is who is there; on this machine that may be a reverse proxy, which says who asked it.
+    said = web.call("GET", "", name, headers={"X-Forwarded-For": "192.0.2.1", "X-Real-IP": "192.0.2.1", "Forwarded": "for=192.0.2.1"}).json()
+    assert said["headers"]["x-forwarded-for"] == "192.0.2.1, 127.0.0.1"
+    assert not {"x-real-ip", "forwarded"} & set(said["headers"])
+
+
+def test_a_program_that_speaks_http_2_is_spoken_with_so(apply, images, tmp_path):
+    pool = apply("second", "copied", 50051, wait=False, container={"args": ["/srv/app2.py"]}, transport="http2")
+    pool.wait_until_full()
+    address = f"{pool.pool.endpoint}/package.Service/Method?identifier=user"
+    (tmp_path / "body").write_bytes(b"x" * (5 << 20))
+
+    def ask(*words: str) -> tuple[str, dict]:
+        words = ["curl", "-sS", "--max-time", "60", "-D", str(tmp_path / "head"), "-H", f"Authorization: Bearer {pool.server.bearer}", *words]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "head").read_text(), json.loads(done.stdout.splitlines()[-1])
+
+    head, said = ask("--http2-prior-knowledge", "-H", "TE: trailers", "--data-binary", f"@{tmp_path}/body", address)
+    assert head.startswith("HTTP/2 200") and "grpc-status: 0" in head and "grpc-message: fine" in head, head
+    assert said["size"] == 5 << 20 and said["pieces"] > 1
+    headers = said["headers"]
+    assert headers[":method"] == "POST" and headers[":path"] == "/package.Service/Method?identifier=user"
+    assert headers[":authority"] == "localhost:50051" and headers["te"] == "trailers" and "authorization" not in headers
+    # A client that speaks HTTP/1.1 is answered too, and a protocol that is changed is refused.
+    head, said = ask("--http1.1", address)
+    assert head.startswith("HTTP/1.1 200") and said["size"] == 0
+    refused = pool.call("GET", "", "user", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+    check_error(refused, 400, "SessionRequestNotSupported")
+    # By an address for others, at its root, as clients of gRPC need it.
+    preview = pool.native("POST", "user", "/previews", json={"port": 50051}).json()["hostUrl"]
+    port = urllib.parse.urlsplit(preview).port
+    host = urllib.parse.urlsplit(preview).hostname
+    head, said = ask("--http2-prior-knowledge", "--resolve", f"{host}:{port}:127.0.0.1", "-d", "x", f"{preview}package.Service/Method")
+    assert "grpc-status: 0" in head and said["headers"][":path"] == "/package.Service/Method"
 
 
 # How it is, as its probes say.
@@ -1224,7 +1317,14 @@ def test_an_image_that_only_its_registry_has_is_pulled_for_its_pool(served, imag
         # The tag means another one now: sessions that are there go on, and who is told to look again finds it.
         far("far", "from further\n")
         assert pool.native("PUT", json=of_registry(images, "far", reference, None)).json()["result"] == "unchanged"
-        wait_for(lambda: pool.call("GET", "", f"new-{uuid.uuid4().hex[:6]}").text == "from further\n", "the new image", 60)
+
+        def has_new() -> bool:
+            if pool.call("GET", "", "new").text == "from further\n":
+                return True
+            pool.native("DELETE", "new")
+            return False
+
+        wait_for(has_new, "the new image", 60)
         assert pool.call("GET", "", "user").text == "from afar\n"
     finally:
         pool.native("DELETE")

@@ -214,10 +214,36 @@ async fn tools_that_ask_around_are_answered() {
     let admin = served.token_for(Role::Admin, None, None);
     let provider = send(&served, &admin, "GET", "/subscriptions/s/providers/Microsoft.App", Value::Null).await.json();
     assert_eq!(provider["registrationState"], "Registered");
-    let path = format!("{POOLS}/python/providers/Microsoft.Authorization/roleAssignments/0fb8");
-    let asked = json!({ "properties": { "principalId": "p" } });
-    let assigned = send(&served, &admin, "PUT", &path, asked).await;
+    let all = format!("{POOLS}/python/providers/Microsoft.Authorization/roleAssignments");
+    let (path, role) = (
+        format!("{all}/0FB8"),
+        "/providers/Microsoft.Authorization/roleDefinitions/0fb8eba5-a2bb-4abe-b1c1-49dfad359bb0",
+    );
+    let asked = json!({ "properties": { "principalId": "p-1", "roleDefinitionId": role, "principalType": "User" } });
+    assert_eq!(send(&served, &admin, "GET", &path, Value::Null).await.status, 404);
+    let assigned = send(&served, &admin, "PUT", &path, asked.clone()).await;
     assert_eq!((assigned.status.as_u16(), &assigned.json()["name"]), (201, &json!("0fb8")));
+    let told = send(&served, &admin, "GET", &path, Value::Null).await.json();
+    assert_eq!(told, assigned.json());
+    assert!(told["properties"]["description"].as_str().unwrap().contains("grants nothing"), "{told}");
+    assert_eq!(send(&served, &admin, "PUT", &path, asked.clone()).await.status, 200, "the same again");
+    let listed = async |query: &str| {
+        let value = send(&served, &admin, "GET", &format!("{all}?{query}"), Value::Null).await.json()["value"].clone();
+        value.as_array().unwrap().len()
+    };
+    assert_eq!((listed("").await, listed("%24filter=principalId%20eq%20%27p-2%27").await), (1, 0));
+    for (name, properties, told) in [
+        ("two", json!({ "principalId": "p-1", "roleDefinitionId": role }), (409, "RoleAssignmentExists")),
+        ("0fb8", json!({ "principalId": "p-2", "roleDefinitionId": role }), (409, "RoleAssignmentUpdateNotPermitted")),
+        ("two", json!({ "principalId": "p-2", "roleDefinitionId": "/x/y" }), (400, "RoleDefinitionDoesNotExist")),
+        ("two", json!({ "roleDefinitionId": role }), (400, "InvalidRequestContent")),
+    ] {
+        let refused = send(&served, &admin, "PUT", &format!("{all}/{name}"), json!({ "properties": properties })).await;
+        let code = refused.json()["error"]["code"].clone();
+        assert_eq!((refused.status.as_u16(), code.as_str().unwrap()), told, "{refused:?}");
+    }
+    assert_eq!(send(&served, &admin, "DELETE", &path, Value::Null).await.status, 200);
+    assert_eq!((send(&served, &admin, "DELETE", &path, Value::Null).await.status.as_u16(), listed("").await), (204, 0));
     for path in ["operationStatuses/77", "operationResults/zz"] {
         let path = format!("/subscriptions/s/providers/Microsoft.App/locations/local/{path}");
         assert_eq!(send(&served, &admin, "GET", &path, Value::Null).await.status, 404);
@@ -268,7 +294,7 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
     let pool = sandpool_core::ids::PoolName::parse("web").unwrap();
     assert!(served.node.spec(&pool).unwrap().container.as_ref().unwrap().main.env.iter().any(has));
     let again = json!({ "metadata": { "name": "web" }, "spec": spec });
-    let again = served.as_(&admin, "PUT", "/pools/web", &again.to_string()).await;
+    let again = served.as_(&admin, "PUT", "/pools/web", again.to_string()).await;
     assert_eq!(again.json()["result"], "changed", "{again:?}");
     assert!(served.node.spec(&pool).unwrap().container.as_ref().unwrap().main.env.iter().any(has));
     // One that only a registry has, and the registry is not there.
@@ -282,7 +308,7 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
     });
     let path = format!("{POOLS}/far");
     let made = send(&served, &admin, "PUT", &path, resource(far)).await;
-    assert_eq!((made.status.as_u16(), &made.json()["properties"]["provisioningState"]), (201, &json!("InProgress")));
+    assert_eq!(made.status, 201, "{made:?}");
     let got = loop {
         let got = send(&served, &admin, "GET", &path, Value::Null).await;
         if got.json()["properties"]["provisioningState"] != "InProgress" {
