@@ -37,7 +37,7 @@ layout, registry = test_images.layout, test_images.registry
 EXAMPLES = examples("docs/containers.md", "sh")
 
 # What the image is made of; its archive is kept under the name of its recipe.
-RECIPE = ["--quiet", "--variant=minbase", "--include=python3-flask,python3-simple-websocket",
+RECIPE = ["--quiet", "--variant=minbase", "--include=python3-flask,python3-simple-websocket,python3-h2",
           "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "trixie"]  # fmt: skip
 CACHE = Path("/var/lib/sandpool/cache/e2e") if os.geteuid() == 0 else Path.home() / ".cache/sandpool/e2e"
 
@@ -51,7 +51,7 @@ if "APP_EXIT" in os.environ:
     sys.exit(int(os.environ["APP_EXIT"]))
 if "APP_DEAF" in os.environ:
     time.sleep(1_000)
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify, redirect, request
 from simple_websocket import ConnectionClosed, Server
 
 app, memory, told = Flask(__name__), {}, queue.Queue()
@@ -64,6 +64,25 @@ def asked(path):
     return jsonify(method=request.method, uri=request.environ["RAW_URI"] if "RAW_URI" in request.environ else request.full_path,
                    headers={name.lower(): value for name, value in request.headers}, env=dict(os.environ), pid=os.getpid(),
                    uid=os.getuid(), directory=os.getcwd(), arguments=sys.argv[1:], asked=count, body=len(request.get_data()))
+
+BEGAN = time.monotonic()
+
+@app.route("/up")
+def up():
+    memory["probed"] = request.headers.get("X-Probe")
+    time.sleep(request.args.get("sleep", 0, type=float))
+    late = time.monotonic() - BEGAN >= request.args.get("after", 0, type=float)
+    return "", memory.get("up", request.args.get("status", 200, type=int) if late else 503)
+
+@app.route("/up-for")
+def up_for():
+    return jsonify(seconds=time.monotonic() - BEGAN)
+
+@app.route("/moved")
+def moved():
+    answer = redirect(request.args["to"])
+    answer.set_cookie("kind", "own", path="/moved", domain="example.com")
+    return answer
 
 @app.route("/do", methods=["POST"])
 def do():
@@ -122,6 +141,45 @@ def end(code):
 app.run("0.0.0.0", int(os.environ.get("APP_PORT", "80")), threaded=True)
 '''
 
+# Speaks HTTP/2 and nothing else: says what it was asked, counts what is sent, streams, and ends with trailers, as gRPC does.
+APP_2 = r'''
+import asyncio, json
+import h2.config, h2.connection, h2.events
+
+class Program(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.asked = transport, {}
+        self.state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        self.state.initiate_connection()
+        self.send()
+
+    def send(self):
+        self.transport.write(self.state.data_to_send())
+
+    def data_received(self, data):
+        for event in self.state.receive_data(data):
+            stream = getattr(event, "stream_id", None)
+            if isinstance(event, h2.events.RequestReceived):
+                self.asked[stream] = (dict(event.headers), [])
+                self.state.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc+json"), ("trailer", "grpc-status")])
+                if self.asked[stream][0][":path"].startswith("/events"):
+                    self.state.send_data(stream, b"begun\n")
+            elif isinstance(event, h2.events.DataReceived):
+                self.asked[stream][1].append(len(event.data))
+                self.state.acknowledge_received_data(event.flow_controlled_length, stream)
+            elif isinstance(event, h2.events.StreamEnded):
+                headers, pieces = self.asked.pop(stream)
+                self.state.send_data(stream, json.dumps({"headers": headers, "size": sum(pieces), "pieces": len(pieces)}).encode() + b"\n")
+                self.state.send_headers(stream, [("grpc-status", "0"), ("grpc-message", "fine")], end_stream=True)
+        self.send()
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Program, "0.0.0.0", 50051)
+    await server.serve_forever()
+
+asyncio.run(main())
+'''
+
 SAID = {"Env": ["PATH=/usr/bin:/bin", "APP_IMAGE=of the image", "APP_BOTH=of the image"], "Entrypoint": ["python3"],
         "Cmd": ["/srv/app.py", "--of-image"], "WorkingDir": "/srv", "ExposedPorts": {"80/tcp": {}}}  # fmt: skip
 
@@ -163,7 +221,7 @@ def images(tmp_path_factory, registry):
 
 def filled(images: Images, place: Path) -> Images:
     registry = images.registry
-    app = layer(("srv", tarfile.DIRTYPE, None), ("srv/app.py", APP.encode(), 0o644))
+    app = layer(("srv", tarfile.DIRTYPE, None), ("srv/app.py", APP.encode(), 0o644), ("srv/app2.py", APP_2.encode(), 0o644))
     made = Layout(place / "web", base(), app, config=SAID)
     skopeo("copy", f"oci:{made.place}:one", f"docker://{images.tag}")
     login = ("--username", USER)
@@ -197,14 +255,14 @@ def filled(images: Images, place: Path) -> Images:
     return images
 
 
-def custom(name: str, image: str, port: int = 80, *, ready: int = 1, most: int = 4, env=(), secrets=(), life=None, container=None, **spec):
+def custom(name: str, image: str, port: int = 80, *, ready: int = 1, most: int = 4, env=(), secrets=(), life=None, container=None, transport=None, **spec):
     """A pool of custom containers, as its object."""
     return {
         "metadata": {"name": name},
         "spec": {
             "containerType": "CustomContainer",
             "customContainerTemplate": {
-                "containers": [{"image": image, "env": list(env), **(container or {})}], "ingress": {"targetPort": port},
+                "containers": [{"image": image, "env": list(env), **(container or {})}], "ingress": {"targetPort": port, **({"transport": transport} if transport else {})},
             },
             "containerSecrets": list(secrets),
             "scaleConfiguration": {"maxConcurrentSessions": most, "readySessionInstances": ready, "maxReadySessionInstances": ready,
@@ -652,6 +710,109 @@ def test_a_program_that_is_slow_is_waited_for_by_the_first_request(apply):
     assert pool.call("GET", "", "other").text == "a site\n"
 
 
+def test_a_programs_redirections_and_cookies_are_those_of_its_address(web, name):
+    for to, path in (("/hello?x=1", "hello"), ("http://localhost:80/hello?x=1", "hello"), ("hello?x=1&identifier=" + name, "hello")):
+        said = web.call("GET", f"moved?to={urllib.parse.quote(to, safe='')}", name)
+        assert said.status_code == 200 and said.json()["uri"].startswith(f"/{path}?x=1"), said.text
+        assert said.json()["headers"]["x-forwarded-prefix"] + "/hello" in said.url
+        # It is not one of ours that has versions.
+        assert "api-supported-versions" not in said.headers
+        [first] = said.history
+        assert f"Path={urllib.parse.urlsplit(web.pool.endpoint).path}/moved" in first.headers["Set-Cookie"] and "example.com" not in first.headers["Set-Cookie"]
+    away = web.call("GET", "moved?to=https%3A%2F%2Fexample.com%2F", name, allow_redirects=False)
+    assert away.headers["Location"] == "https://example.com/"
+    # Who asks is who is there; on this machine that may be a reverse proxy, which says who asked it.
+    said = web.call("GET", "", name, headers={"X-Forwarded-For": "192.0.2.1", "X-Real-IP": "192.0.2.1", "Forwarded": "for=192.0.2.1"}).json()
+    assert said["headers"]["x-forwarded-for"] == "192.0.2.1, 127.0.0.1"
+    assert not {"x-real-ip", "forwarded"} & set(said["headers"])
+
+
+def test_a_program_that_speaks_http_2_is_spoken_with_so(apply, images, tmp_path):
+    pool = apply("second", "copied", 50051, wait=False, container={"args": ["/srv/app2.py"]}, transport="http2")
+    pool.wait_until_full()
+    address = f"{pool.pool.endpoint}/package.Service/Method?identifier=user"
+    (tmp_path / "body").write_bytes(b"x" * (5 << 20))
+
+    def ask(*words: str) -> tuple[str, dict]:
+        words = ["curl", "-sS", "--max-time", "60", "-D", str(tmp_path / "head"), "-H", f"Authorization: Bearer {pool.server.bearer}", *words]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "head").read_text(), json.loads(done.stdout.splitlines()[-1])
+
+    head, said = ask("--http2-prior-knowledge", "-H", "TE: trailers", "--data-binary", f"@{tmp_path}/body", address)
+    assert head.startswith("HTTP/2 200") and "grpc-status: 0" in head and "grpc-message: fine" in head, head
+    assert said["size"] == 5 << 20 and said["pieces"] > 1
+    headers = said["headers"]
+    assert headers[":method"] == "POST" and headers[":path"] == "/package.Service/Method?identifier=user"
+    assert headers[":authority"] == "localhost:50051" and headers["te"] == "trailers" and "authorization" not in headers
+    # A client that speaks HTTP/1.1 is answered too, and a protocol that is changed is refused.
+    head, said = ask("--http1.1", address)
+    assert head.startswith("HTTP/1.1 200") and said["size"] == 0
+    refused = pool.call("GET", "", "user", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+    check_error(refused, 400, "SessionRequestNotSupported")
+    # By an address for others, at its root, as clients of gRPC need it.
+    preview = pool.native("POST", "user", "/previews", json={"port": 50051}).json()["hostUrl"]
+    port = urllib.parse.urlsplit(preview).port
+    host = urllib.parse.urlsplit(preview).hostname
+    head, said = ask("--http2-prior-knowledge", "--resolve", f"{host}:{port}:127.0.0.1", "-d", "x", f"{preview}package.Service/Method")
+    assert "grpc-status: 0" in head and said["headers"][":path"] == "/package.Service/Method"
+
+
+# How it is, as its probes say.
+
+
+def probe(kind: str, path: str | None = None, **more) -> dict:
+    check = {"tcpSocket": {"port": 80}} if path is None else {"httpGet": {"path": path, "port": 80}}
+    return {"type": kind, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2, **check, **more}
+
+
+def answers(status: int) -> str:
+    """What makes the program answer its probes so."""
+    return f"memory['up'] = {status}"
+
+
+def test_a_start_up_probe_says_when_a_program_is_ready_and_fails_with_a_reason(apply):
+    # It listens at once, and says only after a while that it has started.
+    ready = apply("starting", "copied", ready=0, wait=False, container={"probes": [probe("Startup", "/up?after=2", failureThreshold=10)]})
+    assert ready.get("user", "up-for")["seconds"] >= 2
+    never = apply("unstarted", "copied", wait=False, container={"probes": [probe("Startup", "/up?status=500", failureThreshold=5)]})
+    message = check_error(never.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+    assert "start-up probe failed: GET /up?status=500 at port 80: it answers 500" in message, message
+    silent = apply("unanswered", "copied", wait=False, container={"probes": [probe("Startup", "/up?sleep=60", timeoutSeconds=1, failureThreshold=5)]})
+    message = check_error(silent.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+    assert "start-up probe failed" in message and "no answer in 1 s" in message, message
+
+
+@pytest.mark.parametrize("life", ["Timed", "OnContainerExit"])
+def test_a_program_whose_liveness_probe_fails_is_lost_with_the_reason(apply, life):
+    check = {"path": "/up", "port": 80, "httpHeaders": [{"name": "X-Probe", "value": "alive?"}]}
+    probes = [probe("Startup", failureThreshold=10), probe("Liveness", "/up", httpGet=check)]
+    pool = apply("mortal", "copied", life={"lifecycleType": life, "maxAlivePeriodInSeconds": 600}, container={"probes": probes})
+    assert pool.get("user")["asked"] == 1
+    wait_for(lambda: pool.do("user", "result = memory.get('probed')") == "alive?", "a probe")
+    # It was asked before it had a session, and not on the way of requests.
+    pool.do("user", answers(503))
+    wait_for(lambda: pool.native("GET", "user").status_code != 200, "its end")
+    told = check_error(pool.call("GET", "", "user"), 410, "SessionLost")["message"]
+    assert "liveness probe failed: GET /up at port 80: it answers 503" in told, told
+    assert pool.get("user")["asked"] == 1
+
+
+def test_a_program_whose_readiness_probe_fails_is_not_asked_until_it_recovers(apply):
+    pool = apply("unready", "copied", container={"probes": [probe("Readiness", "/up", successThreshold=2)]})
+    assert pool.get("user")["asked"] == 1
+    # It recovers by itself, while nobody can ask it for that.
+    pool.do("user", "import threading\n" + answers(500) + "\nthreading.Timer(5, memory.pop, ('up',)).start()")
+    refused = wait_for(lambda: (answer := pool.call("GET", "", "user")).status_code == 503 and [answer], "that it is not ready")[0]
+    assert "readiness probe" in check_error(refused, 503, "SessionNotReady")["message"] and refused.headers["Retry-After"]
+    # Others are not held by it, and it is not lost.
+    assert pool.get("other")["asked"] == 1
+    wait_for(lambda: pool.call("GET", "", "user").status_code == 200, "its recovery")
+    # A restart for what a session brings waits for it too.
+    assert pool.native("PUT", "third", json={"env": {"OWN": "1"}}).status_code == 201
+    assert pool.get("third")["env"]["OWN"] == "1"
+
+
 # Beside it.
 
 
@@ -1069,8 +1230,8 @@ def test_azures_resource_makes_changes_and_shows_a_pool_without_its_secrets(serv
         assert "by-arm" in listed.text and "of-arm" not in listed.text
         # What cannot be is refused with the reason, and changes nothing.
         for more, part in (
-            ({"registryCredentials": {"server": "r.test", "username": "u", "passwordSecretRef": "database"}}, "sandpool image pull"),
-            ({"containers": [{"image": images.tag, "probes": [{"type": "Liveness", "tcpSocket": {"port": 80}}]}]}, "target port"),
+            ({"registryCredentials": {"server": "r.test", "username": "u", "passwordSecretRef": "database"}}, "registryCredentials.server"),
+            ({"containers": [{"image": images.tag, "probes": [{"type": "Liveness", "exec": {"command": ["true"]}}]}]}, "probes[0].exec"),
             ({"containers": [{"image": "never-pulled"}]}, "never-pulled"),
         ):  # fmt: skip
             refused = served.native("PATCH", path, json={"properties": {"customContainerTemplate": {**template("web-2"), **more}}})
@@ -1097,10 +1258,118 @@ def test_azures_management_client_makes_such_a_pool_and_gives_it_another_image(s
     assert seen["before then"]["pid"] == seen["before"]["pid"] and seen["missing"]["status"] == 404
 
 
+# An image that only its registry has.
+
+
+@pytest.fixture
+def far(images, tmp_path):
+    """Puts a site's image into the registry, and nowhere else: under this name, with this text."""
+
+    def put(name: str, text: str) -> str:
+        busybox = Path(shutil.which("busybox")).read_bytes()
+        small = layer(("httpd", busybox, 0o755), ("site", tarfile.DIRTYPE, None), ("site/index.html", text.encode(), 0o644))
+        made = Layout(tmp_path / f"{name}-{uuid.uuid4().hex[:6]}", small, config={"Entrypoint": ["/httpd", "-f", "-p", "8080"], "Cmd": ["-h", "/site"]})
+        reference = f"{images.registry}/acme/{name}:1"
+        skopeo("copy", f"oci:{made.place}:one", f"docker://{reference}")
+        return reference
+
+    return put
+
+
+def credentials(images, user: str = USER) -> dict:
+    return {"server": str(images.registry), "username": user, "passwordSecretRef": "password"}
+
+
+def of_registry(images, name: str, reference: str, password: str | None = PASSWORD) -> dict:
+    made = custom(name, reference, 8080, secrets=[{"name": "password", **({"value": password} if password else {})}])
+    made["spec"]["customContainerTemplate"]["registryCredentials"] = credentials(images)
+    return made
+
+
+def condition(pool: Web, kind: str) -> dict:
+    conditions = pool.server.native("GET", f"/pools/{pool.name}/object").json()["status"]["conditions"]
+    [found] = [one for one in conditions if one["type"] == kind]
+    return found
+
+
+def test_an_image_that_only_its_registry_has_is_pulled_for_its_pool(served, images, far):
+    reference = far("far", "from afar\n")
+    pool = Web(served, "far")
+    try:
+        # Who is not let in hears so, and so does who wants a session.
+        made = pool.native("PUT", json=of_registry(images, "far", reference, "wrong"))
+        assert made.status_code == 201, made.text
+        wait_for(lambda: condition(pool, "ImagePulled")["reason"] == "Failed", "that it cannot be had")
+        assert "uthori" in condition(pool, "ImagePulled")["message"] and condition(pool, "Ready")["status"] == "False"
+        refused = check_error(pool.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+        assert "cannot be pulled" in refused and "uthori" in refused, refused
+        assert pool.native("PUT", json=of_registry(images, "far", reference)).status_code == 200
+        pool.wait_until_full()
+        assert condition(pool, "ImagePulled") == {
+            "type": "ImagePulled", "status": "True", "reason": "Pulled", "message": "It is what its reference means."
+        }  # fmt: skip
+        assert pool.call("GET", "", "user").text == "from afar\n"
+        # The password is nowhere to be read, and need not be said again.
+        for told in (served.native("GET", "/pools/far/object"), served.native("GET", "/pools"), served.native("GET", "/pools/far")):
+            assert told.status_code == 200 and PASSWORD not in told.text
+        assert PASSWORD not in served.log() and PASSWORD not in served.run("journal", "export").stdout
+        # The tag means another one now: sessions that are there go on, and who is told to look again finds it.
+        far("far", "from further\n")
+        assert pool.native("PUT", json=of_registry(images, "far", reference, None)).json()["result"] == "unchanged"
+
+        def has_new() -> bool:
+            if pool.call("GET", "", "new").text == "from further\n":
+                return True
+            pool.native("DELETE", "new")
+            return False
+
+        wait_for(has_new, "the new image", 60)
+        assert pool.call("GET", "", "user").text == "from afar\n"
+    finally:
+        pool.native("DELETE")
+
+
+def test_what_is_wrong_with_registry_credentials_is_said_with_its_field(served, images):
+    reference = f"{images.registry}/acme/never:1"
+    for change, part in (
+        ({"server": "other.test"}, "registryCredentials.server"), ({"username": ""}, "registryCredentials.username"),
+        ({"passwordSecretRef": "none"}, "registryCredentials.passwordSecretRef"), ({"identity": "system"}, "registryCredentials.identity"),
+    ):  # fmt: skip
+        made = of_registry(images, "never", reference)
+        made["spec"]["customContainerTemplate"]["registryCredentials"].update(change)
+        refused = served.native("PUT", "/pools/never", json=made)
+        assert refused.status_code == 400 and part in refused.text, refused.text
+    assert served.native("GET", "/pools/never").status_code == 404
+    valueless = served.native("PUT", "/pools/never", json=of_registry(images, "never", reference, None))
+    assert valueless.status_code == 400 and "containerSecrets[0]" in valueless.text, valueless.text
+
+
+def test_a_server_that_was_killed_goes_on_with_a_pull(images, far, start):
+    reference = far("later", "at last\n")
+    server = start("--images", str(images.place), config=settings(custom("near", "alone", 8080)))
+    server.bearer = server.token("--role", "admin")
+    pool = Web(server, "later")
+    assert pool.native("PUT", json=of_registry(images, "later", reference)).status_code == 201
+    kill(server.process())
+    wait_for(server.is_ready, "the server is back", 60)
+    pool.wait_until_full()
+    assert pool.call("GET", "", "user").text == "at last\n"
+
+
+@pytest.mark.parametrize("version", test_arm.VERSIONS)
+def test_azures_management_client_makes_a_pool_of_a_registrys_image(served, images, far, version):
+    reference = far(f"by-{version.replace('_', '-')}", "for the client\n")
+    seen = test_arm.drive(served, version, "registry", f"registry-{version.replace('_', '-')}", reference, str(images.registry), USER, PASSWORD)
+    assert seen["refused"]["message"] is None or "uthori" in seen["refused"]["message"], seen["refused"]
+    assert seen["made"] == ["Succeeded", str(images.registry), USER, "password"] and seen["secrets"] == [["password", None]]
+    assert seen["asked"] == [200, "for the client\n"]
+
+
 def test_what_is_wrong_with_a_pool_of_containers_is_said_and_makes_nothing(served):
     for changes, part in (
         ({"image": "never-pulled"}, "never-pulled"), ({"port": 0}, "targetPort"), ({"env": [{"name": "A", "secretRef": "none"}]}, "none"),
-        ({"life": {"lifecycleType": "Sometimes"}}, "lifecycleType"), ({"container": {"probes": []}}, "probes"),
+        ({"life": {"lifecycleType": "Sometimes"}}, "lifecycleType"), ({"container": {"volumes": []}}, "volumes"),
+        ({"container": {"probes": [{"type": "Liveness", "httpGet": {"port": 80, "path": "up"}}]}}, "probes[0].httpGet.path"),
         ({"egress": {"mode": "open"}}, "80"),
     ):  # fmt: skip
         words = {"image": "copied", "port": 80, **changes}

@@ -29,6 +29,7 @@ from azure.mgmt.appcontainers.models import (
     SessionPool,
     SessionPoolSecret,
     SessionPoolUpdatableProperties,
+    SessionRegistryCredentials,
 )
 
 SUBSCRIPTION, GROUP = "11111111-2222-3333-4444-555555555555", "lab"
@@ -240,7 +241,30 @@ def container(address: str, name: str, image: str, another: str) -> dict:
     return seen
 
 
+def registry(address: str, name: str, image: str, server: str, user: str, password: str) -> dict:
+    """A pool of an image that only its registry has, which asks who asks."""
+    client, seen = pools(address), {}
+
+    def pool_as(word: str) -> SessionPool:
+        credentials = SessionRegistryCredentials(server=server, username=user, password_secret_ref="password")
+        one = SessionContainer(name="web", image=image, resources=SessionContainerResources(cpu=0.5, memory="1Gi"))
+        template = CustomContainerTemplate(containers=[one], ingress=SessionIngress(target_port=8080), registry_credentials=credentials)
+        secrets = [SessionPoolSecret(name="password", value=word)]
+        return pool("CustomContainer", custom_container_template=template, secrets=secrets)
+
+    seen["refused"] = refused(lambda: client.begin_create_or_update(GROUP, name, pool_as("wrong")).result())
+    made = client.begin_create_or_update(GROUP, name, pool_as(password)).result()
+    credentials = made.custom_container_template.registry_credentials
+    seen["made"] = [made.provisioning_state, credentials.server, credentials.username, credentials.password_secret_ref]
+    seen["secrets"] = [[secret.name, secret.value] for secret in client.get(GROUP, name).secrets]
+    headers = {"Authorization": f"Bearer {Token('executor').get_token().token}"}
+    answer = requests.get(f"{made.pool_management_endpoint}/?identifier=user", headers=headers, timeout=60)
+    seen["asked"] = [answer.status_code, answer.text]
+    client.begin_delete(GROUP, name).result()
+    return seen
+
+
 if __name__ == "__main__":
     address, story, *words = sys.argv[1:]
-    stories = {"life": life, "make": make, "remove": remove, "errors": errors, "container": container}
+    stories = {"life": life, "make": make, "remove": remove, "errors": errors, "container": container, "registry": registry}
     json.dump(stories[story](address, *words), sys.stdout)

@@ -104,7 +104,7 @@ pub struct Agent {
 enum Warmth {
     Warming,
     Ready,
-    Broken(String),
+    Broken(String, bool),
 }
 
 /// What a descriptor belongs to.
@@ -252,7 +252,7 @@ impl Agent {
             }
         }
         let of_container = container.iter().flat_map(Container::descriptors);
-        all.extend(of_container.map(|(end, fd)| (Owner::Container(end), fd, PollFlags::IN)));
+        all.extend(of_container.map(|(end, fd, flags)| (Owner::Container(end), fd, flags)));
         all.extend(leftovers.iter().map(|(id, fd)| (Owner::Leftover(*id), fd.as_fd(), PollFlags::IN)));
         all.push((Owner::Children, self.children.as_fd(), PollFlags::IN));
         all
@@ -332,7 +332,9 @@ impl Agent {
         match &self.warmth {
             Warmth::Warming => {}
             Warmth::Ready => stream.say(&FromAgent::Ready),
-            Warmth::Broken(reason) => stream.say(&FromAgent::Broken { reason: reason.clone() }),
+            Warmth::Broken(reason, by_itself) => {
+                stream.say(&FromAgent::Broken { reason: reason.clone(), by_itself: *by_itself });
+            }
         }
         self.next_id += 1;
         self.streams.insert(self.next_id, stream);
@@ -437,7 +439,7 @@ impl Agent {
             // Started again for its session, it has said so before.
             container::News::Listens if matches!(self.warmth, Warmth::Ready) => {}
             container::News::Listens => self.warm(String::new()),
-            container::News::Over(why) => self.broken(&why),
+            container::News::Over(why, by_itself) => self.over(&why, by_itself),
         }
     }
 
@@ -564,12 +566,16 @@ impl Agent {
     }
 
     fn broken(&mut self, reason: &str) {
+        self.over(reason, false);
+    }
+
+    fn over(&mut self, reason: &str, by_itself: bool) {
         let mut reason = reason.to_owned();
         reason.truncate(reason.floor_char_boundary(REASON));
         for stream in self.streams.values_mut() {
-            stream.say(&FromAgent::Broken { reason: reason.clone() });
+            stream.say(&FromAgent::Broken { reason: reason.clone(), by_itself });
         }
-        self.warmth = Warmth::Broken(reason);
+        self.warmth = Warmth::Broken(reason, by_itself);
     }
 
     /// Begins the code that waits for a warm interpreter.

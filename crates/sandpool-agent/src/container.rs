@@ -1,13 +1,15 @@
 //! The one program that a sandbox of a custom container is for.
 //!
 //! ```text
-//! idle --Begin--> starting --its port takes connections--> listening --it ends--> over
-//!                    ^  |                                      |
-//!                    |  +-- it ends: over, and why             | a session brings variables that it was not started with
-//!                    +------ all that it started has ended <---+
+//! idle --Begin--> starting --its port takes connections,----> listening --it ends, or its liveness probe fails--> over
+//!                    ^  |    or its start-up and readiness         |
+//!                    |  |    probes succeed                        |
+//!                    |  +-- it ends, or fails: over, and why       | a session brings variables that it was not started with
+//!                    +------ all that it started has ended <-------+
 //! ```
 //!
-//! A sandbox is ready when its program listens. Whoever wants a connection while it starts waits for it here.
+//! A sandbox is ready when its program listens. Whoever wants a connection while it starts waits for it here; whoever wants one while its
+//! readiness probe fails hears so at once.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -15,11 +17,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
 use sandpool_sys::workload::{Identity, Workload};
-use sandpool_wire::agent::{Answer, LAST_WORDS_ARE, MAX_CHUNK, Main, Refusal};
+use sandpool_wire::agent::{Answer, LAST_WORDS_ARE, MAX_CHUNK, Main, Probe, Refusal, START};
 
 use crate::environment::Environment;
 use crate::pipe::{self, Got};
+use crate::probe::{Prober, Verdict};
 use crate::{port, procs};
 
 /// Bytes of output that are kept: the last ones.
@@ -30,9 +34,6 @@ const LAST_WORDS: usize = 600;
 
 /// The pauses between two looks whether it listens: the first, and the longest.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
-
-/// How long it may take until it listens: less than whoever waits for the sandbox does.
-const PATIENCE: Duration = Duration::from_secs(50);
 
 /// Callers that wait for a connection while it starts, at most.
 const WAITING: usize = 256;
@@ -47,18 +48,31 @@ pub struct Container {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     waiting: Vec<OwnedFd>,
+    liveness: Option<Prober>,
+    readiness: Option<Prober>,
+    /// What its readiness probe says, if it has one.
+    is_ready: bool,
 }
 
 #[derive(Debug, Default)]
 enum State {
     #[default]
     Idle,
-    /// When to look again whether it listens, the pause after that, and when it is given up.
-    Starting(i32, Instant, Duration, Instant),
+    Starting(i32, Start),
     Listening(i32),
     /// It has been told to end, so that it can be started again.
     Ending(Option<i32>, Instant),
     Over,
+}
+
+/// How it is seen that it has started.
+#[derive(Debug)]
+enum Start {
+    /// When to look again whether it listens, the pause after that, and when it is given up.
+    Port(Instant, Duration, Instant),
+    Probe(Box<Prober>),
+    /// It has, and its readiness probe has yet to succeed: until when.
+    Settling(Instant),
 }
 
 /// What the agent hears of it.
@@ -66,8 +80,8 @@ enum State {
 pub enum News {
     /// It takes connections.
     Listens,
-    /// It has ended, or could not be started: why.
-    Over(String),
+    /// It has ended, or could not be started: why, and whether it ended by itself.
+    Over(String, bool),
 }
 
 /// Which of its descriptors.
@@ -77,6 +91,8 @@ pub enum End {
     Stdout,
     /// Standard error.
     Stderr,
+    /// A connection to it, on which it is asked how it is.
+    Probe,
 }
 
 /// The last bytes of what it has written.
@@ -139,7 +155,12 @@ impl Container {
         match self.try_start(environment) {
             Ok(pid) => {
                 let now = Instant::now();
-                self.state = State::Starting(pid, now, LOOKS.0, now + PATIENCE);
+                let startup = self.main.as_ref().and_then(|main| main.startup.as_ref());
+                let start = match startup {
+                    Some(probe) => Start::Probe(Box::new(Prober::new(probe, true, now))),
+                    None => Start::Port(now, LOOKS.0, now + START),
+                };
+                self.state = State::Starting(pid, start);
                 None
             }
             Err(why) => Some(self.over(format!("its program could not be started: {why}"))),
@@ -179,14 +200,45 @@ impl Container {
         Ok(pid.cast_signed())
     }
 
-    /// It is over: whoever waits hears that nobody listens.
+    /// It has started: its other probes begin.
+    fn started(&mut self, pid: i32, now: Instant) -> Option<News> {
+        let prober = |probe: &Option<Probe>| probe.as_ref().map(|probe| Prober::new(probe, false, now));
+        let Some(main) = &self.main else { return None };
+        (self.liveness, self.readiness) = (prober(&main.liveness), prober(&main.readiness));
+        self.is_ready = false;
+        if let Some(probe) = &main.readiness {
+            self.state = State::Starting(pid, Start::Settling(now + probe.patience().max(START)));
+            return None;
+        }
+        Some(self.listens(pid))
+    }
+
+    fn listens(&mut self, pid: i32) -> News {
+        self.is_ready = true;
+        self.state = State::Listening(pid);
+        self.let_through();
+        News::Listens
+    }
+
+    /// It is of no use any more: all of it ends.
+    fn given_up(&mut self, why: String) -> News {
+        kill_all();
+        self.over(why)
+    }
+
     fn over(&mut self, why: String) -> News {
+        self.ended(why, false)
+    }
+
+    /// It is over: whoever waits hears that nobody listens.
+    fn ended(&mut self, why: String, by_itself: bool) -> News {
         let tail = self.output.from(self.output.end().saturating_sub(LAST_WORDS as u64), LAST_WORDS);
         let tail = String::from_utf8_lossy(&tail).trim().to_owned();
         let why = if tail.is_empty() { why } else { format!("{why}{LAST_WORDS_ARE}{tail}") };
         self.state = State::Over;
+        (self.liveness, self.readiness) = (None, None);
         self.let_through();
-        News::Over(why)
+        News::Over(why, by_itself)
     }
 
     fn let_through(&mut self) {
@@ -218,6 +270,7 @@ impl Container {
         if let State::Starting(pid, ..) | State::Listening(pid) = self.state {
             kill_all();
             self.state = State::Ending(Some(pid), now);
+            (self.liveness, self.readiness) = (None, None);
         }
     }
 
@@ -227,10 +280,13 @@ impl Container {
         let is_its = self.main.as_ref().is_some_and(|main| main.port == wanted);
         if starts && is_its && self.waiting.len() < WAITING {
             self.waiting.push(stream);
-        } else {
-            // Whoever asked may have gone.
-            let _ = port::hand_over(&stream, wanted);
+            return;
         }
+        // Whoever asked may have gone.
+        let _ = match self.state {
+            State::Listening(_) if is_its && !self.is_ready => port::not_now(&stream),
+            _ => port::hand_over(&stream, wanted),
+        };
     }
 
     /// What it wrote from this byte on.
@@ -239,10 +295,20 @@ impl Container {
         Answer::Logs { data: self.output.from(offset, most), first: self.output.dropped, end: self.output.end() }
     }
 
-    /// Its output.
-    pub fn descriptors(&self) -> impl Iterator<Item = (End, BorrowedFd<'_>)> {
+    /// Its output, and what is asked of it.
+    pub fn descriptors(&self) -> impl Iterator<Item = (End, BorrowedFd<'_>, PollFlags)> {
         let ends = [(End::Stdout, &self.stdout), (End::Stderr, &self.stderr)];
-        ends.into_iter().filter_map(|(end, fd)| Some((end, fd.as_ref()?.as_fd())))
+        let output = ends.into_iter().filter_map(|(end, fd)| Some((end, fd.as_ref()?.as_fd(), PollFlags::IN)));
+        let probes = self.probers().flat_map(Prober::descriptors).map(|(fd, flags)| (End::Probe, fd, flags));
+        output.chain(probes)
+    }
+
+    fn probers(&self) -> impl Iterator<Item = &Prober> {
+        let start = match &self.state {
+            State::Starting(_, Start::Probe(prober)) => Some(&**prober),
+            _ => None,
+        };
+        start.into_iter().chain(&self.liveness).chain(&self.readiness)
     }
 
     /// There is output.
@@ -250,6 +316,8 @@ impl Container {
         let fd = match end {
             End::Stdout => &mut self.stdout,
             End::Stderr => &mut self.stderr,
+            // `tick` goes on with it.
+            End::Probe => return,
         };
         let mut bytes = Vec::new();
         match fd.as_ref().map(|fd| pipe::read(fd, &mut bytes)) {
@@ -262,31 +330,64 @@ impl Container {
     /// When [`Container::tick`] has something to look at.
     #[must_use]
     pub fn wakes(&self) -> Option<Instant> {
-        match &self.state {
-            State::Starting(_, at, ..) => Some(*at),
+        let own = match &self.state {
+            State::Starting(_, Start::Port(at, ..) | Start::Settling(at)) => Some(*at),
             State::Ending(None, at) => Some(*at),
-            State::Idle | State::Listening(_) | State::Ending(Some(_), _) | State::Over => None,
-        }
+            State::Idle
+            | State::Starting(_, Start::Probe(_))
+            | State::Listening(_)
+            | State::Ending(Some(_), _)
+            | State::Over => None,
+        };
+        self.probers().map(Prober::wakes).chain(own).min()
     }
 
-    /// Looks whether it listens, or can be started again.
+    /// Looks whether it listens, how it is, or whether it can be started again.
     pub fn tick(&mut self, environment: &Environment, now: Instant) -> Option<News> {
+        let port = self.main.as_ref().map_or(0, |main| main.port);
         match &mut self.state {
-            State::Starting(pid, at, pause, until) if *at <= now => {
-                let port = self.main.as_ref().map_or(0, |main| main.port);
-                if !port::listens(port) {
-                    if *until <= now {
-                        let seconds = PATIENCE.as_secs();
-                        return Some(
-                            self.over(format!("its program does not listen at port {port} after {seconds} s")),
-                        );
-                    }
-                    (*at, *pause) = (now + *pause, (*pause * 2).min(LOOKS.1));
-                    return None;
+            State::Starting(pid, Start::Port(at, pause, until)) if *at <= now => {
+                let pid = *pid;
+                if port::listens(port) {
+                    return self.started(pid, now);
                 }
-                self.state = State::Listening(*pid);
-                self.let_through();
-                Some(News::Listens)
+                if *until <= now {
+                    let seconds = START.as_secs();
+                    return Some(
+                        self.given_up(format!("its program does not listen at port {port} after {seconds} s")),
+                    );
+                }
+                (*at, *pause) = (now + *pause, (*pause * 2).min(LOOKS.1));
+                None
+            }
+            State::Starting(pid, Start::Probe(prober)) => {
+                let pid = *pid;
+                match prober.go(now)? {
+                    Verdict::Passes => self.started(pid, now),
+                    Verdict::Fails(how) => Some(self.given_up(format!("its start-up probe failed: {how}"))),
+                }
+            }
+            State::Starting(pid, Start::Settling(until)) => {
+                let (pid, is_late) = (*pid, *until <= now);
+                let Some(said) = self.readiness.as_mut().map(|prober| prober.go(now)) else {
+                    return Some(self.listens(pid));
+                };
+                match said {
+                    Some(Verdict::Passes) => Some(self.listens(pid)),
+                    Some(Verdict::Fails(how)) if is_late => {
+                        Some(self.given_up(format!("its readiness probe has not succeeded: {how}")))
+                    }
+                    _ if is_late => Some(self.given_up("its readiness probe has not succeeded".to_owned())),
+                    _ => self.lives(now),
+                }
+            }
+            State::Listening(_) => {
+                match self.readiness.as_mut().and_then(|prober| prober.go(now)) {
+                    Some(Verdict::Passes) => self.is_ready = true,
+                    Some(Verdict::Fails(_)) => self.is_ready = false,
+                    None => {}
+                }
+                self.lives(now)
             }
             State::Ending(None, at) if *at <= now => {
                 // What it had started may hold its port.
@@ -301,6 +402,14 @@ impl Container {
         }
     }
 
+    /// Whether it is alive; the news that it is not.
+    fn lives(&mut self, now: Instant) -> Option<News> {
+        match self.liveness.as_mut()?.go(now)? {
+            Verdict::Passes => None,
+            Verdict::Fails(how) => Some(self.given_up(format!("its liveness probe failed: {how}"))),
+        }
+    }
+
     /// A process has ended; how, if it was the program.
     pub fn exited(&mut self, pid: i32, code: i32, now: Instant) -> Option<News> {
         match self.state {
@@ -311,7 +420,8 @@ impl Container {
                     pipe::read_present(fd, |bytes| last.extend_from_slice(bytes));
                     self.output.add(&last);
                 }
-                Some(self.over(format!("its program exited with code {code}{before}")))
+                let why = format!("its program exited with code {code}{before}");
+                Some(self.ended(why, before.is_empty()))
             }
             State::Ending(Some(main), _) if main == pid => {
                 (self.stdout, self.stderr) = (None, None);

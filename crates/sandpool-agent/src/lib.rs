@@ -17,6 +17,7 @@ pub mod log;
 pub mod login;
 pub mod pipe;
 pub mod port;
+pub mod probe;
 pub mod procs;
 pub mod program;
 pub mod runner;

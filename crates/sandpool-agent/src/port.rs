@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! asker --(stream, port)--> agent: connects to 127.0.0.1, or to ::1 --(one byte and the connection, or an error's number)--> asker
+//!                                                                    (EBUSY: its program says that it takes no requests now)
 //! ```
 //!
 //! The agent waits for milliseconds at most, and passes nothing on: what it hands over may still be connecting.
@@ -23,11 +24,29 @@ use rustix::net::{
 /// # Errors
 /// When nobody listens to what is said.
 pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
-    // Over version 4 as programs that listen say it; some listen at version 6 alone.
-    let attempt = begin(Ipv4Addr::LOCALHOST.into(), port).or_else(|error| match error {
+    say(stream, open(port))
+}
+
+/// Says on `stream` that nobody takes connections to it for now.
+///
+/// # Errors
+/// When nobody listens to what is said.
+pub fn not_now(stream: &OwnedFd) -> Result<()> {
+    say(stream, Err(Errno::BUSY))
+}
+
+/// A connection to this port that is there or on its way: over version 4 as programs that listen say it; some listen at version 6 alone.
+///
+/// # Errors
+/// `ECONNREFUSED` when nobody listens there.
+pub fn open(port: u16) -> std::result::Result<OwnedFd, Errno> {
+    begin(Ipv4Addr::LOCALHOST.into(), port).or_else(|error| match error {
         Errno::CONNREFUSED => begin(Ipv6Addr::LOCALHOST.into(), port),
         error => Err(error),
-    });
+    })
+}
+
+fn say(stream: &OwnedFd, attempt: std::result::Result<OwnedFd, Errno>) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -47,7 +66,7 @@ pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
 /// Whether somebody listens at this port.
 #[must_use]
 pub fn listens(port: u16) -> bool {
-    [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into_iter().any(|host: IpAddr| begin(host, port).is_ok())
+    open(port).is_ok()
 }
 
 /// A connection that is there or on its way.

@@ -197,7 +197,7 @@ fn a_sandbox_without_python_says_that_it_is_broken() {
     let reason = loop {
         match client.hear().unwrap() {
             FromAgent::Hello { version, .. } => assert_eq!(version, ""),
-            FromAgent::Broken { reason } => break reason,
+            FromAgent::Broken { reason, .. } => break reason,
             other => panic!("{other:?}"),
         }
     };

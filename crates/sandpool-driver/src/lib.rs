@@ -293,4 +293,7 @@ pub enum DriverError {
     /// The sandbox is there, and nobody in it takes the connection.
     #[error("refused: {0}")]
     Refused(String),
+    /// The sandbox is there, and its program says that it takes no requests now.
+    #[error("its program takes no requests now: its readiness probe fails")]
+    NotReady,
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! path        which resource a path means          resource   an object as that resource, and back
 //! operation   what is still going on: no state of its own, an operation's name says what to look at
+//! roles       role assignments of a pool: kept with it, and granting nothing
 //! ```
 //!
 //! A name means one pool here, whatever subscription and group stand before it. A pool that was made in one group is not there in
@@ -11,6 +12,7 @@
 mod operation;
 mod path;
 mod resource;
+mod roles;
 
 use axum::Json;
 use axum::body::Body;
@@ -73,7 +75,14 @@ pub(crate) async fn answer(
         (What::Pool(name), Method::DELETE) => call.delete(&target.group, &name).await,
         (What::Credentials { pool, rotate }, Method::POST) => call.credentials(&target.group, &pool, rotate),
         (What::Operation { id, results }, Method::GET) => call.operation(&id, results),
-        (What::RoleAssignment(path), Method::GET | Method::PUT) => call.role_assignment(&path, body).await,
+        (What::RoleAssignments { pool, name: None }, Method::GET) => call.assignments(&target.group, &pool, query),
+        (What::RoleAssignments { pool, name: Some(name) }, Method::GET) => call.assignment(&target.group, &pool, &name),
+        (What::RoleAssignments { pool, name: Some(name) }, Method::PUT) => {
+            call.assign(&target.group, &pool, &name, &read(body).await?).await
+        }
+        (What::RoleAssignments { pool, name: Some(name) }, Method::DELETE) => {
+            call.take_back(&target.group, &pool, &name).await
+        }
         (_, method) => {
             let text = format!("This resource does not take {method}.");
             Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", text))
@@ -269,20 +278,6 @@ impl Call<'_> {
             response.headers_mut().insert(RETRY_AFTER, PAUSE);
         }
         Ok(response)
-    }
-
-    /// Tools assign a role to whoever made a pool. Who may do what is said by tokens here, so that it is answered, and grants nothing.
-    async fn role_assignment(&self, path: &str, body: &mut Body) -> Result<Response, Problem> {
-        self.operator()?;
-        let asked = read(body).await.unwrap_or_default();
-        let name = path.rsplit('/').next().unwrap_or_default();
-        let told = json!({
-            "id": path,
-            "name": name,
-            "type": "Microsoft.Authorization/roleAssignments",
-            "properties": asked.get("properties").cloned().unwrap_or_default(),
-        });
-        Ok((StatusCode::CREATED, Json(told)).into_response())
     }
 }
 

@@ -107,7 +107,10 @@ async fn answer(State((app, memory)): State<(App, Arc<Memory>)>, request: Reques
             response
         }
     };
-    response.headers_mut().insert(SUPPORTED_VERSIONS, VERSIONS);
+    // What a program answers is not ours.
+    if response.extensions().get::<crate::forward::Passed>().is_none() {
+        response.headers_mut().insert(SUPPORTED_VERSIONS, VERSIONS);
+    }
     response
 }
 

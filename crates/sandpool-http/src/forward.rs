@@ -1,4 +1,4 @@
-//! Requests that are passed on to a program of a session, and its answers: HTTP/1.1, WebSockets, streams of events, bodies of any length.
+//! Requests that are passed on to a program of a session, and its answers: HTTP/1.1, HTTP/2 where the pool says so, WebSockets, streams of events, bodies of any length.
 //!
 //! ```text
 //! client --request--> without what is ours (tokens, cookies) --> a connection to the port --> program
@@ -9,6 +9,7 @@
 //! nobody: an answer under our own address has an origin of its own (`Content-Security-Policy: sandbox`), so that its scripts can ask
 //! nothing of us in somebody's name.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +18,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue, SET_COOKIE,
-    STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LOCATION, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue,
+    LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Request, StatusCode, Uri, Version};
 use axum::response::Response;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use sandpool_core::ids::{PoolName, SessionKey};
 use sandpool_node::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -32,6 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use crate::app::App;
 use crate::auth::API_KEY;
 use crate::problem::Problem;
+use crate::serve::Peer;
 
 /// How long a program may take for the head of its answer.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -85,6 +87,10 @@ pub(crate) struct Place<'a> {
     pub(crate) room: Room,
 }
 
+/// Stands in the extensions of an answer that is a program's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passed;
+
 /// Passes a request on, with this path and query, and answers what the program does.
 ///
 /// # Errors
@@ -99,21 +105,31 @@ pub(crate) async fn pass(
     let left = Arc::new(AtomicUsize::new(MOST_BEFORE));
     let connection = Bounded { connection, left: Arc::clone(&left) };
     let told = |error: hyper::Error| bad(format!("Port {} does not answer as HTTP: {error}.", place.port));
-    let handshake = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .preserve_header_case(true)
-        .handshake::<_, Body>(TokioIo::new(connection));
-    let (mut sender, driving) = handshake.await.map_err(told)?;
-    tokio::spawn(async move {
-        // What goes wrong is told to whoever waits for the answer, or its body.
-        let _ = driving.with_upgrades().await;
-    });
     let wants = upgrade(request.headers());
     let client = wants.is_some().then(|| hyper::upgrade::on(&mut request));
-    let request = rewritten(request, &place, target, wants)?;
-    let mut answer = match tokio::time::timeout(PATIENCE, sender.send_request(request)).await {
-        Ok(answer) => answer.map_err(told)?,
+    let answering = async {
+        if is_http2(app, &place) {
+            let request = over_http2(request, &place, target, wants.is_some())?;
+            let handshake = http2::Builder::new(TokioExecutor::new())
+                .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+                .handshake::<_, Body>(TokioIo::new(connection));
+            let (mut sender, driving) = handshake.await.map_err(told)?;
+            // What goes wrong is told to whoever waits for the answer, or its body.
+            tokio::spawn(async move { drop(driving.await) });
+            return sender.send_request(request).await.map_err(told);
+        }
+        let request = rewritten(request, &place, target, wants)?;
+        let handshake = http1::Builder::new()
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .preserve_header_case(true)
+            .handshake::<_, Body>(TokioIo::new(connection));
+        let (mut sender, driving) = handshake.await.map_err(told)?;
+        tokio::spawn(async move { drop(driving.with_upgrades().await) });
+        sender.send_request(request).await.map_err(told)
+    };
+    let mut answer = match tokio::time::timeout(PATIENCE, answering).await {
+        Ok(answer) => answer?,
         Err(_) => {
             let text = format!("Port {} has not answered in {} s.", place.port, PATIENCE.as_secs());
             return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "SessionPortSilent", text));
@@ -135,32 +151,120 @@ pub(crate) async fn pass(
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, protocol);
     }
-    match place.room {
-        Room::Its => keep_to_itself(&mut head.headers),
-        Room::Data | Room::Ours => OF_ORIGIN.into_iter().for_each(|name| drop(head.headers.remove(name))),
+    keep_to_itself(&mut head.headers, &place);
+    if place.room != Room::Its {
+        OF_ORIGIN.into_iter().for_each(|name| drop(head.headers.remove(name)));
     }
     if place.room == Room::Ours {
         // Whatever it says, in a browser it is not us.
         head.headers.remove(SET_COOKIE);
         head.headers.append(CONTENT_SECURITY_POLICY, ALONE);
     }
+    for name in [LOCATION, CONTENT_LOCATION] {
+        let moved =
+            head.headers.get(&name).and_then(|value| value.to_str().ok()).and_then(|to| moved(to, &place, target));
+        if let Some(moved) = moved.and_then(|to| HeaderValue::from_str(&to).ok()) {
+            head.headers.insert(name, moved);
+        }
+    }
+    head.extensions.insert(Passed);
     Ok(Response::from_parts(head, if is_upgraded { Body::empty() } else { Body::new(body) }))
+}
+
+/// Whether the pool says that its program speaks HTTP/2 there.
+fn is_http2(app: &App, place: &Place<'_>) -> bool {
+    let spec = app.node.spec(place.pool);
+    spec.is_ok_and(|spec| spec.container.as_ref().is_some_and(|one| one.is_http2 && one.main.port == place.port))
+}
+
+/// The request as a program gets it that speaks HTTP/2 without TLS (RFC 9113, section 3.3: by prior knowledge).
+fn over_http2(
+    request: Request<Body>,
+    place: &Place<'_>,
+    target: &str,
+    wants_upgrade: bool,
+) -> Result<Request<Body>, Problem> {
+    if wants_upgrade {
+        let text = "The pool's program speaks HTTP/2, in which no protocol is changed to another (Upgrade).";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "SessionRequestNotSupported", text));
+    }
+    let takes_trailers = request.headers().get_all(TE).iter().any(|value| {
+        value.to_str().is_ok_and(|text| text.split(',').any(|word| word.trim().eq_ignore_ascii_case("trailers")))
+    });
+    let (mut head, body) = rewritten(request, place, target, None)?.into_parts();
+    head.version = Version::HTTP_2;
+    head.headers.remove(HOST);
+    if takes_trailers {
+        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    let whole = format!("http://localhost:{}{target}", place.port);
+    head.uri = whole.parse().map_err(|_| Problem::invalid("path", "The path cannot be passed on."))?;
+    Ok(Request::from_parts(head, body))
 }
 
 /// What lets a document run its scripts, and gives it an origin of its own.
 const ALONE: HeaderValue =
     HeaderValue::from_static("sandbox allow-scripts allow-forms allow-modals allow-popups allow-downloads");
 
-/// Cookies are those of its own host, and not of all that end alike.
-fn keep_to_itself(headers: &mut HeaderMap) {
+/// Where a program's own address leads, as its client knows it; `None` where nothing is to be changed. Programs know their addresses from
+/// `Host`, or begin them with `/`, and may have been told the prefix.
+fn moved(to: &str, place: &Place<'_>, asked: &str) -> Option<String> {
+    let own = ["http://", "https://"].iter().find_map(|scheme| {
+        let rest = to.strip_prefix(scheme)?.strip_prefix(&format!("localhost:{}", place.port))?;
+        (rest.is_empty() || rest.starts_with(['/', '?', '#'])).then_some(rest)
+    });
+    let path = match own {
+        Some(rest) if rest.starts_with('/') => rest.to_owned(),
+        Some(rest) => format!("/{rest}"),
+        // Two slashes begin the name of another host.
+        None if to.starts_with('/') && !to.starts_with("//") => to.to_owned(),
+        None => return None,
+    };
+    let rest = path.strip_prefix(&place.prefix).filter(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
+    let moved = if rest.is_some() { path } else { format!("{}{path}", place.prefix) };
+    if place.room != Room::Data {
+        return Some(moved);
+    }
+    // The session is named by the query, which a program need not know.
+    let names = |query: &str| query.split('&').find(|pair| pair.starts_with("identifier=")).map(str::to_owned);
+    let (before, fragment) = moved.split_once('#').map_or((&*moved, None), |(before, after)| (before, Some(after)));
+    let pair = asked.split_once('?').and_then(|(_, query)| names(query));
+    let named = before.split_once('?').is_some_and(|(_, query)| names(query).is_some());
+    let mut whole = before.to_owned();
+    if let Some(pair) = pair.filter(|_| !named) {
+        whole.push(if before.contains('?') { '&' } else { '?' });
+        whole.push_str(&pair);
+    }
+    if let Some(fragment) = fragment {
+        whole.push('#');
+        whole.push_str(fragment);
+    }
+    Some(whole)
+}
+
+/// Cookies are those of its own host, and not of all that end alike; below ours, of its own path.
+fn keep_to_itself(headers: &mut HeaderMap, place: &Place<'_>) {
     let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().cloned().collect();
     headers.remove(SET_COOKIE);
     for cookie in cookies {
-        let is_domain = |part: &&[u8]| {
-            let name = part.split(|byte| *byte == b'=').next().unwrap_or_default();
-            name.trim_ascii().eq_ignore_ascii_case(b"domain")
+        let is = |part: &[u8], name: &[u8]| {
+            let said = part.split(|byte| *byte == b'=').next().unwrap_or_default();
+            said.trim_ascii().eq_ignore_ascii_case(name)
         };
-        let parts: Vec<&[u8]> = cookie.as_bytes().split(|byte| *byte == b';').filter(|part| !is_domain(part)).collect();
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for (at, part) in cookie.as_bytes().split(|byte| *byte == b';').enumerate() {
+            // The first is the cookie itself, whatever it is called.
+            if at > 0 && is(part, b"domain") {
+                continue;
+            }
+            let path = part.splitn(2, |byte| *byte == b'=').nth(1).map(<[u8]>::trim_ascii);
+            parts.push(match path.filter(|path| at > 0 && is(part, b"path") && path.starts_with(b"/")) {
+                Some(path) if !path.starts_with(place.prefix.as_bytes()) => {
+                    [b" Path=", place.prefix.as_bytes(), path].concat()
+                }
+                _ => part.to_vec(),
+            });
+        }
         if let Ok(cookie) = HeaderValue::from_bytes(&parts.join(b";".as_slice())) {
             headers.append(SET_COOKIE, cookie);
         }
@@ -271,8 +375,10 @@ fn rewritten(
     };
     // As development servers want it, which answer to nobody else.
     set(&mut head.headers, HOST, &format!("localhost:{}", place.port));
+    let forwarded_host = HeaderName::from_static("x-forwarded-host");
+    head.headers.remove(&forwarded_host);
     if let Some(host) = host {
-        head.headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+        head.headers.insert(forwarded_host, host);
     }
     let prefix = HeaderName::from_static("x-forwarded-prefix");
     if place.prefix.is_empty() {
@@ -280,8 +386,10 @@ fn rewritten(
     } else {
         set(&mut head.headers, prefix, &place.prefix);
     }
+    forwarded_for(&mut head.headers, head.extensions.get::<Peer>().map(|peer| peer.0));
     let proto = if head.extensions.get::<crate::serve::Secure>().is_some() { "https" } else { "http" };
-    if !head.headers.contains_key("x-forwarded-proto") || proto == "https" {
+    let said = head.headers.get("x-forwarded-proto");
+    if !said.is_some_and(|said| said == "http" || said == "https") || proto == "https" {
         set(&mut head.headers, HeaderName::from_static("x-forwarded-proto"), proto);
     }
     if let Some(protocol) = upgrade {
@@ -289,6 +397,23 @@ fn rewritten(
         head.headers.insert(UPGRADE, protocol);
     }
     Ok(Request::from_parts(head, body))
+}
+
+/// Who asks. What is said of others is believed of a reverse proxy on this machine, and of nobody else.
+fn forwarded_for(headers: &mut HeaderMap, peer: Option<IpAddr>) {
+    const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let before: Vec<String> =
+        headers.get_all(FOR).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
+    let is_proxy = peer.is_some_and(|peer| peer.is_loopback());
+    for name in [FOR, HeaderName::from_static("forwarded"), HeaderName::from_static("x-real-ip")] {
+        headers.remove(name);
+    }
+    let chain = before.into_iter().filter(|_| is_proxy).chain(peer.map(|peer| peer.to_string()));
+    if let Ok(chain) = HeaderValue::from_str(&chain.collect::<Vec<_>>().join(", "))
+        && !chain.is_empty()
+    {
+        headers.insert(FOR, chain);
+    }
 }
 
 /// Passes on what either says, until both have ended.

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use sandpool_core::ids::PoolName;
 use sandpool_node::PoolStatus;
-use sandpool_objects::{Kept, PoolObject, PoolsError};
+use sandpool_objects::{Kept, PoolObject, PoolsError, Pull};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -80,33 +80,54 @@ pub(crate) fn read(mut value: Value) -> Result<PoolObject, Problem> {
 }
 
 /// An object as it is shown: as it can be applied, and how it is.
-pub(crate) fn shown(kept: &Kept, status: Option<&PoolStatus>) -> Value {
-    // Plain data: this cannot fail.
-    let mut object = serde_json::to_value(&kept.object).unwrap_or_default();
+pub(crate) fn shown(kept: &Kept, status: Option<&PoolStatus>, pull: Option<&Pull>) -> Value {
+    // Plain data: this cannot fail. Values of secrets are for nobody to read.
+    let mut object = serde_json::to_value(kept.object.without_values()).unwrap_or_default();
     object["metadata"]["generation"] = json!(kept.generation);
     object["metadata"]["creationTimestamp"] = json!(kept.created_at());
     object["metadata"]["origin"] = json!(kept.origin.word());
     let trouble = trouble(kept, status);
     let is_ready = trouble.is_none() && status.is_some_and(|status| status.is_full);
+    let is_coming = matches!(pull, Some(Pull::Coming(..))) && kept.broken.is_some();
     let (reason, message) = match (&trouble, is_ready) {
+        (Some(why), _) if is_coming => ("Pulling", why.clone()),
         (Some(why), _) => ("Broken", why.clone()),
         (None, true) => ("Filled", "The reservoir has what it is to keep.".to_owned()),
         (None, false) => ("Filling", "Sandboxes are being made.".to_owned()),
     };
+    let mut conditions = vec![json!({
+        "type": "Ready",
+        "status": if is_ready { "True" } else { "False" },
+        "reason": reason,
+        "message": message,
+    })];
+    conditions.extend(pull.map(|pull| image_pulled(kept, pull)));
     object["status"] = json!({
         "ready": status.map_or(0, |status| status.ready),
         "booting": status.map_or(0, |status| status.booting),
         "sessions": status.map_or(0, |status| status.sessions),
         "level": status.map(|status| &status.level),
         "observedGeneration": kept.generation,
-        "conditions": [{
-            "type": "Ready",
-            "status": if is_ready { "True" } else { "False" },
-            "reason": reason,
-            "message": message,
-        }],
+        "conditions": conditions,
     });
     object
+}
+
+/// How far it is with an image that is got from its registry.
+fn image_pulled(kept: &Kept, pull: &Pull) -> Value {
+    // One that is here is used, whatever its registry says.
+    let is_here = kept.broken.is_none();
+    let (reason, message) = match pull {
+        Pull::Coming(_, 0) => ("Pulling", "The registry is being asked.".to_owned()),
+        Pull::Coming(here, of) => ("Pulling", format!("{here} of {of} bytes are here.")),
+        Pull::Done => ("Pulled", "It is what its reference means.".to_owned()),
+        Pull::Failed(why) if is_here => {
+            ("NotRefreshed", format!("The registry could not be asked; what is here is used: {why}"))
+        }
+        Pull::Failed(why) => ("Failed", why.clone()),
+    };
+    let status = if is_here && !matches!(pull, Pull::Coming(..)) { "True" } else { "False" };
+    json!({ "type": "ImagePulled", "status": status, "reason": reason, "message": message })
 }
 
 /// Why no sandbox can be made of it.

@@ -106,6 +106,7 @@ impl From<NodeError> for Problem {
             NodeError::WrongKind(_) => (StatusCode::CONFLICT, "FileKindInvalid"),
             NodeError::Denied(_) => (StatusCode::FORBIDDEN, "FileAccessDenied"),
             NodeError::Refused(_) => (StatusCode::BAD_GATEWAY, "SessionPortRefused"),
+            NodeError::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "SessionNotReady"),
             NodeError::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "SessionStorageFull"),
             NodeError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
         };
@@ -123,7 +124,7 @@ impl From<NodeError> for Problem {
                 problem.target = Some(resource.to_string());
                 problem.retry_after = Some(retry_after);
             }
-            NodeError::QueueFull { .. } | NodeError::Unavailable(_) => {
+            NodeError::QueueFull { .. } | NodeError::NotReady(_) | NodeError::Unavailable(_) => {
                 problem.retry_after = Some(Duration::from_secs(1));
             }
             NodeError::PoolBroken { .. } => problem.retry_after = Some(Duration::from_secs(5)),

@@ -1,6 +1,7 @@
 //! Connections: accepted, plain or TLS, served by HTTP/1.1 and HTTP/2, and let go in order.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,10 @@ const MAX_STREAMS: u32 = 256;
 /// Stands in the extensions of a request that came over TLS.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Secure;
+
+/// Stands in the extensions of a request: who sent it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// How often the log hears that connections cannot be accepted.
 const COMPLAINT: Duration = Duration::from_secs(5);
@@ -113,18 +118,19 @@ async fn connection(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // Answers are written whole; waiting for more to send only costs time.
     stream.set_nodelay(true)?;
+    let peer = Peer(stream.peer_addr()?.ip().to_canonical());
     match tls {
-        None => talk(TokioIo::new(stream), false, router, stop).await,
+        None => talk(TokioIo::new(stream), (false, peer), router, stop).await,
         Some(acceptor) => {
             let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await??;
-            talk(TokioIo::new(stream), true, router, stop).await
+            talk(TokioIo::new(stream), (true, peer), router, stop).await
         }
     }
 }
 
 async fn talk<I>(
     io: I,
-    is_secure: bool,
+    (is_secure, peer): (bool, Peer),
     router: Router,
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
@@ -140,6 +146,7 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(PATIENCE);
     let router = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         if is_secure {
             request.extensions_mut().insert(Secure);
         }

@@ -62,6 +62,10 @@ impl Images for InMemory {
             false => Err(format!("is {name:?}, which is not here")),
         }
     }
+
+    fn pull(&self, _: &str, _: Option<(String, String)>, _: &dyn Fn(u64, u64)) -> Result<(), String> {
+        Err("there is no registry".to_owned())
+    }
 }
 
 fn metadata() -> Metadata {

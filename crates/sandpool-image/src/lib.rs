@@ -3,6 +3,7 @@
 //! ```text
 //! <store>/<digest>/{rootfs, manifest.json}     an image
 //! <store>/names/<name>                         the digest that a name means
+//! <store>/references/<SHA-256 of a reference>  the name of what was got by it last
 //! <store>/cache/{debs, pip, npm}               downloads, so that a build that was cut short goes on
 //! <store>/partial-<name>                       being built; renamed when it is whole
 //! ```
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub use builder::Cause;
 pub use recipe::{Recipe, recipe, recipes};
@@ -200,11 +202,33 @@ impl Store {
         if checked(name).is_ok() {
             return self.get(name);
         }
+        if let Ok(known) = fs::read_to_string(self.reference(name))
+            && let Some(image) = self.get(known.trim())?
+        {
+            return Ok(Some(image));
+        }
         let is_it = |image: &Image| {
             let source = image.manifest.source.as_ref();
             source.is_some_and(|source| source.reference == name || name.ends_with(&format!("@{}", source.digest)))
         };
         Ok(self.list()?.into_iter().find(is_it))
+    }
+
+    /// From now on this reference means the image of this name.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn refer(&self, reference: &str, name: &str) -> Result<(), ImageError> {
+        let place = self.reference(reference);
+        let new = place.with_extension("new");
+        let directory = self.directory.join("references");
+        fs::create_dir_all(&directory).map_err(ImageError::io(&directory))?;
+        fs::write(&new, format!("{}\n", checked(name)?)).map_err(ImageError::io(&new))?;
+        fs::rename(&new, &place).map_err(ImageError::io(&place))
+    }
+
+    fn reference(&self, reference: &str) -> PathBuf {
+        self.directory.join("references").join(hex::encode(Sha256::digest(reference)))
     }
 
     /// Every image, by name.

@@ -59,6 +59,8 @@ pub struct Container {
     pub main: Main,
     /// A session ends in order when the program does; otherwise it is lost then.
     pub ends_with_program: bool,
+    /// Its program speaks HTTP/2 at its port, without TLS.
+    pub is_http2: bool,
 }
 
 /// Who shares a session's name.
@@ -435,6 +437,9 @@ pub enum NodeError {
     /// The session is there, and no program in it takes the connection.
     #[error("{0}")]
     Refused(String),
+    /// The session is there, and its program says that it takes no requests now.
+    #[error("session {0} takes no requests now: its readiness probe fails")]
+    NotReady(Identifier),
     /// The server is stopping, or the host is in trouble: try again later.
     #[error("unavailable: {0}")]
     Unavailable(String),

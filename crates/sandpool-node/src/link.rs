@@ -36,8 +36,8 @@ pub(crate) struct Link {
 struct Shared {
     table: Mutex<Table>,
     closed: CancellationToken,
-    /// What the agent said of its end.
-    reason: std::sync::OnceLock<String>,
+    /// What the agent said of its end, and whether its program came to it by itself.
+    reason: std::sync::OnceLock<(String, bool)>,
 }
 
 #[derive(Debug, Default)]
@@ -77,10 +77,10 @@ impl Shared {
                     }
                 }
                 FromAgent::Ready => {}
-                FromAgent::Broken { reason } => {
+                FromAgent::Broken { reason, by_itself } => {
+                    let reason = reason.chars().filter(|c| !c.is_control() || *c == '\n').take(1_000).collect();
                     // Nobody else says it, and it is said once.
-                    let _ =
-                        self.reason.set(reason.chars().filter(|c| !c.is_control() || *c == '\n').take(1_000).collect());
+                    let _ = self.reason.set((reason, by_itself));
                     return Err(io::ErrorKind::InvalidData.into());
                 }
                 FromAgent::Hello { .. } => return Err(io::ErrorKind::InvalidData.into()),
@@ -243,7 +243,12 @@ impl Link {
 
     /// Why its agent is of no use any more, if it has said so.
     pub(crate) fn reason(&self) -> Option<&str> {
-        self.shared.reason.get().map(String::as_str)
+        self.shared.reason.get().map(|(reason, _)| reason.as_str())
+    }
+
+    /// Whether that was its program's own doing.
+    pub(crate) fn ended_by_itself(&self) -> bool {
+        self.shared.reason.get().is_some_and(|(_, by_itself)| *by_itself)
     }
 
     /// Asks, and waits for the answer.

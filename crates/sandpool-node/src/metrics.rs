@@ -167,7 +167,7 @@ impl From<&NodeError> for Refused {
             NodeError::PoolBroken { .. } => Self::PoolBroken,
             NodeError::QueueFull { .. } => Self::QueueFull,
             NodeError::SessionLost { .. } => Self::SessionLost,
-            NodeError::Unavailable(_) | NodeError::NoSpace => Self::Unavailable,
+            NodeError::Unavailable(_) | NodeError::NotReady(_) | NodeError::NoSpace => Self::Unavailable,
             NodeError::NoPool(_)
             | NodeError::NoSession(_)
             | NodeError::NoExecution(_)
@@ -205,7 +205,7 @@ impl<T> From<&Result<T, DriverError>> for Answered {
             Err(DriverError::Invalid(_)) => Self::Invalid,
             Err(DriverError::Unavailable { .. }) => Self::Unavailable,
             Err(DriverError::Gone(_)) => Self::Gone,
-            Err(DriverError::Refused(_)) => Self::Refused,
+            Err(DriverError::Refused(_) | DriverError::NotReady) => Self::Refused,
         }
     }
 }

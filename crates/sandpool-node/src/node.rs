@@ -17,7 +17,7 @@ use crate::api::*;
 use crate::by_name::ByName;
 use crate::journal;
 use crate::metrics::{Calls, Metrics, counted};
-use crate::pools::{BOOT_LIMIT, Clock, PoolState};
+use crate::pools::{Clock, PoolState, boot_limit};
 use crate::record::Record;
 use crate::session::Session;
 use crate::tenants::Tenants;
@@ -104,7 +104,7 @@ fn template(spec: &PoolSpec) -> Template {
         runtime: spec.runtime,
         rootfs: spec.rootfs.clone(),
         limits: spec.limits,
-        boot_limit: BOOT_LIMIT,
+        boot_limit: boot_limit(spec),
         local_servers: spec.local_servers,
         main: spec.container.as_ref().map(|container| container.main.clone()),
         start: spec.start,
@@ -387,6 +387,29 @@ impl Node {
             }
             None => {
                 let pool = self.new_pool(spec, false);
+                self.change_pools().insert(name, Arc::clone(&pool));
+                begin(pool);
+            }
+        }
+        Ok(())
+    }
+
+    /// A pool of which no sandbox can be made before it is applied: whoever wants a session is told why. One that works stays as it is.
+    ///
+    /// # Errors
+    /// `Unavailable` when the server is stopping.
+    pub async fn announce(&self, spec: PoolSpec, why: String) -> Result<(), NodeError> {
+        let _one = self.inner.changing.lock(&spec.name).await;
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Unavailable("the server is stopping".to_owned()));
+        }
+        match self.find(&spec.name) {
+            Some(pool) if pool.is_held() => pool.is_broken(why),
+            Some(_) => {}
+            None => {
+                let name = spec.name.clone();
+                let pool = self.new_pool(spec, false);
+                pool.is_broken(why);
                 self.change_pools().insert(name, Arc::clone(&pool));
                 begin(pool);
             }

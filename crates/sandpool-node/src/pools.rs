@@ -48,7 +48,13 @@ const REDIAL: Duration = Duration::from_millis(200);
 const IN_LINE: usize = 64;
 
 /// How long a sandbox may take to become ready.
-pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a sandbox of this pool may take to become ready.
+pub(crate) fn boot_limit(spec: &PoolSpec) -> Duration {
+    let own = spec.container.as_ref().map(|container| container.main.patience() + Duration::from_secs(10));
+    own.map_or(BOOT_LIMIT, |own| own.max(BOOT_LIMIT))
+}
 
 /// A session that is there, or will be in a moment.
 type Coming = watch::Receiver<Option<Result<Arc<Session>, NodeError>>>;
@@ -109,6 +115,8 @@ struct Inner {
     /// The boot ids of the sandboxes that are ready or belong to a session.
     boots: HashMap<SandboxId, [u8; 16]>,
     trouble: Option<String>,
+    /// No sandbox is made before it is declared again.
+    is_held: bool,
     /// Nobody gets a session any more.
     is_removed: bool,
 }
@@ -176,6 +184,7 @@ impl PoolState {
                 created: HashSet::new(),
                 boots: HashMap::new(),
                 trouble: None,
+                is_held: false,
                 is_removed: false,
             }),
             sessions: RwLock::default(),
@@ -198,7 +207,7 @@ impl PoolState {
         let given_up = {
             let mut inner = self.inner();
             inner.rules.declare(spec.scale, spec.life);
-            inner.trouble = None;
+            (inner.trouble, inner.is_held) = (None, false);
             *self.spec.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spec);
             let given_up = if is_made_anew { inner.rules.give_up_reservoir() } else { Vec::new() };
             for sandbox in &given_up {
@@ -217,9 +226,15 @@ impl PoolState {
         self.ends.notify_one();
     }
 
-    /// Why its sandboxes cannot be made, before any was tried.
+    /// Why its sandboxes cannot be made before it is declared again.
     pub(crate) fn is_broken(&self, why: String) {
-        self.inner().trouble = Some(why);
+        let mut inner = self.inner();
+        (inner.trouble, inner.is_held) = (Some(why), true);
+    }
+
+    /// Whether it is broken so.
+    pub(crate) fn is_held(&self) -> bool {
+        self.inner().is_held
     }
 
     /// Nobody gets a session any more, and those that are there end. Answers when all is destroyed, or cannot be for now.
@@ -629,7 +644,7 @@ impl PoolState {
             session.activity.touch(self.now());
             return Ok((session, false));
         }
-        let patience = Instant::now() + BOOT_LIMIT;
+        let patience = Instant::now() + boot_limit(&self.spec());
         let mut attempts = 0;
         // Kept until there is a sandbox: one that is ready for who waits is not one too many.
         let mut waiting = None;
@@ -700,7 +715,7 @@ impl PoolState {
         let inner = self.inner();
         let (_, booting, _) = inner.rules.counts();
         let far = inner.rules.not_before().is_some_and(|at| at > self.now() + PATIENCE);
-        inner.trouble.clone().filter(|_| booting == 0 && (has_waited || far))
+        inner.trouble.clone().filter(|_| inner.is_held || booting == 0 && (has_waited || far))
     }
 
     /// How long a tenant that was refused something should wait before it hears so.
@@ -929,10 +944,15 @@ impl PoolState {
         let (pool, closed, weak) = (Arc::clone(self), session.link.closed_token(), Arc::downgrade(&session));
         tokio::spawn(async move {
             closed.cancelled().await;
-            let said = weak.upgrade().and_then(|session| session.link.reason().map(str::to_owned));
+            let session = weak.upgrade();
+            let said = session.as_ref().and_then(|session| session.link.reason().map(str::to_owned));
+            let by_itself = session.is_some_and(|session| session.link.ended_by_itself());
             // Nothing, if the session was ended before: then this is the echo.
             match said {
-                Some(_) if pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) => {
+                Some(_)
+                    if by_itself
+                        && pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) =>
+                {
                     tracing::info!(pool = %pool.name, %sandbox, "a session ends with its program");
                     pool.end(sandbox, Ended::Program);
                 }
@@ -1067,7 +1087,7 @@ impl PoolState {
                 if let Some(sandbox) = surplus {
                     inner.boots.remove(&sandbox);
                 }
-                (inner.rules.wanted(waiting, now), surplus)
+                (if inner.is_held { 0 } else { inner.rules.wanted(waiting, now) }, surplus)
             };
             if let Some(sandbox) = surplus {
                 tracing::debug!(pool = %self.name, %sandbox, "a ready sandbox is one too many");

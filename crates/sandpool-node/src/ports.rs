@@ -30,7 +30,7 @@ impl Node {
     /// A new connection to what listens at this TCP port of a session's loopback. Counts as use for as long as it is there.
     ///
     /// # Errors
-    /// `NoPool`, `NoSession`, `SessionLost`; `Refused` when nobody listens there, `Invalid` for a port that leads out of the session.
+    /// `NoPool`, `NoSession`, `SessionLost`; `Refused` when nobody listens there, `NotReady` when its program does not want to be asked, `Invalid` for a port that leads out of the session.
     pub async fn connect(&self, pool: &PoolName, key: &SessionKey, port: u16) -> Result<Connection, NodeError> {
         let (pool, session) = self.session_for_files(pool, key).await?;
         if port == 0 || pool.spec().egress.is_some() && PORTS.contains(&port) {
@@ -47,6 +47,7 @@ impl Node {
         }
         let stream = self.driver().connect(session.sandbox, port).await.map_err(|error| match error {
             DriverError::Refused(why) => NodeError::Refused(why),
+            DriverError::NotReady => NodeError::NotReady(key.identifier.clone()),
             error => of_session(key, error),
         })?;
         Ok(Connection { stream, _in_use: in_use })

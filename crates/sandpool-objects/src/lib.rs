@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 pub use container::ImageConfig;
 pub use pool::PoolObject;
-pub use pools::{Applied, Found, Images, Kept, Origin, Pools, PoolsError, Prepared};
+pub use pools::{Applied, Found, Images, Kept, Origin, Pools, PoolsError, Prepared, Pull};
 pub use units::Size;
 
 /// What is wrong with an object: where, and why.

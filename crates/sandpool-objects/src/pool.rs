@@ -90,9 +90,10 @@ pub struct PoolObjectSpec {
     /// Of `CustomContainer`: what each session has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_container_template: Option<ContainerTemplate>,
-    /// Values for the variables of custom containers. They are in the container, as the service has it whose wire this is.
+    /// Values for the variables of custom containers, and passwords for registries. The former are in the container, as the service has it
+    /// whose wire this is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub container_secrets: Vec<EnvVariable>,
+    pub container_secrets: Vec<ContainerSecret>,
     /// Secrets that sessions use without having them.
     #[serde(default)]
     pub secrets: Vec<SecretSettings>,
@@ -318,6 +319,24 @@ impl Default for ExecutionSettings {
     }
 }
 
+/// A value that nobody reads again.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerSecret {
+    /// Its name.
+    pub name: String,
+    /// Its value. In an apply, one that is not said stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// Never the value.
+impl std::fmt::Debug for ContainerSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ContainerSecret").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// An environment variable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -540,7 +559,11 @@ impl PoolObject {
         }
         const TEMPLATE: &str = "spec.customContainerTemplate";
         for (at, secret) in spec.container_secrets.iter().enumerate() {
-            secret.check(&format!("spec.containerSecrets[{at}]"))?;
+            let place = format!("spec.containerSecrets[{at}]");
+            let Some(value) = &secret.value else {
+                return Err(fault(place, format!("{} has no value, and the pool has none of this name", secret.name)));
+            };
+            EnvVariable { name: secret.name.clone(), value: value.clone() }.check(&place)?;
         }
         match (&spec.custom_container_template, is_custom) {
             (None, true) => return Err(fault(TEMPLATE, "is missing: what is a session of a CustomContainer?")),
@@ -565,6 +588,37 @@ impl PoolObject {
         let own = self.spec.custom_container_template.as_ref().and_then(ContainerTemplate::one);
         let own = own.map(|container| container.image.as_str()).or(self.spec.image.as_deref());
         own.unwrap_or(self.spec.container_type.runtime().word())
+    }
+
+    /// The reference by which its image is got from a registry, if it is made of such a one.
+    #[must_use]
+    pub fn reference(&self) -> Option<&str> {
+        self.spec.custom_container_template.as_ref()?;
+        Some(self.image()).filter(|image| container::registry(image).is_some())
+    }
+
+    /// As whom: user and password.
+    #[must_use]
+    pub fn registry_credentials(&self) -> Option<(String, String)> {
+        let said = self.spec.custom_container_template.as_ref()?.registry_credentials.as_ref()?;
+        let secret = self.spec.container_secrets.iter().find(|secret| secret.name == said.password_secret_ref)?;
+        Some((said.username.clone(), secret.value.clone()?))
+    }
+
+    /// The same without values of secrets: as it is shown.
+    #[must_use]
+    pub fn without_values(&self) -> Self {
+        let mut shown = self.clone();
+        shown.spec.container_secrets.iter_mut().for_each(|secret| secret.value = None);
+        shown
+    }
+
+    /// Values of secrets that are not said stay as they are in this one.
+    pub(crate) fn keep_values(&mut self, before: &Self) {
+        for secret in self.spec.container_secrets.iter_mut().filter(|secret| secret.value.is_none()) {
+            let known = before.spec.container_secrets.iter().find(|known| known.name == secret.name);
+            secret.value = known.and_then(|known| known.value.clone());
+        }
     }
 
     /// The pool as the service layer takes it. [`PoolObject::check`] has been called.

@@ -11,12 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandpool_core::ids::PoolName;
 use sandpool_node::{ByName, Node, NodeError, PoolSpec, PoolStatus, Store};
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 use crate::pool::PoolObject;
 use crate::{Fault, ImageConfig, Metadata, PoolFace, fault};
@@ -34,7 +36,36 @@ pub trait Images: Send + Sync + 'static {
     /// # Errors
     /// Why it cannot be used, as the rest of a sentence.
     fn find(&self, name: &str, runtime: &str) -> Result<Found, String>;
+
+    /// Gets an image from its registry, as this user with this password. Waits for it. `progress` hears how many bytes are here, and of
+    /// how many.
+    ///
+    /// # Errors
+    /// Why it is not here.
+    fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<(String, String)>,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<(), String>;
 }
+
+/// How far it is with the image of a pool that is got from a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pull {
+    /// So many bytes are here, and of how many; 0 of 0 before that is known.
+    Coming(u64, u64),
+    /// It is here.
+    Done,
+    /// It cannot be had: why.
+    Failed(String),
+}
+
+/// Images that are got at the same time.
+const PULLS: usize = 4;
+
+/// Why a pool has no sandboxes while its image comes.
+const COMING: &str = "its image is being pulled";
 
 /// An image that is there.
 #[derive(Clone, Debug)]
@@ -173,6 +204,10 @@ struct Inner {
     defaults: BTreeMap<PoolName, (Kept, PoolSpec)>,
     /// One change of a pool at a time.
     changing: ByName,
+    /// How far it is with images, and the number of each attempt.
+    pulls: Mutex<BTreeMap<PoolName, (u64, Pull)>>,
+    attempts: AtomicU64,
+    pulling: Semaphore,
 }
 
 impl std::fmt::Debug for Pools {
@@ -244,7 +279,19 @@ impl Prepared {
     #[must_use]
     pub fn with(self, node: Node, store: Option<Store>, images: Arc<dyn Images>) -> Pools {
         let (kept, settled, changing) = (RwLock::new(self.kept), Mutex::default(), ByName::default());
-        Pools { inner: Arc::new(Inner { node, store, images, kept, settled, defaults: self.defaults, changing }) }
+        let (pulls, attempts, pulling) = (Mutex::default(), AtomicU64::new(0), Semaphore::new(PULLS));
+        let defaults = self.defaults;
+        let inner = Inner { node, store, images, kept, settled, defaults, changing, pulls, attempts, pulling };
+        let pools = Pools { inner: Arc::new(inner) };
+        // What was being pulled when an earlier server ended, and what has been removed since.
+        for kept in pools.all() {
+            if let (Some(_), Some(_), Ok(name)) =
+                (&kept.broken, kept.object.reference(), PoolName::parse(&kept.object.metadata.name))
+            {
+                pools.pull(&name, &kept);
+            }
+        }
+        pools
     }
 }
 
@@ -310,6 +357,9 @@ impl Pools {
     /// callers take out of the reservoir later.
     #[must_use]
     pub fn is_settled(&self, name: &PoolName, generation: u64, is_full: bool) -> bool {
+        if matches!(self.pulled(name), Some(Pull::Coming(..))) {
+            return false;
+        }
         let mut settled = self.inner.settled.lock().unwrap_or_else(PoisonError::into_inner);
         if is_full && self.kept().get(name).is_some_and(|kept| kept.generation == generation && kept.broken.is_none()) {
             settled.insert(name.clone(), generation);
@@ -326,19 +376,34 @@ impl Pools {
         whole(async move { pools.applied(object, dry_run).await }).await
     }
 
-    async fn applied(&self, object: PoolObject, dry_run: bool) -> Result<Applied, PoolsError> {
-        object.check()?;
-        object.check_applied()?;
-        let name = PoolName::parse(&object.metadata.name).map_err(|why| fault("metadata.name", why.to_string()))?;
+    /// What an object means with the images that are here.
+    async fn made(&self, object: PoolObject) -> Result<(PoolObject, Result<(PoolSpec, PoolFace), Fault>), PoolsError> {
         let images = Arc::clone(&self.inner.images);
-        let (object, made) = tokio::task::spawn_blocking(move || {
+        let looking = tokio::task::spawn_blocking(move || {
             // It reads the image store.
             let made = made(&object, &*images);
             (object, made)
-        })
-        .await
-        .map_err(|_| NodeError::Unavailable("the server is stopping".to_owned()))?;
-        let (spec, face) = made?;
+        });
+        looking.await.map_err(|_| NodeError::Unavailable("the server is stopping".to_owned()).into())
+    }
+
+    async fn applied(&self, mut object: PoolObject, dry_run: bool) -> Result<Applied, PoolsError> {
+        let name = PoolName::parse(&object.metadata.name).map_err(|why| fault("metadata.name", why.to_string()))?;
+        if let Some(before) = self.get(&name) {
+            object.keep_values(&before.object);
+        }
+        object.check()?;
+        object.check_applied()?;
+        let (object, made) = self.made(object).await?;
+        let (spec, face, broken) = match made {
+            Ok((spec, face)) => (spec, face, None),
+            // What is not here may be where its reference says.
+            Err(_) if object.reference().is_some() => {
+                let spec = object.to_spec(PathBuf::from("/nowhere"), &anything(&object))?;
+                (spec, unknown(&object), Some(COMING.to_owned()))
+            }
+            Err(fault) => return Err(fault.into()),
+        };
         let _one = self.inner.changing.lock(&name).await;
         let before = self.get(&name);
         match &before {
@@ -352,6 +417,12 @@ impl Pools {
                 return Err(PoolsError::Conflict(Some("spec.sessionScope".to_owned()), why.to_owned()));
             }
             Some(kept) if kept.object == object && kept.broken.is_none() && self.is_made_of(&name, &spec) => {
+                if !dry_run {
+                    self.pull(&name, kept);
+                }
+                return Ok(Applied::Unchanged(kept.clone()));
+            }
+            Some(kept) if kept.object == object && matches!(self.pulled(&name), Some(Pull::Coming(..))) => {
                 return Ok(Applied::Unchanged(kept.clone()));
             }
             None if self.kept().len() >= MOST => {
@@ -370,19 +441,109 @@ impl Pools {
             generation: before.as_ref().map_or(1, |kept| kept.generation + 1),
             created: before.as_ref().map_or_else(SystemTime::now, |kept| kept.created),
             face: Arc::new(face),
-            broken: None,
+            broken,
         };
         if !dry_run {
             self.write(&name, Some(&kept)).await?;
-            if let Err(error) = self.inner.node.apply(spec).await {
+            let done = match &kept.broken {
+                None => self.inner.node.apply(spec).await,
+                Some(why) => self.inner.node.announce(spec, why.clone()).await,
+            };
+            if let Err(error) = done {
                 let applied = before.as_ref().filter(|before| before.origin == Origin::Applied);
                 self.write(&name, applied).await?;
                 return Err(error.into());
             }
             self.inner.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-            self.keep(name, kept.clone());
+            self.keep(name.clone(), kept.clone());
+            self.pull(&name, &kept);
         }
         Ok(if before.is_some() { Applied::Changed(kept) } else { Applied::Created(kept) })
+    }
+
+    /// How far it is with the pool's image; `None` where no registry was asked for it.
+    #[must_use]
+    pub fn pulled(&self, name: &PoolName) -> Option<Pull> {
+        self.pulls().get(name).map(|(_, pull)| pull.clone())
+    }
+
+    fn pulls(&self) -> std::sync::MutexGuard<'_, BTreeMap<PoolName, (u64, Pull)>> {
+        self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to get a pool's image from its registry, or to see whether its tag means another one by now. A digest that is here needs neither.
+    fn pull(&self, name: &PoolName, kept: &Kept) {
+        let Some(reference) = kept.object.reference() else {
+            self.pulls().remove(name);
+            return;
+        };
+        if kept.broken.is_none() && reference.contains("@sha256:") {
+            self.pulls().insert(name.clone(), (0, Pull::Done));
+            return;
+        }
+        let attempt = self.inner.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        self.pulls().insert(name.clone(), (attempt, Pull::Coming(0, 0)));
+        let (pools, name, kept, reference) = (self.clone(), name.clone(), kept.clone(), reference.to_owned());
+        tokio::spawn(async move {
+            // Never closed.
+            let _turn = pools.inner.pulling.acquire().await;
+            let (images, credentials) = (Arc::clone(&pools.inner.images), kept.object.registry_credentials());
+            let (telling, called) = (pools.clone(), name.clone());
+            let pulling = tokio::task::spawn_blocking(move || {
+                images.pull(&reference, credentials, &|here, of| {
+                    telling.is_at(&called, attempt, Pull::Coming(here, of));
+                })
+            });
+            // An error is the server's end, or a panic, whose message has been printed.
+            let Ok(pulled) = pulling.await else { return };
+            pools.has_pulled(&name, attempt, kept.uid, pulled).await;
+        });
+    }
+
+    /// Says how far an attempt is, unless a later one has begun.
+    fn is_at(&self, name: &PoolName, attempt: u64, at: Pull) -> bool {
+        let mut pulls = self.pulls();
+        let Some(known) = pulls.get_mut(name).filter(|(number, _)| *number == attempt) else { return false };
+        known.1 = at;
+        true
+    }
+
+    /// The image of a pool is here, or cannot be had.
+    async fn has_pulled(&self, name: &PoolName, attempt: u64, uid: u64, pulled: Result<(), String>) {
+        let _one = self.inner.changing.lock(name).await;
+        let Some(kept) = self.get(name).filter(|kept| kept.uid == uid) else { return };
+        if !self.pulls().get(name).is_some_and(|(number, _)| *number == attempt) {
+            return;
+        }
+        let done = match pulled {
+            Ok(()) => self.made_anew(name, &kept).await.map_err(|error| error.to_string()),
+            Err(why) => Err(why),
+        };
+        if let Err(why) = &done {
+            tracing::warn!(pool = %name, "the image of a pool could not be pulled: {why}");
+            if kept.broken.is_some() {
+                let why = format!("its image cannot be pulled: {why}");
+                if let Ok(spec) = kept.object.to_spec(PathBuf::from("/nowhere"), &anything(&kept.object)) {
+                    // It only fails where nobody can ask any more.
+                    let _ = self.inner.node.announce(spec, why.clone()).await;
+                }
+                self.keep(name.clone(), Kept { broken: Some(why), ..kept });
+            }
+        }
+        self.is_at(name, attempt, done.map_or_else(Pull::Failed, |()| Pull::Done));
+    }
+
+    /// With the image that its reference means by now.
+    async fn made_anew(&self, name: &PoolName, kept: &Kept) -> Result<(), PoolsError> {
+        let (object, made) = self.made(kept.object.clone()).await?;
+        let (spec, face) = made?;
+        if kept.broken.is_none() && self.is_made_of(name, &spec) {
+            return Ok(());
+        }
+        self.inner.node.apply(spec).await?;
+        self.inner.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.keep(name.clone(), Kept { object, face: Arc::new(face), broken: None, ..kept.clone() });
+        Ok(())
     }
 
     /// Whether the pool is made of the image that its name means now.
@@ -413,6 +574,7 @@ impl Pools {
             Some(Origin::Applied) => {}
         }
         self.write(name, None).await?;
+        self.pulls().remove(name);
         if let Some((kept, spec)) = self.inner.defaults.get(name) {
             self.inner.node.apply(spec.clone()).await?;
             self.keep(name.clone(), kept.clone());

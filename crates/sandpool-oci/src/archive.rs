@@ -186,7 +186,7 @@ fn saved(
     let tags = |image: &Saved| image.repo_tags.clone().unwrap_or_default();
     let chosen = match (wanted, images.as_slice()) {
         (None, [one]) => Some(one),
-        _ => images.iter().find(|image| tags(image).iter().any(|tag| Some(tag.as_str()) == wanted)),
+        _ => images.iter().find(|image| tags(image).iter().any(|tag| wanted.is_some_and(|wanted| means(tag, wanted)))),
     };
     let Some(image) = chosen else {
         let names: Vec<_> = images.iter().flat_map(tags).collect();
@@ -217,6 +217,12 @@ fn saved(
     })
 }
 
+/// Whether two names are one: `docker save` writes `python:3` for what skopeo calls `docker.io/library/python:3`.
+fn means(tag: &str, wanted: &str) -> bool {
+    let whole = |name: &str| crate::registry::parse(name).map(|reference| reference.whole());
+    tag == wanted || matches!((whole(tag), whole(wanted)), (Ok(tag), Ok(wanted)) if tag == wanted)
+}
+
 /// How a file is packed, by its first bytes.
 fn sniffed(mut file: &File, shown: &str) -> Result<Packing, OciError> {
     let mut magic = [0; 4];
@@ -226,4 +232,27 @@ fn sniffed(mut file: &File, shown: &str) -> Result<Packing, OciError> {
         [0x28, 0xb5, 0x2f, 0xfd] => Packing::Zstd,
         _ => Packing::Plain,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::means;
+
+    #[test]
+    fn names_are_one_however_they_are_written() {
+        for (tag, wanted) in [
+            ("python:3", "docker.io/library/python:3"),
+            ("docker.io/library/python:3", "python:3"),
+            ("python:latest", "python"),
+            ("team/web:1", "docker.io/team/web:1"),
+            ("reg.test:5000/web:1", "reg.test:5000/web:1"),
+        ] {
+            assert!(means(tag, wanted), "{tag} {wanted}");
+        }
+        for (tag, wanted) in
+            [("python:3", "python:3.1"), ("team/web:1", "reg.test/team/web:1"), ("Not a name", "python:3")]
+        {
+            assert!(!means(tag, wanted), "{tag} {wanted}");
+        }
+    }
 }

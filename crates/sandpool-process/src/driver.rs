@@ -34,9 +34,6 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// Changes kept for a watcher that is slow; then it must list.
 const CHANGES: usize = 4096;
 
-/// How long a connection to a port of a sandbox may take: it stays on this host.
-const CONNECT: Duration = Duration::from_secs(5);
-
 /// How long a sandbox that was there before this server may take to answer.
 const REDIAL: Duration = Duration::from_secs(30);
 
@@ -373,8 +370,12 @@ impl Driver for ProcessDriver {
             (Answer::Dialled, Some(fd)) => fd,
             _ => return Err(unavailable(&"the launcher sent no stream")),
         };
-        let connecting = tokio::time::timeout(CONNECT, port::take(stream, port));
-        connecting.await.unwrap_or_else(|_| Err(DriverError::Refused(format!("nothing answers at port {port}"))))
+        let patience = {
+            let state = self.state();
+            let template = state.known.get(&id).and_then(|known| state.templates.get(&known.sandbox.pool));
+            template.filter(|template| template.main.is_some()).map_or(Duration::ZERO, |template| template.boot_limit)
+        };
+        port::take(stream, port, patience).await
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError> {

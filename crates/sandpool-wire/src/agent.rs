@@ -10,10 +10,12 @@
 //! answered by exactly one [`FromAgent::Reply`] with the same number. Executions outlive streams: their events
 //! are kept by the agent (bounded) and can be read again with [`Call::Attach`].
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides must agree exactly; the agent travels inside the server's binary.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The largest piece of a file in one message, in bytes.
 pub const MAX_CHUNK: usize = 1024 * 1024;
@@ -204,6 +206,71 @@ pub struct Main {
     pub user: String,
     /// Where it listens.
     pub port: u16,
+    /// Decides when it has started, instead of its port.
+    pub startup: Option<Probe>,
+    /// Decides whether it is alive, from its start on.
+    pub liveness: Option<Probe>,
+    /// Decides whether it takes requests, from its start on.
+    pub readiness: Option<Probe>,
+}
+
+impl Main {
+    /// How long its start may take at most, with all attempts that its probes have; less than a minute without any.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let own = self.startup.as_ref().map_or(START, |probe| probe.patience().max(START));
+        own + self.readiness.as_ref().map_or(Duration::ZERO, |probe| probe.patience().max(START))
+    }
+}
+
+/// How long a program has until it takes connections, where no probe says more.
+pub const START: Duration = Duration::from_secs(50);
+
+/// How a container is asked again and again how it is: the fields, and what they mean, are those of Kubernetes ("Probe v1 core").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// What is asked.
+    pub check: Check,
+    /// Seconds from when it begins to the first attempt.
+    pub initial_delay_s: u16,
+    /// Seconds from one attempt to the next, at least 1.
+    pub period_s: u16,
+    /// Seconds that one attempt may take, at least 1.
+    pub timeout_s: u16,
+    /// How many attempts must fail in a row, at least 1.
+    pub failures: u16,
+    /// How many must succeed in a row, at least 1.
+    pub successes: u16,
+}
+
+impl Probe {
+    /// How long it can take until it has failed.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let attempt = u64::from(self.period_s.max(self.timeout_s));
+        Duration::from_secs(
+            u64::from(self.initial_delay_s) + attempt * u64::from(self.failures.max(self.successes) + 1),
+        )
+    }
+}
+
+/// What a probe asks, on the sandbox's loopback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Check {
+    /// A connection is taken.
+    Tcp {
+        /// Where.
+        port: u16,
+    },
+    /// `GET` is answered with a status from 200 to 399.
+    Http {
+        /// Where.
+        port: u16,
+        /// The path, with its query; begins with `/`.
+        path: String,
+        /// Headers of the request, over our own.
+        headers: Vec<(String, String)>,
+    },
 }
 
 /// What arrives when a session takes a warm sandbox. A warm sandbox holds none of it.
@@ -320,6 +387,8 @@ pub enum FromAgent {
     Broken {
         /// Why, for the operator's log. At most 4 KiB.
         reason: String,
+        /// A container's program has ended by itself, which may be how its session is meant to end.
+        by_itself: bool,
     },
     /// The answer to a call.
     Reply {

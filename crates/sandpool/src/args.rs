@@ -106,9 +106,22 @@ pub(crate) enum Command {
         #[arg(long)]
         plan: PathBuf,
     },
-    /// Reads archives and layers of images; `image pull` and `image import` start it
+    /// Reads archives and layers of images; `image pull`, `image import` and the puller start it
     #[command(name = "__unpack", hide = true)]
     Unpack,
+    /// Gets images for the server; `up` and `serve` start it
+    #[command(name = "__puller", hide = true)]
+    Puller {
+        /// The directory of images
+        #[arg(long)]
+        images: PathBuf,
+        /// Who is heard
+        #[arg(long)]
+        user: u32,
+        /// With whom it ends
+        #[arg(long)]
+        parent: i32,
+    },
     /// The egress proxy of a running server; the launcher starts it
     #[command(name = "__egress", hide = true)]
     Egress {

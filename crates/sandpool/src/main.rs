@@ -26,6 +26,7 @@ mod execution;
 mod failure;
 mod home;
 mod print;
+mod puller;
 #[cfg(test)]
 mod reference;
 mod server;
@@ -62,6 +63,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(serve) => return commands::up::serve(&context, &serve, home_asked, log_format),
         Command::Server { plan } => return Ok(server::run(&context, &plan)),
         Command::Unpack => return Ok(unpack::run()),
+        Command::Puller { images, user, parent } => return Ok(puller::run(&images, user, parent)),
         Command::Egress { records, limits } => return Ok(egress::run(&records, &limits)),
         Command::Down(down) => commands::down::run(&context, &down),
         Command::Doctor(doctor) => commands::doctor::run(&context, &doctor),
@@ -84,8 +86,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 
 /// Logs to standard error: the server's life events, and of clients only what is wrong.
 fn start_log(cli: &Cli) {
-    let is_server =
-        matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Server { .. } | Command::Egress { .. });
+    let is_server = matches!(
+        cli.command,
+        Command::Up(_) | Command::Serve(_) | Command::Server { .. } | Command::Egress { .. } | Command::Puller { .. }
+    );
     let by_default = if is_server { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(by_default));
     // The library that speaks MCP logs what passes through it, which is users' code and its output.

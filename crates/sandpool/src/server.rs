@@ -195,7 +195,8 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         .await
         .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
     let mut pools = declared(&settings, &images, of_file)?;
-    let store_of_images: Arc<dyn sandpool_objects::Images> = Arc::new(ImageStore(settings.images.clone()));
+    let of_images = ImageStore { directory: settings.images.clone(), run: context.home.run() };
+    let store_of_images: Arc<dyn sandpool_objects::Images> = Arc::new(of_images);
     pools.read(&store, &*store_of_images).await;
     let tenants = settings.tenants.iter().map(crate::settings::TenantSettings::to_tenant).collect::<Result<_, _>>();
     let tenants = tenants.map_err(|error| Failure::new(error.to_string()))?;
@@ -279,12 +280,16 @@ fn declared(settings: &Settings, images: &Images, of_file: bool) -> Result<Prepa
     Ok(prepared)
 }
 
-/// The images that pools can be applied with: those that are there.
-struct ImageStore(Option<PathBuf>);
+/// The images that pools can be applied with: those that are there, and those that registries have.
+struct ImageStore {
+    directory: Option<PathBuf>,
+    /// Where the puller listens.
+    run: PathBuf,
+}
 
 impl sandpool_objects::Images for ImageStore {
     fn find(&self, name: &str, runtime: &str) -> Result<Found, String> {
-        let directory = self.0.as_deref().ok_or("names an image, and no directory of images is set")?;
+        let directory = self.directory.as_deref().ok_or("names an image, and no directory of images is set")?;
         let unreadable = |error: &dyn std::fmt::Display| format!("names an image that the server cannot read: {error}");
         let store = sandpool_image::Store::open(directory).map_err(|error| unreadable(&error))?;
         let found = store.meant(name).map_err(|error| unreadable(&error))?;
@@ -301,6 +306,15 @@ impl sandpool_objects::Images for ImageStore {
         }
         let image = Image::from(image);
         Ok(Found { rootfs: image.rootfs.clone(), metadata: image.metadata(), config: image.config })
+    }
+
+    fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<(String, String)>,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<(), String> {
+        crate::puller::pull(&self.run, reference, credentials, progress)
     }
 }
 

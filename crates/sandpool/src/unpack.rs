@@ -2,15 +2,18 @@
 //! in lines on its standard output.
 //!
 //! ```text
-//! sandpool image pull | import  --Task, JSON-->  sandpool __unpack  --Said, JSON lines-->  ...
+//! sandpool image pull | import, the puller  --Task, JSON-->  sandpool __unpack  --Said, JSON lines-->  ...
 //! ```
 
+use std::cell::Cell;
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit};
 use sandpool_oci::blobs::Blobs;
+use sandpool_oci::registry::{self, Access, Credentials, Progress};
 use sandpool_oci::unpack::{Limits, Unpacked, has_program, make_inside, unpack, write_inside};
 use sandpool_oci::{Bundle, Layer};
 use serde::{Deserialize, Serialize};
@@ -27,10 +30,12 @@ const MEMORY: u64 = 2 << 30;
 const IMAGE_FILE: &str = "etc/sandpool-image.json";
 
 /// What to do.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) enum Task {
     /// Takes an image out of an archive into the blobs.
     Import { path: PathBuf, wanted: Option<String>, blobs: PathBuf, most: u64 },
+    /// Gets an image's parts from its registry into the blobs.
+    Fetch { reference: String, credentials: Option<(String, String)>, blobs: PathBuf, most: u64 },
     /// Unpacks layers into an empty directory.
     Unpack { blobs: PathBuf, layers: Vec<Layer>, root: PathBuf, limits: Limits, env: Vec<(String, String)> },
 }
@@ -40,6 +45,10 @@ pub(crate) enum Task {
 pub(crate) enum Said {
     /// This layer is next.
     Layer(usize),
+    /// So many bytes are to come.
+    Total(u64),
+    /// So many more are here.
+    Came(u64),
     Imported(Bundle),
     Unpacked {
         what: Unpacked,
@@ -62,6 +71,8 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn work(say: &dyn Fn(&Said)) -> anyhow::Result<Said> {
+    // With whoever started it ends what it was started for.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let mut task = Vec::new();
     std::io::stdin().take(MAX_TASK).read_to_end(&mut task)?;
     let task: Task = serde_json::from_slice(&task)?;
@@ -73,6 +84,15 @@ fn work(say: &dyn Fn(&Said)) -> anyhow::Result<Said> {
             let blobs = Blobs::open(&blobs)?;
             let bundle = sandpool_oci::archive::import(&path, wanted.as_deref(), &blobs, most)?;
             Ok(Said::Imported(bundle))
+        }
+        Task::Fetch { reference, credentials, blobs, most } => {
+            sandpool_process::confine_proxy(&blobs)?;
+            let credentials =
+                credentials.map_or(Credentials::None, |(user, password)| Credentials::Basic(user, password));
+            let access = Access { credentials, ..Access::default() };
+            let blobs = Blobs::open(&blobs)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(Said::Imported(runtime.block_on(fetched(&reference, &access, &blobs, most, say))?))
         }
         Task::Unpack { blobs, layers, root, limits, env } => {
             // Its own descriptors, by which a directory is named that is being removed.
@@ -91,13 +111,57 @@ fn work(say: &dyn Fn(&Said)) -> anyhow::Result<Said> {
     }
 }
 
-/// Has a task done. `layer` is told of each layer that is unpacked.
-pub(crate) fn have_done(task: &Task, mut layer: impl FnMut(usize)) -> Result<Said, Failure> {
+/// How long a registry may say nothing.
+const SILENCE: Duration = Duration::from_secs(60);
+
+struct Coming<'a> {
+    say: &'a dyn Fn(&Said),
+    heard: Cell<Instant>,
+}
+
+impl Progress for Coming<'_> {
+    fn total(&self, bytes: u64, _: usize) {
+        self.heard.set(Instant::now());
+        (self.say)(&Said::Total(bytes));
+    }
+
+    fn came(&self, bytes: u64) {
+        self.heard.set(Instant::now());
+        (self.say)(&Said::Came(bytes));
+    }
+}
+
+async fn fetched(
+    reference: &str,
+    access: &Access,
+    blobs: &Blobs,
+    most: u64,
+    say: &dyn Fn(&Said),
+) -> anyhow::Result<Bundle> {
+    let coming = Coming { say, heard: Cell::new(Instant::now()) };
+    let silence = async {
+        while coming.heard.get().elapsed() < SILENCE {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        bundle = registry::pull(reference, access, blobs, most, &coming) => Ok(bundle?),
+        () = silence => anyhow::bail!("the registry has said nothing for {} s", SILENCE.as_secs()),
+    }
+}
+
+/// Has a task done. `heard` is told how far it is.
+pub(crate) fn have_done(task: &Task, mut heard: impl FnMut(&Said)) -> Result<Said, Failure> {
     let failed = |why: &dyn std::fmt::Display| Failure::new("the image cannot be unpacked").because(why);
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    // Whoever fetches may have to go through a proxy.
+    const PASSED: [&str; 7] =
+        ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY"];
+    let passed = PASSED.iter().filter(|_| matches!(task, Task::Fetch { .. }));
     let mut child = Command::new(program)
         .arg("__unpack")
         .env_clear()
+        .envs(passed.filter_map(|name| Some((name, std::env::var_os(name)?))))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -118,7 +182,7 @@ pub(crate) fn have_done(task: &Task, mut layer: impl FnMut(usize)) -> Result<Sai
                 break;
             }
             match serde_json::from_slice(&line) {
-                Ok(Said::Layer(number)) => layer(number),
+                Ok(said @ (Said::Layer(_) | Said::Total(_) | Said::Came(_))) => heard(&said),
                 Ok(said) => last = Some(said),
                 Err(_) => break,
             }

@@ -63,9 +63,9 @@ impl Agent {
                     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
                 }
                 if let Some(news) = news {
-                    if let crate::container::News::Over(reason) = &news {
+                    if let crate::container::News::Over(reason, by_itself) = &news {
                         // This stream is not among those that hear it below.
-                        stream.say(&FromAgent::Broken { reason: reason.clone() });
+                        stream.say(&FromAgent::Broken { reason: reason.clone(), by_itself: *by_itself });
                     }
                     self.hear_container(news);
                 }

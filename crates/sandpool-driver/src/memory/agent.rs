@@ -176,7 +176,7 @@ impl Agent {
             // Its sender lives in `self`.
             let settled = warmth.wait_for(|warmth| *warmth != Warmth::Warming).await.map(|warmth| warmth.clone());
             let message = match settled {
-                Ok(Warmth::Broken(reason)) => FromAgent::Broken { reason },
+                Ok(Warmth::Broken(reason)) => FromAgent::Broken { reason, by_itself: false },
                 _ => FromAgent::Ready,
             };
             // A closed stream ends everything here.

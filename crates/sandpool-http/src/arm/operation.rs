@@ -1,7 +1,7 @@
 //! What is still going on. An operation is kept nowhere: its name says what was asked, and how it goes is seen from the pool.
 
 use sandpool_core::ids::PoolName;
-use sandpool_objects::Kept;
+use sandpool_objects::{Kept, Pull};
 
 use super::path::Group;
 use crate::app::App;
@@ -31,6 +31,9 @@ pub(super) fn state_of(app: &App, kept: &Kept) -> State {
     let status = app.pools.status(&name).ok();
     if app.pools.is_settled(&name, kept.generation, status.as_ref().is_some_and(|status| status.is_full)) {
         return State::Succeeded;
+    }
+    if matches!(app.pools.pulled(&name), Some(Pull::Coming(..))) {
+        return State::InProgress;
     }
     match trouble(kept, status.as_ref()) {
         Some(why) => State::Failed(why),

@@ -38,8 +38,11 @@ pub(crate) enum What {
         id: String,
         results: bool,
     },
-    /// By its whole path.
-    RoleAssignment(String),
+    /// Of a pool: one by its name, or all.
+    RoleAssignments {
+        pool: String,
+        name: Option<String>,
+    },
 }
 
 /// A path of the control plane.
@@ -96,13 +99,15 @@ impl Target {
                     return None;
                 }
             }
-            6 if is_grouped
-                && is(at, "sessionPools")
-                && is(at + 2, "providers")
-                && is(at + 3, "Microsoft.Authorization")
-                && is(at + 4, "roleAssignments") =>
+            5 | 6
+                if is_grouped
+                    && is(at, "sessionPools")
+                    && is(at + 2, "providers")
+                    && is(at + 3, "Microsoft.Authorization")
+                    && is(at + 4, "roleAssignments") =>
             {
-                What::RoleAssignment(path.to_owned())
+                let pool = get(at + 1)?.to_ascii_lowercase();
+                What::RoleAssignments { pool, name: get(at + 5).map(|name| name.to_ascii_lowercase()) }
             }
             _ => return None,
         };

@@ -6,7 +6,7 @@
 
 use axum::http::StatusCode;
 use sandpool_objects::network::{NetworkSettings, NetworkStatus};
-use sandpool_objects::pool::{ContainerType, EnvVariable, LifecycleType, PoolObject, default_pools};
+use sandpool_objects::pool::{ContainerSecret, ContainerType, LifecycleType, PoolObject, default_pools};
 use sandpool_objects::{Kept, PoolsError};
 use serde_json::{Map, Value, json};
 
@@ -46,7 +46,7 @@ const FLAT: [&str; 4] = ["2023-08-01-preview", "2023-11-02-preview", "2024-02-02
 const WITHOUT_MCP: [&str; 2] = ["2026-01-01", "2026-07-01"];
 
 /// Every property's name, as the specification writes it.
-const NAMES: [&str; 46] = [
+const NAMES: [&str; 63] = [
     "id",
     "name",
     "type",
@@ -93,6 +93,23 @@ const NAMES: [&str; 46] = [
     "cpu",
     "memory",
     "probes",
+    "httpGet",
+    "tcpSocket",
+    "httpHeaders",
+    "path",
+    "port",
+    "scheme",
+    "host",
+    "initialDelaySeconds",
+    "periodSeconds",
+    "timeoutSeconds",
+    "failureThreshold",
+    "successThreshold",
+    "terminationGracePeriodSeconds",
+    "server",
+    "username",
+    "passwordSecretRef",
+    "transport",
 ];
 
 /// The same with every property's name as the specification writes it. Tags have the names that people give them.
@@ -345,19 +362,18 @@ fn life(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObje
 /// What is said of a custom container. Values of secrets that are not said again stay as they are.
 fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObjectSpec) -> Result<(), Problem> {
     const TEMPLATE: &str = "customContainerTemplate";
-    properties.has_no(
-        &format!("{TEMPLATE}.registryCredentials"),
-        "are of no use here: images are got by `sandpool image pull`, with credentials of its own",
-    )?;
     if let Some(secrets) = properties.get("secrets") {
         let wrong_form = || wrong("secrets", "must be a list of {name, value}");
         let mut kept = Vec::new();
         for secret in secrets.as_array().ok_or_else(wrong_form)? {
             let name = secret.get("name").and_then(Value::as_str).ok_or_else(wrong_form)?;
             let known = spec.container_secrets.iter().find(|known| known.name == name);
-            let value = secret.get("value").and_then(Value::as_str).or(known.map(|known| known.value.as_str()));
-            let value = value.ok_or_else(|| wrong("secrets", &format!("{name} has no value")))?;
-            kept.push(EnvVariable { name: name.to_owned(), value: value.to_owned() });
+            let said = secret.get("value").and_then(Value::as_str).map(str::to_owned);
+            let value = said.or_else(|| known.and_then(|known| known.value.clone()));
+            if value.is_none() {
+                return Err(wrong("secrets", &format!("{name} has no value")));
+            }
+            kept.push(ContainerSecret { name: name.to_owned(), value });
         }
         spec.container_secrets = kept;
     }
@@ -368,15 +384,17 @@ fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolOb
         };
     };
     let mut template = said(template);
-    if let Some(fields) = template.as_object_mut() {
-        fields.remove("registryCredentials");
+    credentials_of(&mut template)?;
+    if let Some(transport) = template.get_mut("ingress").and_then(|ingress| ingress.get_mut("transport"))
+        && let Some(word) = transport.as_str().map(str::to_ascii_lowercase)
+    {
+        *transport = word.into();
     }
     for container in template.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(fields) = container.as_object_mut() else { continue };
-        if fields.remove("probes").is_some_and(|probes| probes.as_array().is_none_or(|probes| !probes.is_empty())) {
-            let why =
-                "are not here: a container is ready when its target port takes connections, and lost when it exits";
-            return Err(wrong("customContainerTemplate.containers[0].probes", why));
+        for (at, probe) in fields.get_mut("probes").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+            let place = format!("customContainerTemplate.containers[0].probes[{at}]");
+            probe_of(probe, &place)?;
         }
     }
     let template = serde_path_to_error::deserialize(template).map_err(|error| {
@@ -384,6 +402,48 @@ fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolOb
         wrong(&format!("{TEMPLATE}.{path}"), &why)
     })?;
     spec.custom_container_template = Some(template);
+    Ok(())
+}
+
+/// As whom an image is got, in the object's words. Clients send empty texts for what they do not say.
+fn credentials_of(template: &mut Value) -> Result<(), Problem> {
+    const PLACE: &str = "customContainerTemplate.registryCredentials";
+    let Some(fields) = template.get_mut("registryCredentials").and_then(Value::as_object_mut) else { return Ok(()) };
+    fields.retain(|_, value| value.as_str() != Some(""));
+    if fields.remove("identity").is_some() {
+        let why = "is not here: a registry is asked with username and passwordSecretRef, or without credentials";
+        return Err(wrong(&format!("{PLACE}.identity"), why));
+    }
+    if fields.keys().all(|name| name == "server") {
+        template.as_object_mut().map(|template| template.remove("registryCredentials"));
+    }
+    Ok(())
+}
+
+/// A probe in the object's words. What says nothing is left out, and what cannot be done here is refused.
+fn probe_of(probe: &mut Value, place: &str) -> Result<(), Problem> {
+    let Some(fields) = probe.as_object_mut() else { return Ok(()) };
+    if fields.remove("terminationGracePeriodSeconds").is_some() {
+        return Err(wrong(
+            &format!("{place}.terminationGracePeriodSeconds"),
+            "is not here: what fails is ended at once",
+        ));
+    }
+    for kind in ["Liveness", "Readiness", "Startup"] {
+        if fields.get("type").and_then(Value::as_str).is_some_and(|said| said.eq_ignore_ascii_case(kind)) {
+            fields.insert("type".to_owned(), kind.into());
+        }
+    }
+    for check in ["httpGet", "tcpSocket"] {
+        let check_of = fields.get_mut(check).and_then(Value::as_object_mut);
+        if let Some(host) = check_of.and_then(|check| check.remove("host")) {
+            let is_loopback = ["", "localhost", "127.0.0.1"].iter().any(|known| host == *known);
+            if !is_loopback {
+                let why = "is not here: a probe goes to the container; a Host is one of its httpHeaders";
+                return Err(wrong(&format!("{place}.{check}.host"), why));
+            }
+        }
+    }
     Ok(())
 }
 

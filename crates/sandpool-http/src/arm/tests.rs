@@ -214,10 +214,36 @@ async fn tools_that_ask_around_are_answered() {
     let admin = served.token_for(Role::Admin, None, None);
     let provider = send(&served, &admin, "GET", "/subscriptions/s/providers/Microsoft.App", Value::Null).await.json();
     assert_eq!(provider["registrationState"], "Registered");
-    let path = format!("{POOLS}/python/providers/Microsoft.Authorization/roleAssignments/0fb8");
-    let asked = json!({ "properties": { "principalId": "p" } });
-    let assigned = send(&served, &admin, "PUT", &path, asked).await;
+    let all = format!("{POOLS}/python/providers/Microsoft.Authorization/roleAssignments");
+    let (path, role) = (
+        format!("{all}/0FB8"),
+        "/providers/Microsoft.Authorization/roleDefinitions/0fb8eba5-a2bb-4abe-b1c1-49dfad359bb0",
+    );
+    let asked = json!({ "properties": { "principalId": "p-1", "roleDefinitionId": role, "principalType": "User" } });
+    assert_eq!(send(&served, &admin, "GET", &path, Value::Null).await.status, 404);
+    let assigned = send(&served, &admin, "PUT", &path, asked.clone()).await;
     assert_eq!((assigned.status.as_u16(), &assigned.json()["name"]), (201, &json!("0fb8")));
+    let told = send(&served, &admin, "GET", &path, Value::Null).await.json();
+    assert_eq!(told, assigned.json());
+    assert!(told["properties"]["description"].as_str().unwrap().contains("grants nothing"), "{told}");
+    assert_eq!(send(&served, &admin, "PUT", &path, asked.clone()).await.status, 200, "the same again");
+    let listed = async |query: &str| {
+        let value = send(&served, &admin, "GET", &format!("{all}?{query}"), Value::Null).await.json()["value"].clone();
+        value.as_array().unwrap().len()
+    };
+    assert_eq!((listed("").await, listed("%24filter=principalId%20eq%20%27p-2%27").await), (1, 0));
+    for (name, properties, told) in [
+        ("two", json!({ "principalId": "p-1", "roleDefinitionId": role }), (409, "RoleAssignmentExists")),
+        ("0fb8", json!({ "principalId": "p-2", "roleDefinitionId": role }), (409, "RoleAssignmentUpdateNotPermitted")),
+        ("two", json!({ "principalId": "p-2", "roleDefinitionId": "/x/y" }), (400, "RoleDefinitionDoesNotExist")),
+        ("two", json!({ "roleDefinitionId": role }), (400, "InvalidRequestContent")),
+    ] {
+        let refused = send(&served, &admin, "PUT", &format!("{all}/{name}"), json!({ "properties": properties })).await;
+        let code = refused.json()["error"]["code"].clone();
+        assert_eq!((refused.status.as_u16(), code.as_str().unwrap()), told, "{refused:?}");
+    }
+    assert_eq!(send(&served, &admin, "DELETE", &path, Value::Null).await.status, 200);
+    assert_eq!((send(&served, &admin, "DELETE", &path, Value::Null).await.status.as_u16(), listed("").await), (204, 0));
     for path in ["operationStatuses/77", "operationResults/zz"] {
         let path = format!("/subscriptions/s/providers/Microsoft.App/locations/local/{path}");
         assert_eq!(send(&served, &admin, "GET", &path, Value::Null).await.status, 404);
@@ -232,7 +258,11 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
     let container = json!({
         "Image": "stranger", "name": "web", "command": ["serve"], "args": null,
         "env": [{ "name": "A", "value": "b" }, { "name": "KEY", "secretRef": "key" }],
-        "resources": { "cpu": 0.5, "memory": "1Gi" }, "probes": [],
+        "resources": { "cpu": 0.5, "memory": "1Gi" },
+        "probes": [
+            { "type": "liveness", "httpGet": { "path": "/up", "port": 8000, "scheme": "HTTP", "host": "" }, "periodSeconds": 5 },
+            { "Type": "Startup", "TcpSocket": { "Port": 8000 }, "initialDelaySeconds": null },
+        ],
     });
     let properties = json!({
         "containerType": "CustomContainer",
@@ -249,22 +279,67 @@ async fn a_custom_container_is_made_and_its_secrets_are_told_to_nobody() {
     assert_eq!(properties["secrets"], json!([{ "name": "key" }]));
     assert_eq!(properties["customContainerTemplate"]["containers"][0]["image"], "stranger");
     assert_eq!(properties["customContainerTemplate"]["ingress"]["targetPort"], 8000);
+    let probes = &properties["customContainerTemplate"]["containers"][0]["probes"];
+    assert_eq!((&probes[0]["type"], &probes[0]["httpGet"]["path"]), (&json!("Liveness"), &json!("/up")));
+    assert_eq!((&probes[1]["type"], &probes[1]["tcpSocket"]["port"]), (&json!("Startup"), &json!(8000)));
+    assert_eq!((&probes[1]["failureThreshold"], &probes[1]["periodSeconds"]), (&json!(3), &json!(10)));
     assert_eq!(properties["dynamicPoolConfiguration"]["lifecycleConfiguration"]["lifecycleType"], "OnContainerExit");
     // A patch that repeats a secret's name alone keeps its value, and nothing wipes the environment.
     let patched =
         send(&served, &admin, "PATCH", &web, json!({ "properties": { "secrets": [{ "name": "key" }] } })).await;
     assert_eq!(patched.status, 202, "{patched:?}");
     let spec = served.as_(&admin, "GET", "/pools/web/object", "").await.json()["spec"].clone();
-    assert_eq!(spec["containerSecrets"][0]["value"], "hush");
+    assert_eq!(spec["containerSecrets"], json!([{ "name": "key" }]), "nobody reads it");
+    let has = |variable: &(String, String)| variable == &("KEY".to_owned(), "hush".to_owned());
+    let pool = sandpool_core::ids::PoolName::parse("web").unwrap();
+    assert!(served.node.spec(&pool).unwrap().container.as_ref().unwrap().main.env.iter().any(has));
+    let again = json!({ "metadata": { "name": "web" }, "spec": spec });
+    let again = served.as_(&admin, "PUT", "/pools/web", again.to_string()).await;
+    assert_eq!(again.json()["result"], "changed", "{again:?}");
+    assert!(served.node.spec(&pool).unwrap().container.as_ref().unwrap().main.env.iter().any(has));
+    // One that only a registry has, and the registry is not there.
+    let far = json!({
+        "containerType": "CustomContainer",
+        "secrets": [{ "name": "password", "value": "hush-hush" }],
+        "customContainerTemplate": {
+            "containers": [{ "image": "reg.test/a/b:1" }], "ingress": { "targetPort": 1 },
+            "registryCredentials": { "server": "reg.test", "userName": "ci", "passwordSecretRef": "password", "identity": "" },
+        },
+    });
+    let path = format!("{POOLS}/far");
+    let made = send(&served, &admin, "PUT", &path, resource(far)).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let got = loop {
+        let got = send(&served, &admin, "GET", &path, Value::Null).await;
+        if got.json()["properties"]["provisioningState"] != "InProgress" {
+            break got;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(got.json()["properties"]["provisioningState"], "Failed", "{got:?}");
+    assert!(!got.text().contains("hush-hush") && got.text().contains("passwordSecretRef"), "{got:?}");
+    let object = served.as_(&admin, "GET", "/pools/far/object", "").await.json();
+    let pulled = &object["status"]["conditions"][1];
+    let expected =
+        json!({ "type": "ImagePulled", "status": "False", "reason": "Failed", "message": "there is no registry" });
+    assert_eq!(pulled, &expected, "{object}");
     for (properties, target) in [
         (json!({ "containerType": "CustomContainer" }), "properties.customContainerTemplate"),
         (
             json!({ "customContainerTemplate": { "containers": [{ "image": "a", "probes": [{ "type": "Liveness" }] }], "ingress": { "targetPort": 1 } } }),
-            "properties.customContainerTemplate.containers[0].probes",
+            "properties.customContainerTemplate.containers[0].probes[0]",
         ),
         (
-            json!({ "customContainerTemplate": { "containers": [{ "image": "a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s" } } }),
-            "properties.customContainerTemplate.registryCredentials",
+            json!({ "customContainerTemplate": { "containers": [{ "image": "a", "probes": [{ "type": "Liveness", "httpGet": { "port": 1, "host": "example.com" } }] }], "ingress": { "targetPort": 1 } } }),
+            "properties.customContainerTemplate.containers[0].probes[0].httpGet.host",
+        ),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s", "identity": "system" } } }),
+            "properties.customContainerTemplate.registryCredentials.identity",
+        ),
+        (
+            json!({ "customContainerTemplate": { "containers": [{ "image": "r.test/a" }], "ingress": { "targetPort": 1 }, "registryCredentials": { "server": "s.test", "username": "u", "passwordSecretRef": "p" } } }),
+            "properties.customContainerTemplate.registryCredentials.server",
         ),
         (
             json!({ "customContainerTemplate": { "containers": [{ "image": "nobody" }], "ingress": { "targetPort": 1 } } }),

@@ -265,3 +265,62 @@ async fn what_is_below_a_pool_of_containers_is_its_programs() {
     assert_eq!(logs, json!({ "text": "begun\n", "dropped": 0, "next": 6, "isAll": true }));
     assert_eq!(served.call("GET", &format!("{HERE}/logs"), "").await.refusal().0, 400);
 }
+
+#[test]
+fn a_programs_own_address_is_its_clients() {
+    let pool = sandpool_core::ids::PoolName::parse("web").unwrap();
+    let identifier = sandpool_core::ids::Identifier::parse("chat-17").unwrap();
+    let key =
+        sandpool_core::ids::SessionKey::new(sandpool_core::ids::TenantName::parse("default").unwrap(), identifier);
+    let place = |room, prefix: &str| super::Place { pool: &pool, key: &key, port: 80, prefix: prefix.to_owned(), room };
+    let data = place(super::Room::Data, "/pools/web");
+    let ours = place(super::Room::Ours, "/preview/word");
+    let its = place(super::Room::Its, "");
+    for (place, to, moved) in [
+        (&ours, "/login", Some("/preview/word/login")),
+        (&ours, "/preview/word/login", Some("/preview/word/login")),
+        (&ours, "/preview/words", Some("/preview/word/preview/words")),
+        (&ours, "http://localhost:80/a?b#c", Some("/preview/word/a?b#c")),
+        (&ours, "http://localhost:80", Some("/preview/word/")),
+        (&ours, "http://localhost:8080/a", None),
+        (&ours, "http://localhost:80.evil.test/a", None),
+        (&ours, "//evil.test/a", None),
+        (&ours, "relative", None),
+        (&ours, "https://example.com/", None),
+        (&its, "/login", Some("/login")),
+        (&its, "http://localhost:80/login", Some("/login")),
+        (&data, "/login#top", Some("/pools/web/login?identifier=chat-17#top")),
+        (&data, "/login?a=b", Some("/pools/web/login?a=b&identifier=chat-17")),
+        (&data, "/login?identifier=other", Some("/pools/web/login?identifier=other")),
+    ] {
+        assert_eq!(super::moved(to, place, "/x?y=1&identifier=chat-17").as_deref(), moved, "{to}");
+    }
+    for (place, cookie, kept) in [
+        (&data, "a=b; Path=/; Domain=example.com; Secure", "a=b; Path=/pools/web/; Secure"),
+        (&data, "path=/x; path = /in", "path=/x; Path=/pools/web/in"),
+        (&data, "a=b; Path=/pools/web/in", "a=b; Path=/pools/web/in"),
+        (&data, "a=b; HttpOnly", "a=b; HttpOnly"),
+        (&its, "a=b; Path=/; DOMAIN=.test", "a=b; Path=/"),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert("set-cookie", cookie.parse().unwrap());
+        super::keep_to_itself(&mut headers, place);
+        assert_eq!(headers["set-cookie"], kept);
+    }
+}
+
+#[test]
+fn who_asks_is_who_is_there() {
+    let said = |peer: &str| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-forwarded-for", "10.1.2.3"), ("forwarded", "for=10.1.2.3"), ("x-real-ip", "10.1.2.3")]
+        {
+            headers.insert(name, value.parse().unwrap());
+        }
+        super::forwarded_for(&mut headers, Some(peer.parse().unwrap()));
+        assert!(!headers.contains_key("forwarded") && !headers.contains_key("x-real-ip"));
+        headers["x-forwarded-for"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(said("192.0.2.7"), "192.0.2.7");
+    assert_eq!(said("127.0.0.1"), "10.1.2.3, 127.0.0.1", "a reverse proxy's word");
+}

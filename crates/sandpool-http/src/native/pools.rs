@@ -68,7 +68,7 @@ const OBJECTS: &str = "Pools are the operator's, and their objects hold variable
 pub(super) async fn object(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
     let pool = operated(&asked, OBJECTS)?;
     let kept = app.pools.get(&pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))?;
-    Ok(Json(objects::shown(&kept, app.pools.status(&pool).ok().as_ref())))
+    Ok(Json(objects::shown(&kept, app.pools.status(&pool).ok().as_ref(), app.pools.pulled(&pool).as_ref())))
 }
 
 /// Makes a pool, or changes it. With `dryRun` all is checked and nothing done.
@@ -94,7 +94,7 @@ pub(super) async fn apply(
         Applied::Unchanged(_) => (StatusCode::OK, "unchanged"),
     };
     let status = if is_dry { StatusCode::OK } else { status };
-    let shown = objects::shown(applied.kept(), app.pools.status(&pool).ok().as_ref());
+    let shown = objects::shown(applied.kept(), app.pools.status(&pool).ok().as_ref(), app.pools.pulled(&pool).as_ref());
     Ok((status, Json(json!({ "result": word, "isDryRun": is_dry, "object": shown }))))
 }
 

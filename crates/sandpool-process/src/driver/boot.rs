@@ -74,7 +74,7 @@ impl Dialled {
                 FromAgent::Hello { protocol, .. } => {
                     return Err(io::Error::other(format!("the agent speaks version {protocol}, not {PROTOCOL}")));
                 }
-                FromAgent::Broken { reason } => return Err(io::Error::other(reason)),
+                FromAgent::Broken { reason, .. } => return Err(io::Error::other(reason)),
                 FromAgent::Ready if boot.is_none() => return Err(io::Error::other("the agent did not say hello")),
                 FromAgent::Ready => is_ready = true,
                 _ => return Err(io::Error::other("the agent spoke before it was asked")),

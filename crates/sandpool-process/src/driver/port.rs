@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType};
 use sandpool_driver::{DriverError, Stream};
@@ -11,15 +12,31 @@ use tokio::net::TcpStream;
 
 use super::unavailable;
 
-/// Takes the connection that the agent hands over on this stream, once it is made. Whoever calls sets the limit.
-pub(super) async fn take(stream: OwnedFd, port: u16) -> Result<Stream, DriverError> {
-    let refused = |error: &io::Error| {
-        DriverError::Refused(match error.kind() {
-            io::ErrorKind::ConnectionRefused => format!("nothing listens at port {port}"),
-            io::ErrorKind::PermissionDenied => "programs of this pool may have no servers of their own".to_owned(),
-            _ => format!("port {port}: {error}"),
-        })
-    };
+/// How long a connection may take, once it has begun: it stays on this host.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Takes the connection that the agent hands over on this stream, once it is made. A container's agent waits with it for as long as its
+/// program starts: at most `patience`.
+pub(super) async fn take(stream: OwnedFd, port: u16, patience: Duration) -> Result<Stream, DriverError> {
+    let silent = |_| DriverError::Refused(format!("nothing answers at port {port}"));
+    let connection = tokio::time::timeout(patience + CONNECT, handed_over(stream, port)).await.map_err(silent)??;
+    let made = tokio::time::timeout(CONNECT, made(connection)).await.map_err(silent)?;
+    made.map(|connection| Box::new(connection) as Stream).map_err(|error| refused(port, &error))
+}
+
+fn refused(port: u16, error: &io::Error) -> DriverError {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => DriverError::Refused(format!("nothing listens at port {port}")),
+        io::ErrorKind::PermissionDenied => {
+            DriverError::Refused("programs of this pool may have no servers of their own".to_owned())
+        }
+        // Its agent says so, and has asked it.
+        io::ErrorKind::ResourceBusy => DriverError::NotReady,
+        _ => DriverError::Refused(format!("port {port}: {error}")),
+    }
+}
+
+async fn handed_over(stream: OwnedFd, port: u16) -> Result<OwnedFd, DriverError> {
     #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
     let stream = AsyncFd::new(stream).map_err(|error| unavailable(&error))?;
     let mut said = [0; 8];
@@ -35,7 +52,7 @@ pub(super) async fn take(stream: OwnedFd, port: u16) -> Result<Stream, DriverErr
         ([0], Some(connection)) => connection,
         ([a, b, c, d], None) => {
             let number = i32::from_be_bytes([*a, *b, *c, *d]);
-            return Err(refused(&io::Error::from_raw_os_error(number)));
+            return Err(refused(port, &io::Error::from_raw_os_error(number)));
         }
         _ => return Err(unavailable(&"the agent handed over no connection")),
     };
@@ -45,19 +62,19 @@ pub(super) async fn take(stream: OwnedFd, port: u16) -> Result<Stream, DriverErr
     if !is_tcp {
         return Err(unavailable(&"the agent handed over what is no connection"));
     }
+    Ok(connection)
+}
+
+async fn made(connection: OwnedFd) -> io::Result<TcpStream> {
     let connection = std::net::TcpStream::from(connection);
-    let made = async {
-        connection.set_nonblocking(true)?;
-        let connection = TcpStream::from_std(connection)?;
-        connection.writable().await?;
-        match connection.take_error()? {
-            Some(error) => Err(error),
-            None => {
-                connection.set_nodelay(true)?;
-                Ok(connection)
-            }
+    connection.set_nonblocking(true)?;
+    let connection = TcpStream::from_std(connection)?;
+    connection.writable().await?;
+    match connection.take_error()? {
+        Some(error) => Err(error),
+        None => {
+            connection.set_nodelay(true)?;
+            Ok(connection)
         }
-    };
-    let made: io::Result<TcpStream> = made.await;
-    made.map(|connection| Box::new(connection) as Stream).map_err(|error| refused(&error))
+    }
 }

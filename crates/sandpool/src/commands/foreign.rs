@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sandpool_image::{Manifest, Source, Store, check_foreign};
+use sandpool_image::{Image, Manifest, Source, Store, check_foreign};
 use sandpool_oci::blobs::Blobs;
 use sandpool_oci::registry::{self, Access, Credentials};
 use sandpool_oci::signature::Key;
@@ -28,7 +28,7 @@ use sandpool_objects::pool::is_image_name;
 const FORM: &str = "sandpool-oci-1";
 
 /// Where the blobs are, in the directory of the images.
-const BLOBS: &str = "blobs";
+pub(crate) const BLOBS: &str = "blobs";
 
 /// The longest password that is read, in bytes.
 const MAX_PASSWORD: u64 = 64 << 10;
@@ -64,7 +64,7 @@ pub(crate) fn pull(context: &Context, pull: &ImagePull, directory: &Path) -> Out
     let pulled = runtime.block_on(registry::pull(&pull.reference, &access, &blobs, most, &coming));
     coming.end();
     let bundle = pulled.map_err(explain_oci)?;
-    keep(context, &store, &name, bundle, &pull.foreign)
+    shown_image(context, &keep(&store, &name, bundle, pull.foreign.max_size.0)?)
 }
 
 pub(crate) fn import(
@@ -83,7 +83,7 @@ pub(crate) fn import(
     let _lock = Blobs::open(&blobs).and_then(|blobs| blobs.lock()).map_err(explain_oci)?;
     let task = Task::Import { path, wanted: wanted.map(str::to_owned), blobs, most: foreign.max_size.0 };
     match have_done(&task, |_| {})? {
-        Said::Imported(bundle) => keep(context, &store, &name, bundle, foreign),
+        Said::Imported(bundle) => shown_image(context, &keep(&store, &name, bundle, foreign.max_size.0)?),
         _ => Err(Failure::new("the archive could not be read")),
     }
 }
@@ -112,8 +112,9 @@ fn open(directory: &Path) -> Result<Store, Failure> {
     Store::open(directory).map_err(explain)
 }
 
-/// Unpacks an image, if it is not here under another name, and gives it its name.
-fn keep(context: &Context, store: &Store, name: &str, bundle: Bundle, foreign: &Foreign) -> Outcome {
+/// Unpacks an image, if it is not here under another name, and gives it its name. From now on its reference means this one.
+pub(crate) fn keep(store: &Store, name: &str, bundle: Bundle, most: u64) -> Result<Image, Failure> {
+    let reference = bundle.reference.clone();
     // One that is signed is another than the same without: what is known of it is part of what it is.
     let by = bundle.signed_by.as_deref().unwrap_or("nobody");
     let digest = hex::encode(Sha256::digest(format!("{FORM} {} {by}", bundle.digest)));
@@ -124,10 +125,14 @@ fn keep(context: &Context, store: &Store, name: &str, bundle: Bundle, foreign: &
             blobs,
             layers: bundle.layers.clone(),
             root: root.to_owned(),
-            limits: Limits { bytes: foreign.max_size.0, ..Limits::default() },
+            limits: Limits { bytes: most, ..Limits::default() },
             env: variables(&bundle.config.env),
         };
-        let done = have_done(&task, |layer| print::note(&format!("{name}: unpacking layer {layer} of {layers}")))?;
+        let done = have_done(&task, |said| {
+            if let Said::Layer(layer) = said {
+                print::note(&format!("{name}: unpacking layer {layer} of {layers}"));
+            }
+        })?;
         let Said::Unpacked { what, shell } = done else { return Err(Failure::new("nothing was unpacked")) };
         if what.left_out > 0 {
             print::note(&format!("{name}: {} devices, pipes and the like are left out", what.left_out));
@@ -145,7 +150,9 @@ fn keep(context: &Context, store: &Store, name: &str, bundle: Bundle, foreign: &
             source: Some(Source { reference, digest: of_manifest, parts, signed_by, config }),
         })
     });
-    shown_image(context, &image?)
+    let image = image?;
+    store.refer(&reference, name).map_err(explain)?;
+    Ok(image)
 }
 
 /// A public key, from a file.
@@ -165,7 +172,7 @@ fn variables(env: &[String]) -> Vec<(String, String)> {
 }
 
 /// What an image is called here: as asked, or by the last part of its repository.
-fn name_of(asked: Option<&str>, repository: &str) -> Result<String, Failure> {
+pub(crate) fn name_of(asked: Option<&str>, repository: &str) -> Result<String, Failure> {
     let name = match asked {
         Some(name) => name.to_owned(),
         None => {

@@ -169,7 +169,13 @@ async fn diff(context: &Context, client: &Client, file: &Path) -> Outcome {
             differences(&format!("metadata.{notes}"), &of(&before), &of(&answer["object"]), &mut lines);
         }
         if lines.is_empty() {
-            lines.push(("image".to_owned(), Value::Null, json!("its name means another one now")));
+            // Values of secrets are not shown, and an image's name may mean another one now.
+            let has_secrets = !is_nothing(&answer["object"]["spec"]["containerSecrets"]);
+            let (field, what) = match has_secrets {
+                true => ("containerSecrets", "a value is another one, or the image's name means another one now"),
+                false => ("image", "its name means another one now"),
+            };
+            lines.push((field.to_owned(), Value::Null, json!(what)));
         }
         if context.json {
             let lines =

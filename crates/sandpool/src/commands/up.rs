@@ -138,10 +138,12 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
     let mut settings = start.settings.clone();
     let trust = secrets::install(home, &mut settings, egress)?;
     write_run_files(start, settings, &record, &images, server)?;
+    let of_images = start.settings.images.clone().unwrap_or_else(|| home.images());
+    crate::puller::start(home, &of_images, server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
         home: home.path().to_owned(),
-        images: start.settings.images.clone().unwrap_or_else(|| home.images()),
+        images: of_images,
         trust,
         max_sandboxes: MAX_SANDBOXES,
         memory_reserve: start.settings.memory_reserve.map(|size| size.0),
