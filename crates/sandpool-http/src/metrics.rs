@@ -280,6 +280,8 @@ impl Collector for Read {
         to.calls(&metrics.calls)?;
         let trouble = metrics.store_trouble.map(|trouble| ([], u64::from(trouble)));
         to.gauges("sandpool_store_trouble", "1 while the state on disk cannot be written", trouble)?;
+        let help = "Decisions of the egress proxy that this server did not hear of";
+        to.counters("sandpool_egress_decisions_missed", help, None, [([], metrics.decisions_missed)])?;
         to.requests(&self.requests)
     }
 }
@@ -341,6 +343,17 @@ impl Writer<'_> {
             });
             self.counters(name, help, None, rows)?;
         }
+        let egress = || each().filter_map(|(pool, metrics)| Some((pool, metrics.egress.as_ref()?)));
+        let decided = egress().flat_map(|(pool, egress)| {
+            egress.decisions.iter().map(move |(word, count)| ([("pool", pool), ("decision", *word)], *count))
+        });
+        let help = "Connections and questions for names that sandboxes tried";
+        self.counters("sandpool_pool_egress_decisions", help, None, decided)?;
+        let moved = egress().flat_map(|(pool, egress)| {
+            egress.bytes.iter().map(move |(way, count)| ([("pool", pool), ("direction", *way)], *count))
+        });
+        let help = "Bytes of connections through the egress proxy, counted when they end";
+        self.counters("sandpool_pool_egress", help, Some(&Unit::Bytes), moved)?;
         for (name, help, value) in POOL_TIMES {
             self.times(name, help, each().map(|(pool, metrics)| ([("pool", pool)], value(metrics).clone())))?;
         }

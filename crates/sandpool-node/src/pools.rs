@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
-use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
+use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Usage};
 use sandpool_store::{Known, Place, Store};
 use sandpool_wire::agent::{Activation, Answer, Call, without_words};
 use tokio::sync::{Notify, watch};
@@ -22,6 +22,7 @@ use crate::journal;
 use crate::link::Link;
 use crate::lost::Lost;
 use crate::metrics::{Ended, Loss, PoolCounts};
+use crate::outward::Outward;
 use crate::owner::OwnerRecord;
 use crate::session::{Activity, Session};
 use crate::tenants::{TenantState, Tenants};
@@ -69,6 +70,7 @@ pub(crate) struct PoolState {
     driver: Shared,
     tenants: Arc<Tenants>,
     store: Option<Store>,
+    outward: Arc<Outward>,
     clock: Clock,
     pub(crate) counts: Arc<PoolCounts>,
     inner: Mutex<Inner>,
@@ -150,7 +152,7 @@ impl PoolState {
         is_declared: bool,
         (driver, clock, stop): (Arc<dyn Driver>, Clock, CancellationToken),
         tenants: Arc<Tenants>,
-        store: Option<Store>,
+        (store, outward): (Option<Store>, Arc<Outward>),
     ) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
@@ -166,6 +168,7 @@ impl PoolState {
             driver: Shared(driver),
             tenants,
             store,
+            outward,
             clock,
             counts: Arc::default(),
             inner: Mutex::new(Inner {
@@ -536,10 +539,15 @@ impl PoolState {
         Some(task)
     }
 
+    /// What a sandbox uses now.
+    pub(crate) async fn usage(&self, sandbox: SandboxId) -> Result<Usage, DriverError> {
+        self.driver.0.usage(sandbox).await
+    }
+
     /// Charges a session's tenant with what it has used since the last time.
     pub(crate) async fn charge(&self, session: &Session) {
         // A sandbox that is gone, or a driver that does not answer, is told elsewhere.
-        if let Ok(usage) = self.driver.0.usage(session.sandbox).await {
+        if let Ok(usage) = self.usage(session.sandbox).await {
             session.charge(usage, self.now());
         }
     }
@@ -574,6 +582,7 @@ impl PoolState {
         let was_there = coming.is_some();
         if let Some(Some(Ok(session))) = coming.map(|coming| coming.borrow().clone()) {
             session.store_nothing(self.now());
+            self.outward.over(sandbox, || self.spec().egress.is_some().then(|| Arc::clone(&session.place)));
         }
         if let Some(payer) = inner.payers.remove(&sandbox) {
             payer.closed();
@@ -995,6 +1004,12 @@ impl PoolState {
         let mut all: Vec<_> = sessions.map(|(key, session)| self.describe(&inner, key, session)).collect();
         all.sort_by(|one, other| one.order().cmp(&other.order()));
         all
+    }
+
+    /// Where the session is that has this sandbox.
+    pub(crate) fn place_of(&self, sandbox: SandboxId) -> Option<Arc<Place>> {
+        let key = self.owner(sandbox)?;
+        Some(Arc::clone(&self.settled_now(&key).filter(|session| session.sandbox == sandbox)?.place))
     }
 
     /// The session that has this sandbox.

@@ -19,6 +19,7 @@ use crate::link::Link;
 use crate::metrics::Loss;
 use crate::pools::PoolState;
 use crate::record::Record;
+use crate::samples::Samples;
 use crate::tenants::{Running, TenantState};
 
 /// Ended executions that are kept for reading again.
@@ -45,10 +46,13 @@ pub(crate) struct Session {
     /// Where its executions are written down.
     pub(crate) journal: Option<Journal>,
     pub(crate) created: SystemTime,
+    pub(crate) place: Arc<Place>,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
     /// Its agent has said something since it was given away.
     pub(crate) is_heard: AtomicBool,
+    /// What it uses, while somebody looks.
+    pub(crate) samples: Samples,
     charged: Mutex<Charged>,
     queue: Mutex<Queue>,
 }
@@ -167,7 +171,8 @@ impl Session {
         link: Link,
     ) -> Self {
         let Place { key, sandbox, owner, created, .. } = place.clone();
-        let journal = store.map(|store| Journal { store, place: Arc::new(place) });
+        let place = Arc::new(place);
+        let journal = store.map(|store| Journal { store, place: Arc::clone(&place) });
         Self {
             key,
             sandbox,
@@ -175,12 +180,19 @@ impl Session {
             tenant,
             journal,
             created,
+            place,
             link,
             activity,
             is_heard: AtomicBool::new(false),
+            samples: Samples::default(),
             charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }
+    }
+
+    /// How old it is, in milliseconds.
+    pub(crate) fn age_ms(&self, now: Moment) -> u64 {
+        u64::try_from(now.saturating_sub(self.activity.born()).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn charged(&self) -> MutexGuard<'_, Charged> {
@@ -200,8 +212,9 @@ impl Session {
         }
         let mut used = Used { stored: usage.stored, ..Used::default() };
         if let Some(before) = charged.with.replace(usage) {
-            let moved = |usage: Usage| usage.sent.saturating_add(usage.received);
-            used.cpu = Duration::from_micros(usage.cpu_us.saturating_sub(before.cpu_us));
+            let moved = |usage: Usage| usage.sent.unwrap_or(0).saturating_add(usage.received.unwrap_or(0));
+            let cpu_us = |usage: Usage| usage.cpu_us.unwrap_or(0);
+            used.cpu = Duration::from_micros(cpu_us(usage).saturating_sub(cpu_us(before)));
             used.moved = moved(usage).saturating_sub(moved(before));
             used.stored_before = before.stored;
             self.tenant.counts.used(&before, &usage);

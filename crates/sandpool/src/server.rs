@@ -124,6 +124,7 @@ pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
 /// What the launcher's side opened for us, in the order of the descriptors.
 struct Inherited {
     control: OwnedFd,
+    hears: OwnedFd,
     plain: std::net::TcpListener,
     tls: Option<std::net::TcpListener>,
     /// The operator's certificate and key.
@@ -139,7 +140,8 @@ impl Inherited {
                 .advise("`__server` is started by the launcher only; use `sandpool up`")
         };
         let control = sandpool_process::take_control().map_err(|error| missing("the control socket", error))?;
-        let mut next = sandpool_process::CONTROL_FD;
+        let hears = sandpool_process::take_hearing().map_err(|error| missing("the egress proxy's socket", error))?;
+        let mut next = sandpool_process::HEARING_FD;
         let mut take = |what: &str| {
             next += 1;
             sandpool_sys::workload::inherited(next).map_err(|error| missing(what, error))
@@ -155,7 +157,7 @@ impl Inherited {
             }
             _ => None,
         };
-        Ok(Self { control, plain, tls, files })
+        Ok(Self { control, hears, plain, tls, files })
     }
 }
 
@@ -191,7 +193,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         listeners.push(Listener::Tls(tls, config));
     }
 
-    let driver = ProcessDriver::connect(inherited.control)
+    let driver = ProcessDriver::connect(inherited.control, inherited.hears)
         .await
         .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
     let mut pools = declared(&settings, &images, of_file)?;
