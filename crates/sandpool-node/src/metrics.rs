@@ -90,7 +90,7 @@ words! {
 
 words! {
     /// Why a pool gave no session, or took no execution.
-    enum Refused {
+    pub(crate) enum Refused {
         Exhausted = "exhausted",
         OverQuota = "overQuota",
         PoolBroken = "poolBroken",
@@ -103,7 +103,7 @@ words! {
 
 words! {
     /// How an execution ended: the words are those of the API.
-    enum Verdict {
+    pub(crate) enum Verdict {
         Succeeded = "succeeded",
         Raised = "raised",
         Exited = "exited",
@@ -216,6 +216,20 @@ impl<T> From<&Result<T, DriverError>> for Answered {
             Err(DriverError::Gone(_)) => Self::Gone,
             Err(DriverError::Refused(_)) => Self::Refused,
         }
+    }
+}
+
+impl Refused {
+    /// The word for an error.
+    pub(crate) fn word_of(error: &NodeError) -> &'static str {
+        Self::WORDS[Self::from(error).place()]
+    }
+}
+
+impl Verdict {
+    /// The word for an outcome.
+    pub(crate) fn word_of(outcome: &Outcome) -> &'static str {
+        Self::WORDS[Self::from(outcome).place()]
     }
 }
 

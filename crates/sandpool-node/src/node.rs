@@ -8,6 +8,7 @@ use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, PoolName, SandboxId, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
 use sandpool_store::{Deed, Store};
+use sandpool_telemetry as telemetry;
 use sandpool_wire::agent::ToAgent;
 use sandpool_wire::egress::Decided;
 use tokio::sync::Semaphore;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::*;
 use crate::by_name::ByName;
 use crate::journal;
-use crate::metrics::{Calls, Metrics, counted};
+use crate::metrics::{Calls, Metrics, Refused, counted};
 use crate::outward::{Outward, ReachedReader};
 use crate::pools::{BOOT_LIMIT, Clock, PoolState};
 use crate::record::Record;
@@ -487,7 +488,21 @@ impl Node {
         let pool = self.state(pool)?;
         given.check(&pool.spec()).map_err(|(field, why)| NodeError::Invalid(format!("{field}: {why}")))?;
         let is_given = !given.is_empty();
-        let (session, new) = match pool.open(key, open, &Arc::new(given), caller).await {
+        let span = telemetry::current().and_then(|trace| trace.child("sandpool.allocation"));
+        let inside = span.as_ref().map(|span| span.trace().clone());
+        let given = Arc::new(given);
+        let opened = telemetry::scope(inside, pool.open(key, open, &given, caller)).await;
+        if let Some(mut span) = span
+            && !matches!(opened, Ok((_, false)))
+        {
+            // One that is there is found in no time, and nothing is told of it.
+            span.set("sandpool.pool", pool.name.to_string());
+            if let Ok((session, _)) = &opened {
+                span.set("sandpool.sandbox", session.sandbox.to_string());
+            }
+            span.end(opened.as_ref().err().map(Refused::word_of));
+        }
+        let (session, new) = match opened {
             Ok(opened) => opened,
             Err(error) => return Err(held(&pool, error).await),
         };

@@ -11,6 +11,7 @@ use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Usage};
 use sandpool_store::{Known, Place, Store};
+use sandpool_telemetry::{self as telemetry, Span};
 use sandpool_wire::agent::{Activation, Answer, Call, without_words};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -21,7 +22,7 @@ use crate::api::*;
 use crate::journal;
 use crate::link::Link;
 use crate::lost::Lost;
-use crate::metrics::{Ended, Loss, PoolCounts};
+use crate::metrics::{Ended, Loss, PoolCounts, Refused};
 use crate::outward::Outward;
 use crate::owner::OwnerRecord;
 use crate::session::{Activity, Session};
@@ -643,6 +644,7 @@ impl PoolState {
         // Kept until there is a sandbox: one that is ready for who waits is not one too many.
         let mut waiting = None;
         let mut in_line: Option<InLine<'_>> = None;
+        let mut wait: Option<Span> = None;
         loop {
             // Registered before the look, so that nothing happens unseen between the two.
             let changed = self.changed.notified();
@@ -651,6 +653,9 @@ impl PoolState {
             match self.claim(key, tenant, open, (given, caller), in_line.as_ref().map(|place| place.ticket))? {
                 Look::There(coming, new) => {
                     (waiting, in_line) = (None, None);
+                    if let Some(wait) = wait.take() {
+                        wait.end(None);
+                    }
                     match settled(coming).await {
                         // Its sandbox turned out to be of no use: the next one may be.
                         Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
@@ -658,6 +663,7 @@ impl PoolState {
                     }
                 }
                 Look::Full(full) => {
+                    wait = wait.take().or_else(|| begin_to_wait("place"));
                     let place = match &in_line {
                         Some(place) => place,
                         None => match self.join(tenant) {
@@ -677,6 +683,7 @@ impl PoolState {
                         self.waited.fetch_add(1, Ordering::Relaxed);
                         waiting = Some(Waiting::begin(&self.waiting));
                     }
+                    wait = wait.take().or_else(|| begin_to_wait("boot"));
                     self.refill.notify_one();
                     let waited = tokio::time::timeout_at(patience, changed).await;
                     if waited.is_err() {
@@ -791,9 +798,13 @@ impl PoolState {
                     tenant: payer.clone(),
                 };
                 let (pool, given) = (Arc::clone(self), Arc::clone(given));
+                let span = telemetry::current().and_then(|trace| trace.child("sandpool.activation"));
                 // A task of its own: a client that goes away in the middle leaves nothing half done.
                 tokio::spawn(async move {
                     let session = pool.connect(sandbox, record, Some(given)).await;
+                    if let Some(span) = span {
+                        span.end(session.as_ref().err().map(Refused::word_of));
+                    }
                     if session.is_err() {
                         pool.end(sandbox, Ended::Failed);
                     }
@@ -1159,6 +1170,13 @@ impl PoolState {
             }
         }
     }
+}
+
+/// The span of a caller that waits, for a sandbox that boots or for a place.
+fn begin_to_wait(what: &'static str) -> Option<Span> {
+    let mut span = telemetry::current()?.child("sandpool.wait")?;
+    span.set("sandpool.wait.for", what);
+    Some(span)
 }
 
 async fn settled(mut coming: Coming) -> Result<Arc<Session>, NodeError> {

@@ -10,13 +10,14 @@ use sandpool_core::pool::Moment;
 use sandpool_core::tenants::Used;
 use sandpool_driver::Usage;
 use sandpool_store::{Place, Store};
+use sandpool_telemetry::{self as telemetry, Span};
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::oneshot;
 
-use crate::api::{ExecuteRequest, NodeError};
+use crate::api::{ExecuteRequest, Execution, ExecutionState, NodeError};
 use crate::journal::Journal;
 use crate::link::Link;
-use crate::metrics::Loss;
+use crate::metrics::{Loss, Verdict};
 use crate::pools::PoolState;
 use crate::record::Record;
 use crate::samples::Samples;
@@ -112,6 +113,31 @@ struct Queue {
     /// Completes when the last of them has had its turn. Each waits for the one before it, so that their order is the
     /// one in which they were accepted, whichever task comes first.
     last: Option<oneshot::Receiver<()>>,
+}
+
+/// What came of an execution, and how long it took: what the headers of Azure's dialect say of it. Nothing of what it ran or said.
+fn tell(mut span: Span, session: &Session, execution: &Execution) {
+    span.set("sandpool.pool", session.place.pool.to_string());
+    span.set("sandpool.sandbox", session.sandbox.to_string());
+    span.set("sandpool.execution", execution.id.to_string());
+    if let Some(queued) = execution.queued {
+        span.set("sandpool.execution.queued_seconds", queued);
+    }
+    if let Some(ran) = execution.duration {
+        span.set("sandpool.execution.ran_seconds", ran);
+    }
+    let ExecutionState::Ended(outcome) = &execution.state else { return span.end(None) };
+    let word = Verdict::word_of(outcome);
+    span.set("sandpool.outcome", word);
+    let is_well = match outcome {
+        Outcome::Succeeded => true,
+        Outcome::Exited(code) => {
+            span.set("process.exit.code", i64::from(*code));
+            *code == 0
+        }
+        Outcome::Raised | Outcome::NotStarted(_) | Outcome::TimedOut | Outcome::Cancelled | Outcome::Died(_) => false,
+    };
+    span.end((!is_well).then_some(word));
 }
 
 /// One execution's turn at the interpreter.
@@ -321,9 +347,14 @@ impl Session {
         };
         let (session, kept, counts) = (Arc::clone(self), Arc::clone(&record), Arc::clone(&pool.counts));
         let in_use = InUse::holding(place, pool, self);
+        let span = telemetry::current().and_then(|trace| trace.child("sandpool.execution"));
         tokio::spawn(async move {
             session.see_through(in_use, &kept, execute, turn, timeout).await;
-            counts.executed(&kept.outline());
+            let outline = kept.outline();
+            if let Some(span) = span {
+                tell(span, &session, &outline);
+            }
+            counts.executed(&outline);
             session.write(&kept);
         });
         Ok(record)

@@ -12,6 +12,7 @@ use sandpool_http::{App, Listener};
 use sandpool_node::{Deed, Node, NodeConfig};
 use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
 use sandpool_process::ProcessDriver;
+use sandpool_telemetry::{Exporter, LogLayer};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,11 +91,11 @@ impl Plan {
 }
 
 /// Runs until the launcher, a signal or a failure ends it.
-pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
+pub(crate) fn run(context: &Context, plan: &Path, log: &LogLayer) -> ExitCode {
     let served = Plan::read(plan).and_then(|plan| {
         let inherited = Inherited::take(&plan.settings)?;
         let runtime = runtime().map_err(|error| Failure::new("cannot start").because(error))?;
-        runtime.block_on(serve(context, plan, inherited))
+        runtime.block_on(serve(context, plan, inherited, log))
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -175,12 +176,17 @@ fn to_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<(), Failure> {
+async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLayer) -> Result<(), Failure> {
     let Plan { settings, of_file, images, record } = plan;
     let signal_failure = |error: io::Error| Failure::new("cannot hear signals").because(error);
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_failure)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_failure)?;
 
+    let exporter = settings.telemetry.to_config().map(Exporter::new).transpose();
+    let (exporter, workers) = exporter.map_err(|why| Failure::new("nothing can be exported").because(why))?.unzip();
+    if let Some(exporter) = &exporter {
+        log.connect(exporter);
+    }
     let state = context.home.state().join("sandpool.db");
     let store = sandpool_node::Store::open(&state).map_err(|error| Failure::new(error.to_string()))?;
     store.audit(Deed { what: "server.started", detail: env!("CARGO_PKG_VERSION").to_owned(), ..Deed::default() });
@@ -222,7 +228,10 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         open_metrics: settings.metrics.open,
         version: env!("CARGO_PKG_VERSION"),
     };
-    let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));
+    let (router, counted) = sandpool_http::router_telling(app, exporter);
+    let mut http = tokio::spawn(sandpool_http::serve(listeners, router, stop.clone()));
+    let told = CancellationToken::new();
+    let telling = workers.map(|workers| tokio::spawn(workers.run(Box::new(move || counted.series()), told.clone())));
     info!(endpoint = record.endpoint, "listening");
 
     let mut announced = false;
@@ -248,6 +257,11 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     // In order: take no more, let what runs end, destroy the sandboxes.
     stop.cancel();
     node.shutdown(GRACE).await;
+    told.cancel();
+    if let Some(telling) = telling {
+        // It has a limit of its own. A panic in it has been told.
+        let _ = telling.await;
+    }
     let ended = match ended_early {
         Some(ended) => ended,
         None => match tokio::time::timeout(Duration::from_secs(3), &mut http).await {
