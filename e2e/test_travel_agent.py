@@ -28,6 +28,7 @@ import yaml
 from PIL import Image
 
 from documents import ROOT, examples_of
+from otlp import Collector
 from sandpool import CLEAN, PROGRAM, Server, Target, authority, command, installed, node_modules, wait_for
 
 EXAMPLE = ROOT / "examples/travel-agent"
@@ -98,6 +99,9 @@ class World:
         egress["allow"].append(f"weather.test:{self.target.port}")
         egress["allowAddresses"] = ["127.0.0.0/8"]
         egress["hosts"] = {"weather.test": ["127.0.0.1"], "elsewhere.test": [WORLD], **{name: [WORLD] for name in HOSTS}}
+        # What the server tells of the requests of the agent.
+        self.collector = Collector()
+        settings["telemetry"] = {"endpoint": self.collector.endpoint, "metrics": False, "logs": False}
         self.settings = yaml.safe_dump(settings)
         self.server = Server(config=self.settings)
 
@@ -106,6 +110,7 @@ class World:
 
     def close(self):
         self.server.remove()
+        self.collector.close()
         self.target.close()
         self.public.close()
 
@@ -592,6 +597,16 @@ def test_spans_have_their_parents_and_requests_to_sandpool_their_spans(world, ag
         # Sampled, and perhaps a flag that says that the trace's id is random.
         assert re.fullmatch(f"00-{span['trace']}-{span['id']}-0[13]", traceparent), path
     assert {method for method, _, _ in recorder.seen} == {"PUT", "POST", "GET", "DELETE"}
+    # And they do: agent -> tool -> request -> execution, in one trace.
+    server: dict[str, dict] = {}
+
+    def tools_of_executions() -> set[str]:
+        server.update({span["id"]: span for span in world.collector.spans(spans[0]["trace"])})
+        requests = {server.get(span["parent"], {}).get("parent") for span in server.values() if span["name"] == "sandpool.execution"}
+        return {span["name"] for span in spans if span["id"] in requests}
+
+    wait_for(lambda: {"tool.weather", "tool.chart"} <= tools_of_executions(), "the server's spans of both tools")
+    assert all(span["error"] is None for span in server.values())
     # What they say: where code ran, and no word of people or models.
     for tool, pool in (("tool.weather", "weather"), ("tool.chart", "charts")):
         said = named[tool]["attributes"]

@@ -37,10 +37,11 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
+    ("sandpool-telemetry", &[]),
     ("sandpool-driver", &["sandpool-core", "sandpool-wire"]),
     ("sandpool-agent", &["sandpool-wire", "sandpool-sys"]),
     ("sandpool-attack", &[]),
@@ -49,9 +50,9 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
     ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys"]),
     ("sandpool-store", &["sandpool-core"]),
-    ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store"]),
+    ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store", "sandpool-telemetry"]),
     ("sandpool-objects", &["sandpool-core", "sandpool-wire", "sandpool-egress", "sandpool-image", "sandpool-node"]),
-    ("sandpool-http", &["sandpool-core", "sandpool-node", "sandpool-objects"]),
+    ("sandpool-http", &["sandpool-core", "sandpool-node", "sandpool-objects", "sandpool-telemetry"]),
 ];
 
 /// A file of the tree, by its path from the root.

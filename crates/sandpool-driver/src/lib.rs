@@ -20,7 +20,7 @@ use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
 pub use sandpool_wire::agent::Main;
 use sandpool_wire::agent::{Activation, Runtime};
-use sandpool_wire::egress::{Policy, SecretValue};
+use sandpool_wire::egress::{Policy, SecretValue, Told};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 
@@ -103,7 +103,7 @@ pub trait Driver: Send + Sync + 'static {
     /// `Gone` when the sandbox is not there, `Refused` when nobody listens, or programs of its pool may not.
     async fn connect(&self, id: SandboxId, port: u16) -> Result<Stream, DriverError>;
 
-    /// What a sandbox uses now.
+    /// What a sandbox uses now. Asked of those that somebody looks at, and of tenants with a quota: it costs the host some reads of files.
     async fn usage(&self, id: SandboxId) -> Result<Usage, DriverError>;
 
     /// Takes away, of what a sandbox's pool may reach, all that `policy` does not allow too; `None` gives it back. When it answers,
@@ -120,6 +120,13 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// `Invalid` for secrets that cannot be used, or where sessions have none of their own; `Gone` when the sandbox is not there.
     async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError>;
+
+    /// The next decisions about what sandboxes would reach; there may be many between two calls, and what nobody asks for in time is
+    /// missed, which is told. For one caller. Cancelling it loses none.
+    async fn decided(&self) -> Told {
+        // A driver without a way out has nothing to tell.
+        std::future::pending().await
+    }
 
     /// What a sandbox is narrowed to.
     ///
@@ -246,25 +253,33 @@ pub enum GoneReason {
     BootFailed(String),
 }
 
-/// What a sandbox uses.
+/// What a sandbox uses. `None` is what its host does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of memory.
     pub memory: u64,
     /// The most bytes of memory it ever used.
-    pub memory_peak: u64,
+    pub memory_peak: Option<u64>,
+    /// Of the last ten seconds, in ten-thousandths, how long something in it waited for memory.
+    pub memory_pressure: Option<u32>,
     /// Processes and threads.
     pub pids: u32,
     /// Processor time, in microseconds.
-    pub cpu_us: u64,
+    pub cpu_us: Option<u64>,
+    /// For how long it was kept from the processor because it had used its share, in microseconds.
+    pub throttled_us: Option<u64>,
     /// Processes the kernel killed in it for want of memory.
-    pub oom_kills: u64,
+    pub oom_kills: Option<u64>,
     /// Bytes of memory that are files of its own: what it has written to its directories and to shared memory.
     pub stored: u64,
-    /// Bytes that have gone out of it, over all its connections.
-    pub sent: u64,
+    /// Bytes that it has read from disks, of what was not in memory.
+    pub read: Option<u64>,
+    /// Bytes that it has written to disks.
+    pub written: Option<u64>,
+    /// Bytes that have gone out of it, over all its connections; `None` where it has no way out.
+    pub sent: Option<u64>,
     /// Bytes that have come into it.
-    pub received: u64,
+    pub received: Option<u64>,
 }
 
 /// Why a driver did not do what it was asked.

@@ -21,9 +21,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_wire::agent::Activation;
-use sandpool_wire::egress::{Policy, SecretValue};
+use sandpool_wire::egress::{Policy, SecretValue, Told};
 use tokio::io::DuplexStream;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::{
     Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Stream, Template, Usage,
@@ -116,6 +116,8 @@ struct Host {
     state: Mutex<State>,
     /// The number of the server that is alive.
     server: watch::Sender<u64>,
+    /// What an egress proxy has said.
+    told: (mpsc::UnboundedSender<Told>, tokio::sync::Mutex<mpsc::UnboundedReceiver<Told>>),
 }
 
 #[derive(Debug)]
@@ -176,7 +178,9 @@ impl Memory {
             boots: 0,
             faults,
         };
-        Self { host: Arc::new(Host { config, state: Mutex::new(state), server: watch::channel(0).0 }) }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let told = (sender, tokio::sync::Mutex::new(receiver));
+        Self { host: Arc::new(Host { config, state: Mutex::new(state), server: watch::channel(0).0, told }) }
     }
 
     /// The driver of a server that has just been started. The server before it counts as killed: its calls are
@@ -243,7 +247,10 @@ impl Memory {
 
     /// A sandbox has used so much more processor time.
     pub fn use_cpu(&self, id: SandboxId, time: Duration) {
-        self.using(id, |used| used.cpu_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        self.using(id, |used| {
+            let more = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            used.cpu_us = Some(used.cpu_us.unwrap_or(0).saturating_add(more));
+        });
     }
 
     /// Changes what a sandbox is said to have used. Its memory and processes are its agent's to say.
@@ -251,6 +258,11 @@ impl Memory {
         if let Some(place) = self.host.state().sandboxes.get_mut(&id) {
             change(&mut place.used);
         }
+    }
+
+    /// An egress proxy, which this driver has not, says this.
+    pub fn tell(&self, told: Told) {
+        self.host.told.0.send(told).expect("the other end is here too");
     }
 
     /// The secrets that a sandbox's session has of its own.
@@ -560,7 +572,13 @@ impl Driver for MemoryDriver {
         let place = state.place(id)?;
         let (memory, running) = place.agent.usage();
         let pids = u32::try_from(running).unwrap_or(u32::MAX).saturating_add(1);
-        Ok(Usage { memory, memory_peak: memory, pids, ..place.used })
+        Ok(Usage {
+            memory,
+            memory_peak: Some(memory),
+            pids,
+            cpu_us: Some(place.used.cpu_us.unwrap_or(0)),
+            ..place.used
+        })
     }
 
     async fn narrow(&self, id: SandboxId, policy: Option<&Policy>) -> Result<(), DriverError> {
@@ -572,6 +590,11 @@ impl Driver for MemoryDriver {
     async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError> {
         self.begin(Operation::Usage).await?.place(id)?.entrusted = secrets.to_vec();
         Ok(())
+    }
+
+    async fn decided(&self) -> Told {
+        // The sender is in the same host: there is always another to come.
+        self.host.told.1.lock().await.recv().await.unwrap_or_default()
     }
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {

@@ -2,19 +2,25 @@
 //!
 //! ```text
 //! decision -> a queue of 8,192 -> one task -> egress.jsonl, and egress.1.jsonl to egress.3.jsonl before it
+//!                                         `-> the server, as packets (`told`)
 //! ```
 //!
 //! When the queue is full the record is left out, and the next line that is written says how many were.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
+
+use crate::told::Teller;
+pub use sandpool_wire::egress::{Decision, Via};
 
 /// Records that wait to be written; then they are left out and counted.
 const QUEUE: usize = 8192;
@@ -22,38 +28,11 @@ const QUEUE: usize = 8192;
 /// Bytes of one file.
 const FILE: u64 = 16 << 20;
 
+/// How long a server that does not listen is left alone, when there is nothing new to tell it.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Files before the present one that are kept.
 const KEPT: u32 = 3;
-
-/// How somebody came to the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Via {
-    /// A question for a name.
-    Dns,
-    /// As if to a web server, at port 80.
-    Http,
-    /// As if to a web server, at port 443.
-    Tls,
-    /// As to an HTTP proxy.
-    Proxy,
-    /// As to an HTTP proxy, for a tunnel.
-    Connect,
-    /// As to a SOCKS proxy.
-    Socks,
-}
-
-/// What was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Decision {
-    /// It went through.
-    Allowed,
-    /// It did not, by the rules or their limits.
-    Refused,
-    /// It was allowed, and did not work.
-    Failed,
-}
 
 /// One decision.
 #[derive(Clone, Debug, Serialize)]
@@ -116,21 +95,23 @@ pub struct Writer {
     queue: mpsc::Receiver<Record>,
     left_out: Arc<AtomicU64>,
     files: Files,
+    server: Option<Teller>,
 }
 
-/// Records go to files in this directory, which the caller may write to.
+/// Records go to files in this directory, which the caller may write to, and to a server that listens at the other end of `server`.
 ///
 /// # Errors
 /// When the file cannot be opened.
-pub fn open(directory: &Path) -> io::Result<(Audit, Writer)> {
-    open_with(directory, FILE)
+pub fn open(directory: &Path, server: Option<OwnedFd>) -> io::Result<(Audit, Writer)> {
+    open_with(directory, server, FILE)
 }
 
-fn open_with(directory: &Path, limit: u64) -> io::Result<(Audit, Writer)> {
+fn open_with(directory: &Path, server: Option<OwnedFd>, limit: u64) -> io::Result<(Audit, Writer)> {
     let files = Files::open(directory, limit)?;
     let (sender, queue) = mpsc::channel(QUEUE);
     let left_out = Arc::new(AtomicU64::new(0));
-    Ok((Audit { queue: sender, left_out: Arc::clone(&left_out) }, Writer { queue, left_out, files }))
+    let writer = Writer { queue, left_out: Arc::clone(&left_out), files, server: server.map(Teller::new) };
+    Ok((Audit { queue: sender, left_out }, writer))
 }
 
 impl Audit {
@@ -152,16 +133,35 @@ struct LeftOut {
 impl Writer {
     /// Writes until every [`Audit`] is gone.
     pub async fn run(mut self) {
-        while let Some(first) = self.queue.recv().await {
+        loop {
+            let first = match &mut self.server {
+                // What it has missed is said also when nothing follows.
+                Some(server) if server.is_behind() => match tokio::time::timeout(AGAIN, self.queue.recv()).await {
+                    Ok(first) => first,
+                    Err(_) => {
+                        server.send();
+                        continue;
+                    }
+                },
+                _ => self.queue.recv().await,
+            };
+            let Some(first) = first else { break };
             let mut lines = Vec::with_capacity(1024);
             let mut next = Some(first);
             while let Some(record) = next {
                 line(&mut lines, &record);
+                if let Some(server) = &mut self.server {
+                    server.tell(&record);
+                }
                 next = if lines.len() < 64 * 1024 { self.queue.try_recv().ok() } else { None };
             }
             let records_left_out = self.left_out.swap(0, Ordering::Relaxed);
             if records_left_out > 0 {
                 line(&mut lines, &LeftOut { time: now(), records_left_out });
+            }
+            if let Some(server) = &mut self.server {
+                server.missed(records_left_out);
+                server.send();
             }
             // To the page cache: this does not wait for a disk, except when the host writes back far too much.
             if let Err(error) = self.files.write(&lines) {
@@ -239,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn records_are_lines_and_files_are_bounded() {
         let directory = tempfile::tempdir().unwrap();
-        let (audit, writer) = open_with(directory.path(), 100_000).unwrap();
+        let (audit, writer) = open_with(directory.path(), None, 100_000).unwrap();
         let writer = tokio::spawn(writer.run());
         for port in 1..=4000 {
             audit.put(record(port));
@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_leaves_out_and_says_so() {
         let directory = tempfile::tempdir().unwrap();
-        let (audit, writer) = open(directory.path()).unwrap();
+        let (audit, writer) = open(directory.path(), None).unwrap();
         for _ in 0..QUEUE + 5 {
             audit.put(record(1));
         }

@@ -8,7 +8,7 @@
 //!   |  host, sni, dns, socks          parsers: small, total, fuzzed
 //!   |  policy, address                pure judgement
 //! dial      resolve once, judge each address, connect to that
-//! relay     bytes, counted and timed           audit     a line for every decision
+//! relay     bytes, counted and timed           audit     a line for every decision, which is told to the server too (told)
 //! ```
 //!
 //! No packet of a sandbox reaches this host: it has connections, which somebody accepted. TLS is passed on unopened: the name is
@@ -28,3 +28,4 @@ pub mod secrets;
 pub mod serve;
 pub mod sni;
 pub mod socks;
+mod told;

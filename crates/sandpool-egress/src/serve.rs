@@ -23,12 +23,18 @@ use crate::secrets::{Nonce, SandboxSecrets, Secrets};
 const MAX_PACKET: usize = 64 * 1024;
 
 /// Serves sandboxes until the launcher is gone. What they move is added up in `counters`. Decisions are recorded in `records`, a directory that this process may write
-/// to.
+/// to, and told to a server at the other end of `server`.
 ///
 /// # Errors
 /// When the record cannot be opened, or the launcher cannot be understood.
-pub async fn serve(control: OwnedFd, counters: Arc<Counters>, records: &Path, limits: Limits) -> io::Result<()> {
-    let (audit, writer) = audit::open(records)?;
+pub async fn serve(
+    control: OwnedFd,
+    counters: Arc<Counters>,
+    server: Option<OwnedFd>,
+    records: &Path,
+    limits: Limits,
+) -> io::Result<()> {
+    let (audit, writer) = audit::open(records, server)?;
     let writer = tokio::spawn(writer.run());
     // Without them sandboxes go on with what they may reach; who counts on a secret is refused by its host, and the log says why.
     let secrets = Secrets::read(records).unwrap_or_else(|why| {

@@ -15,11 +15,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use sandpool_core::ids::{Identifier, PoolName};
 use sandpool_node::{Caller, Node};
 use sandpool_objects::Pools;
+use sandpool_telemetry::Exporter;
 use serde_json::json;
 
 use crate::auth::{Auth, Principal, Role};
 use crate::problem::Problem;
-use crate::{azure, mcp, metrics, native, openapi};
+use crate::{azure, mcp, metrics, native, openapi, traced};
 
 /// What stays as it is in one segment of a path, in the value of a parameter, and in a file's name in a header (RFC 3986
 /// calls it unreserved; RFC 8187 allows it).
@@ -44,21 +45,32 @@ pub struct App {
 
 /// All dialects.
 pub fn router(app: App) -> Router {
+    router_telling(app, None).0
+}
+
+/// All dialects, whose requests are told to an exporter; and what is counted, for whoever tells that.
+pub fn router_telling(app: App, exporter: Option<Exporter>) -> (Router, metrics::Counted) {
     let requests = Arc::<metrics::Requests>::default();
+    let counted = metrics::Counted::new(app.clone(), Arc::clone(&requests), exporter.clone());
     let alive = || async { Json(json!({ "status": "alive" })) };
-    Router::new()
+    let router = Router::new()
         .route("/healthz", get(alive))
         .merge(native::routes(app.clone()))
         .merge(mcp::native::routes(app.clone()))
         .merge(mcp::hosted::routes(app.clone()))
         .merge(openapi::routes())
-        .merge(metrics::routes(app.clone(), Arc::clone(&requests)))
+        .merge(metrics::routes(counted.clone()))
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)
         .fallback_service(azure::service(app.clone()))
         .layer(axum::middleware::from_fn(without_body))
         .layer(axum::middleware::from_fn_with_state(app, native::ports::by_host))
-        .layer(axum::middleware::from_fn_with_state(requests, metrics::count))
+        .layer(axum::middleware::from_fn_with_state(requests, metrics::count));
+    let router = match exporter.filter(|exporter| exporter.signals().traces) {
+        Some(exporter) => router.layer(axum::middleware::from_fn_with_state(exporter, traced::request)),
+        None => router,
+    };
+    (router, counted)
 }
 
 /// The longest body that is read of a request that means nothing by it, in bytes.

@@ -185,12 +185,16 @@ async fn handle(
     arrived: Instant,
 ) -> Result<Response, Refused> {
     if let Some(target) = crate::arm::Target::parse(parts.uri.path()) {
+        crate::traced::is_route(
+            "/subscriptions/{subscription}/resourceGroups/{resourceGroup}/providers/Microsoft.App/sessionPools/{pool}",
+        );
         return Ok(crate::arm::answer(&app, target, &parts, origin(&parts), body).await?);
     }
     let Some(target) = route::target(parts.uri.path()) else {
         return Err(Problem::no_route(nothing_here("There is nothing at this address.")).into());
     };
     if target.is_mcp() {
+        crate::traced::is_route("mcp");
         if parts.method != axum::http::Method::POST {
             let message = format!("This address answers POST, not {}: there is no stream to follow.", parts.method);
             let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message);
@@ -201,6 +205,7 @@ async fn handle(
     let principal = app.auth.verify(&parts.headers).await.map_err(Problem::from)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     if let Some(port) = target.container(&app) {
+        crate::traced::is_route("{path}");
         return Ok(forwarded(&app, &principal, &target, &query, port, parts, body).await?);
     }
     crate::app::drop_body(&parts.method, body).await?;
@@ -214,6 +219,7 @@ async fn handle(
         }
         Fit::Nothing => return Err(Problem::no_route(nothing_here("The pool has nothing at this path.")).into()),
     };
+    crate::traced::is_route(route.path);
     if let Some(scope) = route.action.scope() {
         principal.allows(scope).map_err(Problem::from)?;
     }

@@ -6,7 +6,7 @@
 //! native   /pools, with streaming            azure     every generation of dynamic sessions' data plane
 //! mcp      the Model Context Protocol                arm       Azure's control plane of pools
 //! auth     who asks                          openapi   all of it, described
-//! metrics  what is counted, for Prometheus
+//! metrics  what is counted, for Prometheus and OTLP   traced   a request's span
 //! ```
 //!
 //! A handler parses, calls [`sandpool_node::Node`], and answers. Nothing here knows a sandbox.
@@ -29,6 +29,8 @@ pub mod served;
 #[cfg(test)]
 mod tenancy;
 pub mod tls;
+mod traced;
 
-pub use app::{App, router};
+pub use app::{App, router, router_telling};
+pub use metrics::Counted;
 pub use serve::{Listener, serve};

@@ -5,9 +5,10 @@
 //! reads. No label is an identifier of a session, and none is something that a caller
 //! made up.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
@@ -20,10 +21,9 @@ use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 use sandpool_node::metrics::{CallMetrics, Durations, Histogram, PoolMetrics, TenantMetrics, TenantUse};
+use sandpool_telemetry::{Exporter, MetricValue, Point, Series};
 
 use crate::app::App;
 use crate::arm;
@@ -37,11 +37,11 @@ const OPEN_METRICS: &str = "application/openmetrics-text";
 const STATUSES: usize = 500;
 
 /// What is counted for a client that went away before it had its answer.
-const GONE_AWAY: u16 = 499;
+pub(crate) const GONE_AWAY: u16 = 499;
 
 /// Whose wire a request is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dialect {
+pub(crate) enum Dialect {
     Native,
     Azure,
     Arm,
@@ -53,7 +53,7 @@ enum Dialect {
 impl Dialect {
     const ALL: [Self; 6] = [Self::Native, Self::Azure, Self::Arm, Self::Mcp, Self::Identity, Self::Server];
 
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Azure => "azure",
@@ -65,7 +65,7 @@ impl Dialect {
     }
 
     /// The dialect that has this path. What nobody has is Azure's, which answers it.
-    fn of(path: &str) -> Self {
+    pub(crate) fn of(path: &str) -> Self {
         let mut segments = path.split('/').skip(1);
         match segments.next().unwrap_or_default() {
             "healthz" | "readyz" | "metrics" | "openapi.json" => Self::Server,
@@ -89,14 +89,14 @@ impl Dialect {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Code(pub(crate) &'static str);
 
-/// A refusal's labels. Its code is one of ours: there are as many as are in the source.
-type Refusal = [(&'static str, &'static str); 2];
+/// A refusal's class and code. Its code is one of ours: there are as many as are in the source.
+type Refusal = (&'static str, &'static str);
 
 /// What is counted of requests.
 #[derive(Debug)]
 pub(crate) struct Requests {
     each: [OfDialect; Dialect::ALL.len()],
-    refused: Family<Refusal, Counter>,
+    refused: RwLock<BTreeMap<Refusal, AtomicU64>>,
     started: SystemTime,
 }
 
@@ -114,7 +114,7 @@ impl Default for Requests {
             took: Histogram::default(),
             statuses: (0..STATUSES).map(|_| AtomicU64::new(0)).collect(),
         };
-        Self { each: std::array::from_fn(|_| each()), refused: Family::default(), started: SystemTime::now() }
+        Self { each: std::array::from_fn(|_| each()), refused: RwLock::default(), started: SystemTime::now() }
     }
 }
 
@@ -145,6 +145,15 @@ impl Drop for Underway {
 }
 
 impl Requests {
+    fn refuse(&self, refusal: Refusal) {
+        if let Some(count) = self.refused.read().unwrap_or_else(PoisonError::into_inner).get(&refusal) {
+            count.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let mut refused = self.refused.write().unwrap_or_else(PoisonError::into_inner);
+        *refused.entry(refusal).or_default().get_mut() += 1;
+    }
+
     fn of(&self, dialect: Dialect) -> &OfDialect {
         &self.each[dialect as usize]
     }
@@ -157,24 +166,24 @@ pub(crate) async fn count(State(requests): State<Arc<Requests>>, request: Reques
     underway.status = response.status().as_u16();
     if let Some(Code(code)) = response.extensions().get() {
         let class = if response.status().is_server_error() { "5xx" } else { "4xx" };
-        requests.refused.get_or_create(&[("class", class), ("code", *code)]).inc();
+        requests.refuse((class, code));
     }
     response
 }
 
 /// Its route.
-pub(crate) fn routes(app: App, requests: Arc<Requests>) -> Router {
-    Router::new().route("/metrics", get(answer)).with_state((app, requests))
+pub(crate) fn routes(counted: Counted) -> Router {
+    Router::new().route("/metrics", get(answer)).with_state(counted)
 }
 
-async fn answer(State((app, requests)): State<(App, Arc<Requests>)>, headers: HeaderMap) -> Result<Response, Problem> {
-    if !app.open_metrics {
-        may_read(&app.auth.verify(&headers).await?)?;
+async fn answer(State(counted): State<Counted>, headers: HeaderMap) -> Result<Response, Problem> {
+    if !counted.app.open_metrics {
+        may_read(&counted.app.auth.verify(&headers).await?)?;
     }
     let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let is_open = accepted.into_iter().any(|value| value.contains(OPEN_METRICS));
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Read { app, requests }));
+    registry.register_collector(Box::new(counted));
     let mut body = String::new();
     let (written, kind) = if is_open {
         (text::encode(&mut body, &registry), "application/openmetrics-text; version=1.0.0; charset=utf-8")
@@ -199,17 +208,83 @@ fn may_read(principal: &Principal) -> Result<(), Problem> {
 }
 
 /// All that is counted, read when it is written.
-#[derive(Debug)]
-struct Read {
+#[derive(Clone, Debug)]
+pub struct Counted {
     app: App,
     requests: Arc<Requests>,
+    exporter: Option<Exporter>,
+}
+
+impl Counted {
+    pub(crate) fn new(app: App, requests: Arc<Requests>, exporter: Option<Exporter>) -> Self {
+        Self { app, requests, exporter }
+    }
+
+    /// All of it, as it is now: what `/metrics` would write.
+    #[must_use]
+    pub fn series(&self) -> Vec<Series> {
+        let mut series = Vec::new();
+        // Writing to memory does not fail.
+        let _ = self.write(&mut Writer::Series(&mut series));
+        series
+    }
 }
 
 /// A label's name and its value.
 type Label<'a> = (&'static str, &'a str);
 
 /// Writes metrics: a name and a sentence, and then a row for each set of labels.
-struct Writer<'a>(DescriptorEncoder<'a>);
+enum Writer<'a, 'e> {
+    /// For Prometheus.
+    Text(DescriptorEncoder<'e>),
+    /// For OTLP.
+    Series(&'a mut Vec<Series>),
+}
+
+/// A number, in either form.
+trait Number: Copy {
+    fn number(self) -> f64;
+}
+
+impl Number for f64 {
+    fn number(self) -> f64 {
+        self
+    }
+}
+
+macro_rules! numbers {
+    ($($kind:ty)*) => {
+        $(impl Number for $kind {
+            #[expect(clippy::cast_precision_loss, reason = "as Prometheus reads it, too")]
+            fn number(self) -> f64 {
+                self as f64
+            }
+        })*
+    };
+}
+
+numbers! { u64 i64 }
+
+/// A unit, in UCUM's words.
+fn ucum(unit: Option<&Unit>) -> &'static str {
+    match unit {
+        Some(Unit::Seconds) => "s",
+        Some(Unit::Bytes) => "By",
+        _ => "",
+    }
+}
+
+/// A name with its unit behind it, as the texts have it.
+fn full(name: &str, unit: Option<&Unit>) -> String {
+    match unit {
+        Some(unit) => format!("{name}_{}", unit.as_str()),
+        None => name.to_owned(),
+    }
+}
+
+fn point<const N: usize>(labels: [Label<'_>; N], value: MetricValue) -> Point {
+    Point { labels: labels.into_iter().map(|(name, value)| (name, value.to_owned())).collect(), value }
+}
 
 /// How many there are of something in a pool.
 type OfPool = (&'static str, &'static str, fn(&PoolMetrics) -> u64);
@@ -268,10 +343,15 @@ const POOL_TIMES: [Timed<PoolMetrics>; 3] = [
     ("sandpool_pool_queue_wait", "How long executions had waited for their turn", |pool| &pool.queued),
 ];
 
-impl Collector for Read {
+impl Collector for Counted {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.write(&mut Writer::Text(encoder))
+    }
+}
+
+impl Counted {
+    fn write(&self, to: &mut Writer<'_, '_>) -> fmt::Result {
         let metrics = self.app.node.metrics();
-        let mut to = Writer(encoder);
         to.build(self.app.version)?;
         let started = self.requests.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         to.gauges("sandpool_start_time_seconds", "When this server started, since 1970", [([], started)])?;
@@ -280,37 +360,83 @@ impl Collector for Read {
         to.calls(&metrics.calls)?;
         let trouble = metrics.store_trouble.map(|trouble| ([], u64::from(trouble)));
         to.gauges("sandpool_store_trouble", "1 while the state on disk cannot be written", trouble)?;
+        let help = "Decisions of the egress proxy that this server did not hear of";
+        to.counters("sandpool_egress_decisions_missed", help, None, [([], metrics.decisions_missed)])?;
+        if let Some(exporter) = &self.exporter {
+            let sent = exporter.counts_sent();
+            let sent = sent.into_iter().map(|(signal, count)| ([("signal", signal.word())], count));
+            let help = "Spans, log records and points that the collector took";
+            to.counters("sandpool_telemetry_sent", help, None, sent)?;
+            let lost = exporter.counts_lost();
+            let lost = lost
+                .into_iter()
+                .map(|(signal, why, count)| ([("signal", signal.word()), ("reason", why.word())], count));
+            let help = "Spans, log records and points that no collector has";
+            to.counters("sandpool_telemetry_dropped", help, None, lost)?;
+        }
         to.requests(&self.requests)
     }
 }
 
-impl Writer<'_> {
+impl Writer<'_, '_> {
     fn build(&mut self, version: &str) -> fmt::Result {
-        let mut info = self.0.encode_descriptor("sandpool_build", "This program", None, MetricType::Info)?;
-        info.encode_info(&[("version", version)])
+        match self {
+            Self::Text(text) => {
+                let mut info = text.encode_descriptor("sandpool_build", "This program", None, MetricType::Info)?;
+                info.encode_info(&[("version", version)])
+            }
+            Self::Series(_) => self.gauges("sandpool_build_info", "This program", [([("version", version)], 1_u64)]),
+        }
     }
 
-    fn gauges<'l, const N: usize, V: EncodeGaugeValue>(
+    /// Puts a series of numbers down.
+    fn put<'l, const N: usize, V: Number>(
+        series: &mut Vec<Series>,
+        (name, unit): (&str, Option<&Unit>),
+        (help, is_sum): (&'static str, bool),
+        rows: impl IntoIterator<Item = ([Label<'l>; N], V)>,
+    ) {
+        let rows = rows.into_iter().map(|(labels, value)| point(labels, MetricValue::Number(value.number())));
+        series.push(Series { name: full(name, unit), help, unit: ucum(unit), is_sum, points: rows.collect() });
+    }
+
+    fn gauges<'l, const N: usize, V: EncodeGaugeValue + Number>(
         &mut self,
         name: &'static str,
         help: &'static str,
         rows: impl IntoIterator<Item = ([Label<'l>; N], V)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        rows.into_iter().try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
+        match self {
+            Self::Text(text) => {
+                let mut metric = text.encode_descriptor(name, help, None, MetricType::Gauge)?;
+                rows.into_iter().try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
+            }
+            Self::Series(series) => {
+                Self::put(series, (name, None), (help, false), rows);
+                Ok(())
+            }
+        }
     }
 
-    fn counters<'l, const N: usize, V: EncodeCounterValue>(
+    fn counters<'l, const N: usize, V: EncodeCounterValue + Number>(
         &mut self,
         name: &'static str,
         help: &'static str,
         unit: Option<&Unit>,
         rows: impl IntoIterator<Item = ([Label<'l>; N], V)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
-        rows.into_iter().try_for_each(|(labels, value)| {
-            metric.encode_family(&labels)?.encode_counter::<[Label<'_>; N], _, u64>(&value, None)
-        })
+        match self {
+            Self::Text(text) => {
+                let mut metric = text.encode_descriptor(name, help, unit, MetricType::Counter)?;
+                rows.into_iter().try_for_each(|(labels, value)| {
+                    metric.encode_family(&labels)?.encode_counter::<[Label<'_>; N], _, u64>(&value, None)
+                })
+            }
+            Self::Series(series) => {
+                Self::put(series, (name, unit), (help, true), rows);
+                Ok(())
+            }
+        }
     }
 
     fn times<'l, const N: usize>(
@@ -319,10 +445,24 @@ impl Writer<'_> {
         help: &'static str,
         rows: impl IntoIterator<Item = ([Label<'l>; N], Durations)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        rows.into_iter().try_for_each(|(labels, Durations { sum, count, buckets })| {
-            metric.encode_family(&labels)?.encode_histogram::<[Label<'_>; N]>(sum, count, &buckets, None)
-        })
+        match self {
+            Self::Text(text) => {
+                let mut metric = text.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+                rows.into_iter().try_for_each(|(labels, Durations { sum, count, buckets })| {
+                    metric.encode_family(&labels)?.encode_histogram::<[Label<'_>; N]>(sum, count, &buckets, None)
+                })
+            }
+            Self::Series(series) => {
+                let rows = rows.into_iter().map(|(labels, Durations { sum, buckets, .. })| {
+                    let bounds = buckets.iter().map(|(bound, _)| *bound).filter(|bound| bound.is_finite()).collect();
+                    let counts = buckets.iter().map(|(_, count)| *count).collect();
+                    point(labels, MetricValue::Durations { bounds, counts, sum })
+                });
+                let (points, unit) = (rows.collect(), Some(&Unit::Seconds));
+                series.push(Series { name: full(name, unit), help, unit: ucum(unit), is_sum: false, points });
+                Ok(())
+            }
+        }
     }
 
     fn pools(&mut self, pools: &[PoolMetrics]) -> fmt::Result {
@@ -341,6 +481,17 @@ impl Writer<'_> {
             });
             self.counters(name, help, None, rows)?;
         }
+        let egress = || each().filter_map(|(pool, metrics)| Some((pool, metrics.egress.as_ref()?)));
+        let decided = egress().flat_map(|(pool, egress)| {
+            egress.decisions.iter().map(move |(word, count)| ([("pool", pool), ("decision", *word)], *count))
+        });
+        let help = "Connections and questions for names that sandboxes tried";
+        self.counters("sandpool_pool_egress_decisions", help, None, decided)?;
+        let moved = egress().flat_map(|(pool, egress)| {
+            egress.bytes.iter().map(move |(way, count)| ([("pool", pool), ("direction", *way)], *count))
+        });
+        let help = "Bytes of connections through the egress proxy, counted when they end";
+        self.counters("sandpool_pool_egress", help, Some(&Unit::Bytes), moved)?;
         for (name, help, value) in POOL_TIMES {
             self.times(name, help, each().map(|(pool, metrics)| ([("pool", pool)], value(metrics).clone())))?;
         }
@@ -401,8 +552,11 @@ impl Writer<'_> {
             each().map(|(dialect, counts)| ([("dialect", dialect)], counts.underway.load(Ordering::Relaxed)));
         self.gauges("sandpool_http_requests_underway", "Requests without an answer yet", underway)?;
         let help = "Requests that were refused";
-        let metric = self.0.encode_descriptor("sandpool_http_refusals", help, None, MetricType::Counter)?;
-        prometheus_client::encoding::EncodeMetric::encode(&requests.refused, metric)
+        let refused = requests.refused.read().unwrap_or_else(PoisonError::into_inner);
+        let counts = refused
+            .iter()
+            .map(|((class, code), count)| ([("class", *class), ("code", *code)], count.load(Ordering::Relaxed)));
+        self.counters("sandpool_http_refusals", help, None, counts)
     }
 }
 

@@ -5,7 +5,8 @@
 //! body       what they sent, bounded before it is parsed
 //! pools      /readyz, /pools, /pools/{pool}
 //! sessions   /pools/{pool}/sessions[/{session}]
-//! egress     .../sessions/{session}/egress
+//! egress     .../sessions/{session}/egress[/decisions]
+//! samples    .../sessions/{session}/samples
 //! executions .../executions[/{execution}[/stop|/input|/resize]]     request: what may be in a POST
 //! events     .../executions/{execution}/events                      shown: how an execution looks as JSON
 //! files      .../files[/{path}]
@@ -21,6 +22,7 @@ pub(crate) mod files;
 mod pools;
 pub(crate) mod ports;
 mod request;
+mod samples;
 mod sessions;
 pub(crate) mod shown;
 
@@ -93,6 +95,8 @@ fn table() -> Vec<Route> {
         on_get(EGRESS, egress::one),
         on_put(EGRESS, egress::narrow),
         on_delete(EGRESS, egress::widen),
+        on_get("/pools/{pool}/sessions/{session}/egress/decisions", egress::decisions),
+        on_get("/pools/{pool}/sessions/{session}/samples", samples::follow),
         on_get(EXECUTIONS, executions::list),
         on_post(EXECUTIONS, executions::start),
         on_get(EXECUTION, executions::one),

@@ -142,8 +142,11 @@ fn sentence(text: &str) -> String {
     format!("{first}{}{end}", letters.as_str())
 }
 
-/// A number under which a refusal can be found again, in W3C's trace-context form.
+/// A number under which a refusal can be found again, in W3C's trace-context form: its request's, where that is traced.
 fn trace_id() -> String {
+    if let Some(place) = crate::traced::place() {
+        return place.to_string();
+    }
     let mut random = [0; 24];
     // Without random numbers it is all zeros, which says that there is none.
     let _ = getrandom::fill(&mut random);

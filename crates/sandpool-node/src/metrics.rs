@@ -19,7 +19,7 @@ use sandpool_core::tenants::{Resource, Standing};
 use sandpool_driver::{Change, Description, Driver, DriverError, GoneReason, Owner, Sandbox, Stream, Template, Usage};
 use sandpool_store::Store;
 use sandpool_wire::agent::{Activation, Outcome};
-use sandpool_wire::egress::{Policy, SecretValue};
+use sandpool_wire::egress::{Decided, Decision, Policy, SecretValue, Told};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
@@ -90,7 +90,7 @@ words! {
 
 words! {
     /// Why a pool gave no session, or took no execution.
-    enum Refused {
+    pub(crate) enum Refused {
         Exhausted = "exhausted",
         OverQuota = "overQuota",
         PoolBroken = "poolBroken",
@@ -103,7 +103,7 @@ words! {
 
 words! {
     /// How an execution ended: the words are those of the API.
-    enum Verdict {
+    pub(crate) enum Verdict {
         Succeeded = "succeeded",
         Raised = "raised",
         Exited = "exited",
@@ -111,6 +111,15 @@ words! {
         TimedOut = "timedOut",
         Cancelled = "cancelled",
         Died = "died",
+    }
+}
+
+words! {
+    /// What was decided about what a sandbox would reach: the words are those of the API.
+    enum Judged {
+        Allowed = "allowed",
+        Refused = "refused",
+        Failed = "failed",
     }
 }
 
@@ -207,6 +216,20 @@ impl<T> From<&Result<T, DriverError>> for Answered {
             Err(DriverError::Gone(_)) => Self::Gone,
             Err(DriverError::Refused(_) | DriverError::NotReady) => Self::Refused,
         }
+    }
+}
+
+impl Refused {
+    /// The word for an error.
+    pub(crate) fn word_of(error: &NodeError) -> &'static str {
+        Self::WORDS[Self::from(error).place()]
+    }
+}
+
+impl Verdict {
+    /// The word for an outcome.
+    pub(crate) fn word_of(outcome: &Outcome) -> &'static str {
+        Self::WORDS[Self::from(outcome).place()]
     }
 }
 
@@ -308,6 +331,9 @@ pub(crate) struct PoolCounts {
     ran: Histogram,
     queued: Histogram,
     boots_failed: AtomicU64,
+    decided: Tally<Judged>,
+    sent: AtomicU64,
+    received: AtomicU64,
 }
 
 impl PoolCounts {
@@ -348,6 +374,17 @@ impl PoolCounts {
         }
     }
 
+    /// It was decided about a connection, which has ended, or about a question for a name.
+    pub(crate) fn decided(&self, decided: &Decided) {
+        self.decided.add(match decided.decision {
+            Decision::Allowed => Judged::Allowed,
+            Decision::Refused => Judged::Refused,
+            Decision::Failed => Judged::Failed,
+        });
+        self.sent.fetch_add(decided.sent, Ordering::Relaxed);
+        self.received.fetch_add(decided.received, Ordering::Relaxed);
+    }
+
     /// A sandbox could not be made.
     pub(crate) fn boot_failed(&self) {
         self.boots_failed.fetch_add(1, Ordering::Relaxed);
@@ -373,9 +410,10 @@ impl TenantCounts {
 
     /// One of its sandboxes had used so much, and now has used so much.
     pub(crate) fn used(&self, before: &Usage, now: &Usage) {
-        self.cpu_us.fetch_add(now.cpu_us.saturating_sub(before.cpu_us), Ordering::Relaxed);
-        self.sent.fetch_add(now.sent.saturating_sub(before.sent), Ordering::Relaxed);
-        self.received.fetch_add(now.received.saturating_sub(before.received), Ordering::Relaxed);
+        let more = |of: fn(&Usage) -> Option<u64>| of(now).unwrap_or(0).saturating_sub(of(before).unwrap_or(0));
+        self.cpu_us.fetch_add(more(|usage| usage.cpu_us), Ordering::Relaxed);
+        self.sent.fetch_add(more(|usage| usage.sent), Ordering::Relaxed);
+        self.received.fetch_add(more(|usage| usage.received), Ordering::Relaxed);
     }
 }
 
@@ -480,6 +518,11 @@ impl Driver for Counted {
         self.time(Operation::Entrust, self.driver.entrust(id, secrets)).await
     }
 
+    async fn decided(&self) -> Told {
+        // It waits for as long as nothing is decided: there is no time to count.
+        self.driver.decided().await
+    }
+
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {
         self.time(Operation::Narrowed, self.driver.narrowed(id)).await
     }
@@ -496,6 +539,8 @@ pub struct Metrics {
     pub calls: Vec<CallMetrics>,
     /// Nothing can be written to the store. `None` where there is no store.
     pub store_trouble: Option<bool>,
+    /// Decisions of the egress proxy that nobody heard of.
+    pub decisions_missed: u64,
 }
 
 /// Of one pool, since it is there.
@@ -523,6 +568,17 @@ pub struct PoolMetrics {
     pub queued: Durations,
     /// Sandboxes that could not be made.
     pub boots_failed: u64,
+    /// What was decided about what its sandboxes would reach; `None` where they reach nothing.
+    pub egress: Option<EgressMetrics>,
+}
+
+/// What sandboxes of a pool reached.
+#[derive(Clone, Debug)]
+pub struct EgressMetrics {
+    /// Connections and questions for names, by what was decided.
+    pub decisions: Vec<(&'static str, u64)>,
+    /// Bytes of connections that have ended: out of sandboxes, and into them.
+    pub bytes: [(&'static str, u64); 2],
 }
 
 /// Of one tenant with a quota.
@@ -561,8 +617,15 @@ pub struct CallMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn of(pools: &[Arc<PoolState>], tenants: &Tenants, calls: &Calls, store: Option<&Store>) -> Self {
+    pub(crate) fn of(
+        pools: &[Arc<PoolState>],
+        tenants: &Tenants,
+        calls: &Calls,
+        store: Option<&Store>,
+        decisions_missed: u64,
+    ) -> Self {
         Self {
+            decisions_missed,
             pools: pools.iter().map(|pool| PoolMetrics::of(pool)).collect(),
             tenants: tenants.metrics(pools.first().map(|pool| pool.now()).unwrap_or_default()),
             calls: Operation::WORDS.iter().zip(&calls.each).map(|(name, call)| CallMetrics::of(name, call)).collect(),
@@ -587,6 +650,11 @@ impl PoolMetrics {
             ran: counts.ran.read(),
             queued: counts.queued.read(),
             boots_failed: counts.boots_failed.load(Ordering::Relaxed),
+            egress: pool.spec().egress.is_some().then(|| EgressMetrics {
+                decisions: counts.decided.read(),
+                bytes: [("sent", &counts.sent), ("received", &counts.received)]
+                    .map(|(word, count)| (word, count.load(Ordering::Relaxed))),
+            }),
         }
     }
 }

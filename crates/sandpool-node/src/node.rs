@@ -5,20 +5,25 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
-use sandpool_core::ids::{ExecutionId, PoolName, SessionKey};
+use sandpool_core::ids::{ExecutionId, PoolName, SandboxId, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
 use sandpool_store::{Deed, Store};
+use sandpool_telemetry as telemetry;
 use sandpool_wire::agent::ToAgent;
+use sandpool_wire::egress::Decided;
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
 use crate::by_name::ByName;
 use crate::journal;
-use crate::metrics::{Calls, Metrics, counted};
+use crate::metrics::{Calls, Metrics, Refused, counted};
+use crate::outward::{Outward, ReachedReader};
 use crate::pools::{Clock, PoolState, boot_limit};
 use crate::record::Record;
+use crate::samples::{self, SampleReader, Samples};
 use crate::session::Session;
 use crate::tenants::Tenants;
 
@@ -27,6 +32,9 @@ const LIST_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often it is counted what sandboxes use, of tenants for which that is limited.
 const USAGE_COUNTED: Duration = Duration::from_secs(5);
+
+/// How often it is looked which decisions are to be written.
+const DECISIONS_LOOKED_AT: Duration = Duration::from_secs(1);
 
 /// How long an execution that need not wait may take to begin.
 const BEGINS: Duration = Duration::from_millis(20);
@@ -49,6 +57,10 @@ struct Inner {
     changing: ByName,
     tenants: Arc<Tenants>,
     store: Option<Store>,
+    /// What sessions reached.
+    outward: Arc<Outward>,
+    /// Places for sessions of which samples are taken.
+    sampled: Arc<Semaphore>,
     clock: Clock,
     stop: CancellationToken,
 }
@@ -136,6 +148,8 @@ impl Node {
                 changing: ByName::default(),
                 tenants: Arc::clone(&tenants),
                 store: config.store,
+                outward: Arc::default(),
+                sampled: Arc::new(Semaphore::new(samples::MOST)),
                 clock,
                 stop: CancellationToken::new(),
             }),
@@ -187,6 +201,7 @@ impl Node {
         if tenants.count_usage() {
             tokio::spawn(node.clone().count_usage());
         }
+        tokio::spawn(node.clone().hear_decisions());
         let watching = node.clone();
         tokio::spawn(async move {
             loop {
@@ -215,6 +230,35 @@ impl Node {
                 for session in pool.all_sessions().iter().filter(|session| session.tenant.counts_usage()) {
                     pool.charge(session).await;
                 }
+            }
+        }
+    }
+
+    /// Takes what the driver's egress proxy decides.
+    async fn hear_decisions(self) {
+        let Inner { driver, outward, store, stop, .. } = &*self.inner;
+        let mut ticks = tokio::time::interval(DECISIONS_LOOKED_AT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let told = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {
+                    outward.tick(store.as_ref());
+                    continue;
+                }
+                told = driver.0.decided() => told,
+            };
+            outward.miss(told.missed);
+            let mut of: BTreeMap<(String, SandboxId), Vec<Decided>> = BTreeMap::new();
+            for decided in told.decided {
+                of.entry((decided.pool.clone(), SandboxId(decided.sandbox))).or_default().push(decided);
+            }
+            for ((pool, sandbox), decided) in of {
+                // One that was removed meanwhile has no counts any more.
+                let Some(pool) = PoolName::parse(&pool).ok().and_then(|pool| self.find(&pool)) else { continue };
+                decided.iter().for_each(|decided| pool.counts.decided(decided));
+                outward.take(sandbox, decided, || pool.place_of(sandbox), store.as_ref());
             }
         }
     }
@@ -290,6 +334,7 @@ impl Node {
             futures::future::join_all(ends).await;
         }
         if let Some(store) = self.inner.store.clone() {
+            self.inner.outward.finish(Some(&store));
             // It writes what is left, if it can. A panic in it has been told.
             let _ = tokio::task::spawn_blocking(move || store.close()).await;
         }
@@ -310,8 +355,8 @@ impl Node {
     /// What is counted here, as it is now.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        let Inner { tenants, calls, store, .. } = &*self.inner;
-        Metrics::of(&self.all(), tenants, calls, store.as_ref())
+        let Inner { tenants, calls, store, outward, .. } = &*self.inner;
+        Metrics::of(&self.all(), tenants, calls, store.as_ref(), outward.missed())
     }
 
     /// One pool.
@@ -351,9 +396,10 @@ impl Node {
     }
 
     fn new_pool(&self, spec: PoolSpec, is_declared: bool) -> Arc<PoolState> {
-        let Inner { driver, tenants, store, clock, stop, .. } = &*self.inner;
+        let Inner { driver, tenants, store, outward, clock, stop, .. } = &*self.inner;
         let with = (Arc::clone(&driver.0), *clock, stop.child_token());
-        Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), store.clone()))
+        let told = (store.clone(), Arc::clone(outward));
+        Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), told))
     }
 
     /// Makes a pool, or changes one: sessions that are there keep their sandboxes, and those that follow are made from what is said now.
@@ -465,7 +511,21 @@ impl Node {
         let pool = self.state(pool)?;
         given.check(&pool.spec()).map_err(|(field, why)| NodeError::Invalid(format!("{field}: {why}")))?;
         let is_given = !given.is_empty();
-        let (session, new) = match pool.open(key, open, &Arc::new(given), caller).await {
+        let span = telemetry::current().and_then(|trace| trace.child("sandpool.allocation"));
+        let inside = span.as_ref().map(|span| span.trace().clone());
+        let given = Arc::new(given);
+        let opened = telemetry::scope(inside, pool.open(key, open, &given, caller)).await;
+        if let Some(mut span) = span
+            && !matches!(opened, Ok((_, false)))
+        {
+            // One that is there is found in no time, and nothing is told of it.
+            span.set("sandpool.pool", pool.name.to_string());
+            if let Ok((session, _)) = &opened {
+                span.set("sandpool.sandbox", session.sandbox.to_string());
+            }
+            span.end(opened.as_ref().err().map(Refused::word_of));
+        }
+        let (session, new) = match opened {
             Ok(opened) => opened,
             Err(error) => return Err(held(&pool, error).await),
         };
@@ -505,6 +565,16 @@ impl Node {
     pub async fn usage(&self, pool: &PoolName, key: &SessionKey) -> Result<Usage, NodeError> {
         let info = self.session(pool, key)?;
         self.inner.driver.0.usage(info.sandbox).await.map_err(|error| of_session(key, error))
+    }
+
+    /// What a session uses, second by second, from now on. It does not count as use.
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `SessionLost`; `Unavailable` when so many sessions are looked at that no more can be.
+    pub async fn samples(&self, pool: &PoolName, key: &SessionKey) -> Result<SampleReader, NodeError> {
+        let pool = self.state(pool)?;
+        let session = pool.present(&pool.scoped(key)).await?;
+        Samples::read(&pool, &session, || Arc::clone(&self.inner.sampled).try_acquire_owned().ok())
     }
 
     /// What a pool may reach.
@@ -550,6 +620,17 @@ impl Node {
         let info = self.session(pool, key)?;
         let own = self.inner.driver.0.narrowed(info.sandbox).await.map_err(|error| of_session(key, error))?;
         Ok((whole, own))
+    }
+
+    /// What was decided about what a session would reach. It does not count as use.
+    ///
+    /// # Errors
+    /// `NoPool`, `NoSession`, `SessionLost`; `Unsupported` where the pool reaches nothing.
+    pub async fn decisions(&self, pool: &PoolName, key: &SessionKey) -> Result<ReachedReader, NodeError> {
+        self.egress(pool)?;
+        let pool = self.state(pool)?;
+        let session = pool.present(&pool.scoped(key)).await?;
+        Ok(self.inner.outward.read(session.sandbox, &session.place))
     }
 
     /// For the journal: somebody did this to a session that is there. Waits for nothing.

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
-use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox};
+use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Usage};
 use sandpool_store::{Known, Place, Store};
+use sandpool_telemetry::{self as telemetry, Span};
 use sandpool_wire::agent::{Activation, Answer, Call, without_words};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -21,7 +22,8 @@ use crate::api::*;
 use crate::journal;
 use crate::link::Link;
 use crate::lost::Lost;
-use crate::metrics::{Ended, Loss, PoolCounts};
+use crate::metrics::{Ended, Loss, PoolCounts, Refused};
+use crate::outward::Outward;
 use crate::owner::OwnerRecord;
 use crate::session::{Activity, Session};
 use crate::tenants::{TenantState, Tenants};
@@ -75,6 +77,7 @@ pub(crate) struct PoolState {
     driver: Shared,
     tenants: Arc<Tenants>,
     store: Option<Store>,
+    outward: Arc<Outward>,
     clock: Clock,
     pub(crate) counts: Arc<PoolCounts>,
     inner: Mutex<Inner>,
@@ -158,7 +161,7 @@ impl PoolState {
         is_declared: bool,
         (driver, clock, stop): (Arc<dyn Driver>, Clock, CancellationToken),
         tenants: Arc<Tenants>,
-        store: Option<Store>,
+        (store, outward): (Option<Store>, Arc<Outward>),
     ) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
@@ -174,6 +177,7 @@ impl PoolState {
             driver: Shared(driver),
             tenants,
             store,
+            outward,
             clock,
             counts: Arc::default(),
             inner: Mutex::new(Inner {
@@ -551,10 +555,15 @@ impl PoolState {
         Some(task)
     }
 
+    /// What a sandbox uses now.
+    pub(crate) async fn usage(&self, sandbox: SandboxId) -> Result<Usage, DriverError> {
+        self.driver.0.usage(sandbox).await
+    }
+
     /// Charges a session's tenant with what it has used since the last time.
     pub(crate) async fn charge(&self, session: &Session) {
         // A sandbox that is gone, or a driver that does not answer, is told elsewhere.
-        if let Ok(usage) = self.driver.0.usage(session.sandbox).await {
+        if let Ok(usage) = self.usage(session.sandbox).await {
             session.charge(usage, self.now());
         }
     }
@@ -589,6 +598,7 @@ impl PoolState {
         let was_there = coming.is_some();
         if let Some(Some(Ok(session))) = coming.map(|coming| coming.borrow().clone()) {
             session.store_nothing(self.now());
+            self.outward.over(sandbox, || self.spec().egress.is_some().then(|| Arc::clone(&session.place)));
         }
         if let Some(payer) = inner.payers.remove(&sandbox) {
             payer.closed();
@@ -649,6 +659,7 @@ impl PoolState {
         // Kept until there is a sandbox: one that is ready for who waits is not one too many.
         let mut waiting = None;
         let mut in_line: Option<InLine<'_>> = None;
+        let mut wait: Option<Span> = None;
         loop {
             // Registered before the look, so that nothing happens unseen between the two.
             let changed = self.changed.notified();
@@ -657,6 +668,9 @@ impl PoolState {
             match self.claim(key, tenant, open, (given, caller), in_line.as_ref().map(|place| place.ticket))? {
                 Look::There(coming, new) => {
                     (waiting, in_line) = (None, None);
+                    if let Some(wait) = wait.take() {
+                        wait.end(None);
+                    }
                     match settled(coming).await {
                         // Its sandbox turned out to be of no use: the next one may be.
                         Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
@@ -664,6 +678,7 @@ impl PoolState {
                     }
                 }
                 Look::Full(full) => {
+                    wait = wait.take().or_else(|| begin_to_wait("place"));
                     let place = match &in_line {
                         Some(place) => place,
                         None => match self.join(tenant) {
@@ -683,6 +698,7 @@ impl PoolState {
                         self.waited.fetch_add(1, Ordering::Relaxed);
                         waiting = Some(Waiting::begin(&self.waiting));
                     }
+                    wait = wait.take().or_else(|| begin_to_wait("boot"));
                     self.refill.notify_one();
                     let waited = tokio::time::timeout_at(patience, changed).await;
                     if waited.is_err() {
@@ -797,9 +813,13 @@ impl PoolState {
                     tenant: payer.clone(),
                 };
                 let (pool, given) = (Arc::clone(self), Arc::clone(given));
+                let span = telemetry::current().and_then(|trace| trace.child("sandpool.activation"));
                 // A task of its own: a client that goes away in the middle leaves nothing half done.
                 tokio::spawn(async move {
                     let session = pool.connect(sandbox, record, Some(given)).await;
+                    if let Some(span) = span {
+                        span.end(session.as_ref().err().map(Refused::word_of));
+                    }
                     if session.is_err() {
                         pool.end(sandbox, Ended::Failed);
                     }
@@ -1017,6 +1037,12 @@ impl PoolState {
         all
     }
 
+    /// Where the session is that has this sandbox.
+    pub(crate) fn place_of(&self, sandbox: SandboxId) -> Option<Arc<Place>> {
+        let key = self.owner(sandbox)?;
+        Some(Arc::clone(&self.settled_now(&key).filter(|session| session.sandbox == sandbox)?.place))
+    }
+
     /// The session that has this sandbox.
     pub(crate) fn owner(&self, sandbox: SandboxId) -> Option<SessionKey> {
         self.inner().rules.owner(sandbox).cloned()
@@ -1164,6 +1190,13 @@ impl PoolState {
             }
         }
     }
+}
+
+/// The span of a caller that waits, for a sandbox that boots or for a place.
+fn begin_to_wait(what: &'static str) -> Option<Span> {
+    let mut span = telemetry::current()?.child("sandpool.wait")?;
+    span.set("sandpool.wait.for", what);
+    Some(span)
 }
 
 async fn settled(mut coming: Coming) -> Result<Arc<Session>, NodeError> {

@@ -10,15 +10,17 @@ use sandpool_core::pool::Moment;
 use sandpool_core::tenants::Used;
 use sandpool_driver::Usage;
 use sandpool_store::{Place, Store};
+use sandpool_telemetry::{self as telemetry, Span};
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
 use tokio::sync::oneshot;
 
-use crate::api::{ExecuteRequest, NodeError};
+use crate::api::{ExecuteRequest, Execution, ExecutionState, NodeError};
 use crate::journal::Journal;
 use crate::link::Link;
-use crate::metrics::Loss;
+use crate::metrics::{Loss, Verdict};
 use crate::pools::PoolState;
 use crate::record::Record;
+use crate::samples::Samples;
 use crate::tenants::{Running, TenantState};
 
 /// Ended executions that are kept for reading again.
@@ -45,10 +47,13 @@ pub(crate) struct Session {
     /// Where its executions are written down.
     pub(crate) journal: Option<Journal>,
     pub(crate) created: SystemTime,
+    pub(crate) place: Arc<Place>,
     pub(crate) link: Link,
     pub(crate) activity: Activity,
     /// Its agent has said something since it was given away.
     pub(crate) is_heard: AtomicBool,
+    /// What it uses, while somebody looks.
+    pub(crate) samples: Samples,
     charged: Mutex<Charged>,
     queue: Mutex<Queue>,
 }
@@ -110,6 +115,31 @@ struct Queue {
     last: Option<oneshot::Receiver<()>>,
 }
 
+/// What came of an execution, and how long it took: what the headers of Azure's dialect say of it. Nothing of what it ran or said.
+fn tell(mut span: Span, session: &Session, execution: &Execution) {
+    span.set("sandpool.pool", session.place.pool.to_string());
+    span.set("sandpool.sandbox", session.sandbox.to_string());
+    span.set("sandpool.execution", execution.id.to_string());
+    if let Some(queued) = execution.queued {
+        span.set("sandpool.execution.queued_seconds", queued);
+    }
+    if let Some(ran) = execution.duration {
+        span.set("sandpool.execution.ran_seconds", ran);
+    }
+    let ExecutionState::Ended(outcome) = &execution.state else { return span.end(None) };
+    let word = Verdict::word_of(outcome);
+    span.set("sandpool.outcome", word);
+    let is_well = match outcome {
+        Outcome::Succeeded => true,
+        Outcome::Exited(code) => {
+            span.set("process.exit.code", i64::from(*code));
+            *code == 0
+        }
+        Outcome::Raised | Outcome::NotStarted(_) | Outcome::TimedOut | Outcome::Cancelled | Outcome::Died(_) => false,
+    };
+    span.end((!is_well).then_some(word));
+}
+
 /// One execution's turn at the interpreter.
 struct Turn {
     before: Option<oneshot::Receiver<()>>,
@@ -167,7 +197,8 @@ impl Session {
         link: Link,
     ) -> Self {
         let Place { key, sandbox, owner, created, .. } = place.clone();
-        let journal = store.map(|store| Journal { store, place: Arc::new(place) });
+        let place = Arc::new(place);
+        let journal = store.map(|store| Journal { store, place: Arc::clone(&place) });
         Self {
             key,
             sandbox,
@@ -175,12 +206,19 @@ impl Session {
             tenant,
             journal,
             created,
+            place,
             link,
             activity,
             is_heard: AtomicBool::new(false),
+            samples: Samples::default(),
             charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }
+    }
+
+    /// How old it is, in milliseconds.
+    pub(crate) fn age_ms(&self, now: Moment) -> u64 {
+        u64::try_from(now.saturating_sub(self.activity.born()).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn charged(&self) -> MutexGuard<'_, Charged> {
@@ -200,8 +238,9 @@ impl Session {
         }
         let mut used = Used { stored: usage.stored, ..Used::default() };
         if let Some(before) = charged.with.replace(usage) {
-            let moved = |usage: Usage| usage.sent.saturating_add(usage.received);
-            used.cpu = Duration::from_micros(usage.cpu_us.saturating_sub(before.cpu_us));
+            let moved = |usage: Usage| usage.sent.unwrap_or(0).saturating_add(usage.received.unwrap_or(0));
+            let cpu_us = |usage: Usage| usage.cpu_us.unwrap_or(0);
+            used.cpu = Duration::from_micros(cpu_us(usage).saturating_sub(cpu_us(before)));
             used.moved = moved(usage).saturating_sub(moved(before));
             used.stored_before = before.stored;
             self.tenant.counts.used(&before, &usage);
@@ -308,9 +347,14 @@ impl Session {
         };
         let (session, kept, counts) = (Arc::clone(self), Arc::clone(&record), Arc::clone(&pool.counts));
         let in_use = InUse::holding(place, pool, self);
+        let span = telemetry::current().and_then(|trace| trace.child("sandpool.execution"));
         tokio::spawn(async move {
             session.see_through(in_use, &kept, execute, turn, timeout).await;
-            counts.executed(&kept.outline());
+            let outline = kept.outline();
+            if let Some(span) = span {
+                tell(span, &session, &outline);
+            }
+            counts.executed(&outline);
             session.write(&kept);
         });
         Ok(record)

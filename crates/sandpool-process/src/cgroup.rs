@@ -32,8 +32,8 @@ const BEHIND: u64 = 16;
 /// Where one launcher's groups are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Groups {
-    /// One directory per controller; `cpuacct` too, where there is one.
-    V1 { memory: PathBuf, pids: PathBuf, cpu: PathBuf, cpuacct: Option<PathBuf> },
+    /// One directory per controller; those that only count too, where there are such.
+    V1 { memory: PathBuf, pids: PathBuf, cpu: PathBuf, cpuacct: Option<PathBuf>, blkio: Option<PathBuf> },
     /// One directory.
     V2(PathBuf),
 }
@@ -127,6 +127,10 @@ impl Groups {
             write(&parent.join("cgroup.subtree_control"), &wanted.join(" "))?;
             make(directory)?;
             write(&directory.join("cgroup.subtree_control"), &wanted.join(" "))?;
+            // It only counts, and a sandbox can do without.
+            for of in [parent, directory] {
+                let _ = write(&of.join("cgroup.subtree_control"), "+io");
+            }
         }
         for directory in self.directories() {
             make(directory)?;
@@ -159,7 +163,7 @@ impl Groups {
         };
         let found: Vec<_> = CONTROLLERS.iter().filter_map(|controller| v1(controller)).collect();
         if let Ok([memory, pids, cpu]) = <[PathBuf; 3]>::try_from(found) {
-            return Ok(Self::V1 { memory, pids, cpu, cpuacct: v1("cpuacct") });
+            return Ok(Self::V1 { memory, pids, cpu, cpuacct: v1("cpuacct"), blkio: v1("blkio") });
         }
         let v2 = mounts.lines().find_map(|line| {
             let (front, back) = line.split_once(" - ")?;
@@ -173,9 +177,10 @@ impl Groups {
 
     fn directories(&self) -> Vec<&Path> {
         match self {
-            Self::V1 { memory, pids, cpu, cpuacct } => {
+            Self::V1 { memory, pids, cpu, cpuacct, blkio } => {
                 let mut all: Vec<&Path> = vec![memory, pids, cpu];
                 all.extend(cpuacct.as_deref());
+                all.extend(blkio.as_deref());
                 all
             }
             Self::V2(directory) => vec![directory],
@@ -392,31 +397,57 @@ impl Group {
 
     /// What the sandbox uses.
     pub(crate) fn usage(&self) -> Usage {
-        let [memory, pids, _] = self.v1();
+        let [memory, pids, cpu] = self.v1();
+        let usage = Usage {
+            memory_peak: self.memory_peak(),
+            oom_kills: self.oom_kills(),
+            pids: number(&pids.join("pids.current")).and_then(|pids| u32::try_from(pids).ok()).unwrap_or(0),
+            stored: field(&memory.join("memory.stat"), "shmem").unwrap_or(0),
+            ..Usage::default()
+        };
         match &self.groups {
-            Groups::V1 { cpuacct, .. } => Usage {
-                memory: number(&memory.join("memory.usage_in_bytes")),
-                memory_peak: number(&memory.join("memory.max_usage_in_bytes")),
-                pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
-                cpu_us: cpuacct.as_ref().map_or(0, |path| number(&path.join(&self.name).join("cpuacct.usage")) / 1000),
-                oom_kills: field(&memory.join("memory.oom_control"), "oom_kill"),
-                stored: field(&memory.join("memory.stat"), "shmem"),
-                ..Usage::default()
-            },
-            Groups::V2(_) => Usage {
-                memory: number(&memory.join("memory.current")),
-                memory_peak: number(&memory.join("memory.peak")),
-                pids: u32::try_from(number(&pids.join("pids.current"))).unwrap_or(u32::MAX),
-                cpu_us: field(&memory.join("cpu.stat"), "usage_usec"),
-                oom_kills: field(&memory.join("memory.events"), "oom_kill"),
-                stored: field(&memory.join("memory.stat"), "shmem"),
-                ..Usage::default()
-            },
+            Groups::V1 { cpuacct, blkio, .. } => {
+                let nanoseconds =
+                    cpuacct.as_ref().and_then(|path| number(&path.join(&self.name).join("cpuacct.usage")));
+                let file = blkio.as_ref().map(|path| path.join(&self.name).join("blkio.throttle.io_service_bytes"));
+                let disk = file.and_then(|file| fs::read_to_string(file).ok());
+                let moved = |word| disk.as_deref().map(|text| service_bytes(text, word));
+                Usage {
+                    memory: number(&memory.join("memory.usage_in_bytes")).unwrap_or(0),
+                    cpu_us: nanoseconds.map(|nanoseconds| nanoseconds / 1000),
+                    throttled_us: field(&cpu.join("cpu.stat"), "throttled_time").map(|nanoseconds| nanoseconds / 1000),
+                    read: moved("Read"),
+                    written: moved("Write"),
+                    ..usage
+                }
+            }
+            Groups::V2(_) => {
+                let disk = fs::read_to_string(memory.join("io.stat")).ok();
+                let pressure = fs::read_to_string(memory.join("memory.pressure")).ok();
+                Usage {
+                    memory: number(&memory.join("memory.current")).unwrap_or(0),
+                    memory_pressure: pressure.as_deref().and_then(stalled),
+                    cpu_us: field(&cpu.join("cpu.stat"), "usage_usec"),
+                    throttled_us: field(&cpu.join("cpu.stat"), "throttled_usec"),
+                    read: disk.as_deref().map(|text| io_stat(text, "rbytes=")),
+                    written: disk.as_deref().map(|text| io_stat(text, "wbytes=")),
+                    ..usage
+                }
+            }
         }
     }
 
-    /// The most bytes of memory that it used at a time; 0 where the kernel does not tell.
-    pub(crate) fn memory_peak(&self) -> u64 {
+    /// Processes of it that the kernel killed for want of memory.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
+        let [memory, ..] = self.v1();
+        match &self.groups {
+            Groups::V1 { .. } => field(&memory.join("memory.oom_control"), "oom_kill"),
+            Groups::V2(_) => field(&memory.join("memory.events"), "oom_kill"),
+        }
+    }
+
+    /// The most bytes of memory that it used at a time.
+    pub(crate) fn memory_peak(&self) -> Option<u64> {
         let [memory, ..] = self.v1();
         match &self.groups {
             Groups::V1 { .. } => number(&memory.join("memory.max_usage_in_bytes")),
@@ -431,7 +462,10 @@ impl Group {
             Groups::V1 { .. } => "memory.usage_in_bytes",
             Groups::V2(_) => "memory.current",
         };
-        Pressure { usage: number(&memory.join(file)), major_faults: field(&memory.join("memory.stat"), "pgmajfault") }
+        Pressure {
+            usage: number(&memory.join(file)).unwrap_or(0),
+            major_faults: field(&memory.join("memory.stat"), "pgmajfault").unwrap_or(0),
+        }
     }
 }
 
@@ -450,15 +484,37 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-fn number(file: &Path) -> u64 {
-    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// A number out of a file of `name number` lines.
-fn field(file: &Path, name: &str) -> u64 {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+fn field(file: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?.trim().parse().ok()
+}
+
+/// Bytes of all devices, out of version 1's lines: `8:0 Read 4096`.
+fn service_bytes(text: &str, word: &str) -> u64 {
+    let lines = text.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        (words.next()? == word).then_some(words.next()?)
+    });
+    lines.filter_map(|number| number.parse::<u64>().ok()).fold(0, u64::saturating_add)
+}
+
+/// Bytes of all devices, out of version 2's lines: `8:0 rbytes=4096 wbytes=0 rios=1 ...`.
+fn io_stat(text: &str, key: &str) -> u64 {
+    let values = text.lines().flat_map(|line| line.split(' ').filter_map(|word| word.strip_prefix(key)));
+    values.filter_map(|number| number.parse::<u64>().ok()).fold(0, u64::saturating_add)
+}
+
+/// How long something waited in the last ten seconds, in ten-thousandths, out of `some avg10=12.34 avg60=...`.
+fn stalled(text: &str) -> Option<u32> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let percent = some.split(' ').find_map(|word| word.strip_prefix("avg10="))?;
+    let (whole, part) = percent.split_once('.')?;
+    (part.len() == 2).then_some(whole.parse::<u32>().ok()?.checked_mul(100)?.checked_add(part.parse().ok()?)?)
 }
 
 #[cfg(test)]
@@ -481,6 +537,7 @@ mod tests {
             pids: "/sys/fs/cgroup/pids/sandpool-x".into(),
             cpu: "/sys/fs/cgroup/cpu,cpuacct/user/sandpool-x".into(),
             cpuacct: Some("/sys/fs/cgroup/cpu,cpuacct/user/sandpool-x".into()),
+            blkio: None,
         };
         assert_eq!(groups, expected);
     }
@@ -491,5 +548,21 @@ mod tests {
         let groups = Groups::locate(mounts, "0::/user.slice\n", "x").unwrap();
         assert_eq!(groups, Groups::V2("/sys/fs/cgroup/sandpool-x".into()));
         assert!(Groups::locate("", "", "x").is_err());
+    }
+
+    #[test]
+    fn what_kernels_write_is_read() {
+        let v1 = "8:0 Read 4096\n8:0 Write 512\n8:0 Sync 1\n253:0 Read 8192\nTotal 12800\n";
+        assert_eq!(
+            (service_bytes(v1, "Read"), service_bytes(v1, "Write"), service_bytes("Total 0\n", "Read")),
+            (12_288, 512, 0)
+        );
+        let v2 = "8:0 rbytes=4096 wbytes=1 rios=1 wios=1 dbytes=0 dios=0\n259:0 rbytes=8192 wbytes=2\n";
+        assert_eq!((io_stat(v2, "rbytes="), io_stat(v2, "wbytes="), io_stat("", "rbytes=")), (12_288, 3, 0));
+        let psi = "some avg10=12.34 avg60=0.00 avg300=0.00 total=5\nfull avg10=99.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(
+            (stalled(psi), stalled("some avg10=100.00 x\n"), stalled("some avg10=x\n")),
+            (Some(1_234), Some(10_000), None)
+        );
     }
 }

@@ -151,26 +151,48 @@ impl WireLimits {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct WireUsage {
     memory: u64,
-    memory_peak: u64,
+    memory_peak: Option<u64>,
+    memory_pressure: Option<u32>,
     pids: u32,
-    cpu_us: u64,
-    oom_kills: u64,
+    cpu_us: Option<u64>,
+    throttled_us: Option<u64>,
+    oom_kills: Option<u64>,
     stored: u64,
-    sent: u64,
-    received: u64,
+    /// Read from disks, and written.
+    disk: [Option<u64>; 2],
+    /// Out of it, and into it.
+    moved: Option<[u64; 2]>,
 }
 
-impl From<Usage> for WireUsage {
-    fn from(usage: Usage) -> Self {
-        let Usage { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received } = usage;
-        Self { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received }
+impl WireUsage {
+    /// What a sandbox uses, and what has gone out of it and come into it, where anything can.
+    pub(crate) fn new(usage: Usage, moved: Option<[u64; 2]>) -> Self {
+        let Usage { memory, memory_peak, memory_pressure, pids, cpu_us, throttled_us, oom_kills, stored, .. } = usage;
+        let disk = [usage.read, usage.written];
+        Self { memory, memory_peak, memory_pressure, pids, cpu_us, throttled_us, oom_kills, stored, disk, moved }
     }
 }
 
 impl From<WireUsage> for Usage {
     fn from(usage: WireUsage) -> Self {
-        let WireUsage { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received } = usage;
-        Self { memory, memory_peak, pids, cpu_us, oom_kills, stored, sent, received }
+        let WireUsage { memory, memory_peak, memory_pressure, pids, cpu_us, throttled_us, oom_kills, stored, .. } =
+            usage;
+        let [read, written] = usage.disk;
+        let (sent, received) = (usage.moved.map(|moved| moved[0]), usage.moved.map(|moved| moved[1]));
+        Self {
+            memory,
+            memory_peak,
+            memory_pressure,
+            pids,
+            cpu_us,
+            throttled_us,
+            oom_kills,
+            stored,
+            read,
+            written,
+            sent,
+            received,
+        }
     }
 }
 

@@ -19,8 +19,9 @@ use sandpool_driver::{
     Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Start, Stream, Template,
     Usage,
 };
+use sandpool_sys::packet;
 use sandpool_wire::agent::{Activation, Runtime};
-use sandpool_wire::egress::{Policy, SecretValue};
+use sandpool_wire::egress::{MAX_TOLD, Policy, SecretValue, Told};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -41,6 +42,8 @@ const REDIAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct ProcessDriver {
     socket: AsyncFd<OwnedFd>,
+    /// Where the egress proxy tells what it decides.
+    hears: AsyncFd<OwnedFd>,
     next_request: AtomicU32,
     state: Mutex<State>,
     changes: broadcast::Sender<Change>,
@@ -80,7 +83,19 @@ struct Known {
 /// # Errors
 /// When this process was not started by the launcher.
 pub fn control() -> io::Result<OwnedFd> {
-    let fd = sandpool_sys::workload::inherited(crate::CONTROL_FD)?;
+    packets(crate::CONTROL_FD)
+}
+
+/// Takes the end on which the server hears the egress proxy, as [`control`].
+///
+/// # Errors
+/// As [`control`].
+pub fn hearing() -> io::Result<OwnedFd> {
+    packets(crate::HEARING_FD)
+}
+
+fn packets(number: i32) -> io::Result<OwnedFd> {
+    let fd = sandpool_sys::workload::inherited(number)?;
     match rustix::net::sockopt::socket_type(&fd) {
         Ok(SocketType::SEQPACKET) => Ok(fd),
         _ => Err(io::Error::other("this is not a server that the launcher started")),
@@ -92,11 +107,13 @@ impl ProcessDriver {
     ///
     /// # Errors
     /// `Unavailable` when the launcher does not answer.
-    pub async fn connect(control: OwnedFd) -> Result<Arc<Self>, DriverError> {
+    pub async fn connect(control: OwnedFd, hears: OwnedFd) -> Result<Arc<Self>, DriverError> {
         #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
-        let socket = AsyncFd::new(control).map_err(|error| unavailable(&error))?;
+        let watched = |fd| AsyncFd::new(fd).map_err(|error| unavailable(&error));
+        let (socket, hears) = (watched(control)?, watched(hears)?);
         let driver = Arc::new_cyclic(|this| Self {
             socket,
+            hears,
             next_request: AtomicU32::new(1),
             state: Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
@@ -393,6 +410,29 @@ impl Driver for ProcessDriver {
     async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError> {
         let secrets = SecretValue::encode(secrets).map_err(DriverError::Invalid)?;
         self.ask(Call::Entrust { id: id.0, secrets }).await.map(drop)
+    }
+
+    async fn decided(&self) -> Told {
+        let mut buffer = vec![0; MAX_TOLD];
+        loop {
+            let Ok(mut ready) = self.hears.readable().await else { return std::future::pending().await };
+            match packet::receive(self.hears.get_ref(), &mut buffer) {
+                // The launcher holds the other end for as long as it lives.
+                Ok((0, _)) => return std::future::pending().await,
+                Ok((length, _)) => match Told::decode(&buffer[..length]) {
+                    Ok(told) => return told,
+                    Err(error) => {
+                        tracing::error!("the egress proxy cannot be understood: {error}");
+                        return Told { missed: 1, decided: Vec::new() };
+                    }
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) => {
+                    tracing::error!("the egress proxy cannot be heard: {error}");
+                    return Told { missed: 1, decided: Vec::new() };
+                }
+            }
+        }
     }
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {

@@ -41,7 +41,7 @@ use sandpool_wire::agent::Runtime;
 use sandpool_wire::egress::MAX_POLICY;
 
 use crate::cgroup::Groups;
-use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLauncher, Why};
+use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLauncher, Why, WireUsage};
 use crate::host;
 use crate::seccomp::Filters;
 use admission::{Admission, Expected};
@@ -98,7 +98,8 @@ pub struct LauncherConfig {
     pub memory_reserve: Option<u64>,
     /// The server.
     pub server: ServerProcess,
-    /// The egress proxy, for pools with a way out; without it there are none. It gets the counters as 4.
+    /// The egress proxy, for pools with a way out; without it there are none. It gets the counters as 4, and as 5 what it tells the
+    /// server, which gets the other end of that as 4.
     pub egress: Option<ServerProcess>,
     /// Bytes of memory that the egress proxy may use.
     pub egress_memory: u64,
@@ -129,7 +130,7 @@ pub struct ServerProcess {
     pub args: Vec<OsString>,
     /// Its whole environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Descriptors that it gets as 4, 5, 6, ...
+    /// Descriptors that it gets after those.
     pub inherit: Vec<OwnedFd>,
 }
 
@@ -316,8 +317,11 @@ impl Launcher {
         // For the server and all sandboxes, which inherit it. Whoever cannot have it is as fast as before.
         let _ = sys::set_time_slice(TIME_SLICE);
         let (file, counters) = Counters::create(COUNTERS)?;
+        // Kept here, both ends: what one of the two says finds the other also when that has been started anew.
+        let (hears, tells) = crate::control::packet_pair()?;
+        config.server.inherit.insert(0, hears);
         if let Some(egress) = &mut config.egress {
-            egress.inherit.insert(0, file);
+            egress.inherit.splice(0..0, [file, tells]);
         }
         let home = std::fs::metadata(&config.home)?;
         let groups = Groups::open(&format!("{:x}-{:x}", home.dev(), home.ino()))?;
@@ -565,11 +569,9 @@ impl Launcher {
                 Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
                 Err(refusal) => Err(refusal),
             },
-            Call::Usage { id } => self.present(id).map(|live| {
-                let mut usage = live.group.usage();
-                [usage.sent, usage.received] = live.gate.as_ref().map(Gate::moved).unwrap_or_default();
-                Answer::Usage(usage.into())
-            }),
+            Call::Usage { id } => self
+                .present(id)
+                .map(|live| Answer::Usage(WireUsage::new(live.group.usage(), live.gate.as_ref().map(Gate::moved)))),
         };
         Some((result, None))
     }

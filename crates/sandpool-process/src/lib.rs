@@ -18,7 +18,7 @@ mod setup;
 
 pub use confine::{confine, confine_proxy};
 pub use control::is_packet;
-pub use driver::{ProcessDriver, control as take_control};
+pub use driver::{ProcessDriver, control as take_control, hearing as take_hearing};
 
 /// What the host's monotonic clock says now.
 #[must_use]
@@ -30,6 +30,12 @@ pub fn monotonic() -> std::time::Duration {
 
 /// The descriptor that an egress proxy started by the launcher finds its counters on.
 pub const COUNTERS_FD: i32 = 4;
+
+/// The descriptor on which it tells the server what it decides.
+pub const TELLING_FD: i32 = 5;
+
+/// The descriptor on which a server started by the launcher hears what the egress proxy decides.
+pub const HEARING_FD: i32 = 4;
 
 /// The descriptor that a server started by the launcher finds its end of the control socket on.
 pub const CONTROL_FD: i32 = 3;

@@ -225,6 +225,13 @@ enum Write {
     Heard(SandboxId),
     Execution(SandboxId, Arc<dyn Source>),
     Audit(Deed, SystemTime),
+    /// Of a session, also of one that has ended meanwhile.
+    Of {
+        place: Arc<Place>,
+        what: &'static str,
+        detail: String,
+        at: SystemTime,
+    },
     Did {
         sandbox: SandboxId,
         subject: String,
@@ -319,6 +326,11 @@ impl Store {
     /// For the journal: somebody did something to a session that is known.
     pub fn did(&self, sandbox: SandboxId, subject: &str, what: &'static str, detail: String) {
         self.push(Write::Did { sandbox, subject: subject.to_owned(), what, detail, at: SystemTime::now() });
+    }
+
+    /// For the journal: a session's own programs did something. It may have ended meanwhile.
+    pub fn of(&self, place: &Arc<Place>, what: &'static str, detail: String, at: SystemTime) {
+        self.push(Write::Of { place: Arc::clone(place), what, detail, at });
     }
 
     /// A pool was applied, in the words of whoever keeps it, or removed. Who did so is said by [`Store::audit`].

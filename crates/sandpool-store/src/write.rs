@@ -191,6 +191,19 @@ fn apply(
             };
             append(change, head, record)?;
         }
+        Write::Of { place, what, detail, at } => {
+            let Place { pool, key, payer, sandbox, owner, .. } = &**place;
+            let record = Audited {
+                tenant: payer.to_string(),
+                subject: owner.clone(),
+                pool: pool.to_string(),
+                session: key.identifier.to_string(),
+                sandbox: chain::sandbox_text(*sandbox),
+                detail: detail.clone(),
+                ..Audited::new(what, *at)
+            };
+            append(change, head, record)?;
+        }
         Write::Did { sandbox, subject, what, detail, at } => {
             of_session(change, head, &sandbox.0, Some(subject), (what, detail, *at))?;
         }

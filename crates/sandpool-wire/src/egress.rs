@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! server  --(policies, as bytes)-->  launcher  --Attach (with listeners), Rule, Detach-->  egress proxy
+//! server  <--------------------------------- what was decided (Told) ---------------------------------'
 //! ```
 //!
 //! The launcher keeps policies with what else it remembers of a pool or a sandbox, and reads nothing of them: so they outlive the
@@ -73,6 +74,134 @@ pub enum FromEgress {
         /// Why they do not; then all is as it was.
         problem: Option<String>,
     },
+}
+
+/// The longest packet of [`Told`], in bytes.
+pub const MAX_TOLD: usize = 32 * 1024;
+
+/// The longest destination of a [`Decided`], in bytes: a host's name.
+pub const MAX_DESTINATION: usize = 253;
+
+/// The longest reason of a [`Decided`], in bytes; what is longer is cut.
+pub const MAX_REASON: usize = 200;
+
+/// Said by the proxy to the server, one packet each of [`MAX_TOLD`] bytes at most. Nobody answers, and nobody waits: where the server does
+/// not listen, it is not said, and counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Decisions that were not told before these.
+    pub missed: u64,
+    /// What was decided, in its order.
+    pub decided: Vec<Decided>,
+}
+
+/// What was decided about one connection, or one question for a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// Whose it was.
+    pub sandbox: [u8; 16],
+    /// The pool of that.
+    pub pool: String,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// How it came.
+    pub via: Via,
+    /// Where to: a name or an address; nothing when that could not be understood.
+    pub destination: Option<String>,
+    /// At which port.
+    pub port: Option<u16>,
+    /// What was decided.
+    pub decision: Decision,
+    /// Why it was not allowed, or how it ended.
+    pub reason: Option<String>,
+    /// Bytes from the sandbox.
+    pub sent: u64,
+    /// Bytes to it.
+    pub received: u64,
+}
+
+/// How somebody came to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// A question for a name.
+    Dns,
+    /// As if to a web server, at port 80.
+    Http,
+    /// As if to a web server, at port 443.
+    Tls,
+    /// As to an HTTP proxy.
+    Proxy,
+    /// As to an HTTP proxy, for a tunnel.
+    Connect,
+    /// As to a SOCKS proxy.
+    Socks,
+}
+
+impl Via {
+    /// Its word, as records and answers have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Http => "http",
+            Self::Tls => "tls",
+            Self::Proxy => "proxy",
+            Self::Connect => "connect",
+            Self::Socks => "socks",
+        }
+    }
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// It went through.
+    Allowed,
+    /// It did not, by the rules or their limits.
+    Refused,
+    /// It was allowed, and did not work.
+    Failed,
+}
+
+impl Decision {
+    /// Its word, as records and answers have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Told {
+    /// Decodes a packet. The proxy reads what sandboxes and strangers send, so nothing of it is taken on trust: names are printable and short,
+    /// and so are reasons.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() > MAX_TOLD {
+            return Err(format!("a packet of {} bytes is too long", bytes.len()));
+        }
+        let (told, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(|error| error.to_string())?;
+        let is_plain = |text: &str, most: usize| text.len() <= most && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_meant = |decided: &Decided| {
+            is_plain(&decided.pool, 63)
+                && decided.destination.as_deref().is_none_or(|destination| is_plain(destination, MAX_DESTINATION))
+                && decided
+                    .reason
+                    .as_deref()
+                    .is_none_or(|reason| reason.len() <= MAX_REASON && !reason.contains(char::is_control))
+        };
+        match rest.is_empty() && told.decided.iter().all(is_meant) {
+            true => Ok(told),
+            false => Err("it is not what a proxy says".to_owned()),
+        }
+    }
 }
 
 /// What one sandbox may reach, as [`Policy`]s that are encoded: what its pool allows, and of that what its session does.

@@ -14,10 +14,11 @@ pub(crate) fn run(records: &Path, limits: &EgressLimits) -> ExitCode {
     let serve = || {
         let control = sandpool_process::take_control()?;
         let counters = Counters::open(&inherited(sandpool_process::COUNTERS_FD)?)?;
+        let tells = inherited(sandpool_process::TELLING_FD)?;
         // Before there is a second thread, which would be outside of them.
         sandpool_process::confine_proxy(records)?;
         let runtime = crate::server::runtime()?;
-        runtime.block_on(sandpool_egress::serve::serve(control, counters, records, limits.to_limits()))
+        runtime.block_on(sandpool_egress::serve::serve(control, counters, Some(tells), records, limits.to_limits()))
     };
     let served = serve();
     match served {

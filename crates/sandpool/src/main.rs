@@ -10,7 +10,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use sandpool_telemetry::LogLayer;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::{Cli, Command, Global, LogFormat};
 use crate::client::Context;
@@ -39,9 +42,9 @@ pub(crate) static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(&cli);
+    let log = start_log(&cli);
     let json = cli.global.json;
-    match dispatch(cli) {
+    match dispatch(cli, &log) {
         Ok(code) => code,
         Err(failure) => {
             if json {
@@ -54,14 +57,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+fn dispatch(cli: Cli, log: &LogLayer) -> Result<ExitCode, Failure> {
     let Global { home, server, json, log_format } = cli.global;
     let home_asked = home.is_some();
     let context = Context { home: Home::find(home.as_deref())?, server, json };
     let code = match cli.command {
         Command::Up(up) => return commands::up::up(&context, &up, log_format),
         Command::Serve(serve) => return commands::up::serve(&context, &serve, home_asked, log_format),
-        Command::Server { plan } => return Ok(server::run(&context, &plan)),
+        Command::Server { plan } => return Ok(server::run(&context, &plan, log)),
         Command::Unpack => return Ok(unpack::run()),
         Command::Puller { images, user, parent } => return Ok(puller::run(&images, user, parent)),
         Command::Egress { records, limits } => return Ok(egress::run(&records, &limits)),
@@ -84,8 +87,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(code))
 }
 
-/// Logs to standard error: the server's life events, and of clients only what is wrong.
-fn start_log(cli: &Cli) {
+/// Logs to standard error: the server's life events, and of clients only what is wrong. What a server logs can be given to an exporter too.
+fn start_log(cli: &Cli) -> LogLayer {
     let is_server = matches!(
         cli.command,
         Command::Up(_) | Command::Serve(_) | Command::Server { .. } | Command::Egress { .. } | Command::Puller { .. }
@@ -94,9 +97,13 @@ fn start_log(cli: &Cli) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(by_default));
     // The library that speaks MCP logs what passes through it, which is users' code and its output.
     let filter = filter.add_directive("rmcp=off".parse().expect("it is a directive"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let told = LogLayer::default();
+    let all = tracing_subscriber::registry().with(filter);
+    let all = all.with(matches!(cli.command, Command::Server { .. }).then(|| told.clone()));
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match cli.global.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => all.with(log.json()).init(),
+        LogFormat::Text => all.with(log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init(),
     }
+    told
 }

@@ -12,6 +12,7 @@ use sandpool_http::{App, Listener};
 use sandpool_node::{Deed, Node, NodeConfig};
 use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
 use sandpool_process::ProcessDriver;
+use sandpool_telemetry::{Exporter, LogLayer};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,11 +91,11 @@ impl Plan {
 }
 
 /// Runs until the launcher, a signal or a failure ends it.
-pub(crate) fn run(context: &Context, plan: &Path) -> ExitCode {
+pub(crate) fn run(context: &Context, plan: &Path, log: &LogLayer) -> ExitCode {
     let served = Plan::read(plan).and_then(|plan| {
         let inherited = Inherited::take(&plan.settings)?;
         let runtime = runtime().map_err(|error| Failure::new("cannot start").because(error))?;
-        runtime.block_on(serve(context, plan, inherited))
+        runtime.block_on(serve(context, plan, inherited, log))
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,6 +125,7 @@ pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
 /// What the launcher's side opened for us, in the order of the descriptors.
 struct Inherited {
     control: OwnedFd,
+    hears: OwnedFd,
     plain: std::net::TcpListener,
     tls: Option<std::net::TcpListener>,
     /// The operator's certificate and key.
@@ -139,7 +141,8 @@ impl Inherited {
                 .advise("`__server` is started by the launcher only; use `sandpool up`")
         };
         let control = sandpool_process::take_control().map_err(|error| missing("the control socket", error))?;
-        let mut next = sandpool_process::CONTROL_FD;
+        let hears = sandpool_process::take_hearing().map_err(|error| missing("the egress proxy's socket", error))?;
+        let mut next = sandpool_process::HEARING_FD;
         let mut take = |what: &str| {
             next += 1;
             sandpool_sys::workload::inherited(next).map_err(|error| missing(what, error))
@@ -155,7 +158,7 @@ impl Inherited {
             }
             _ => None,
         };
-        Ok(Self { control, plain, tls, files })
+        Ok(Self { control, hears, plain, tls, files })
     }
 }
 
@@ -173,12 +176,17 @@ fn to_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<(), Failure> {
+async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLayer) -> Result<(), Failure> {
     let Plan { settings, of_file, images, record } = plan;
     let signal_failure = |error: io::Error| Failure::new("cannot hear signals").because(error);
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_failure)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_failure)?;
 
+    let exporter = settings.telemetry.to_config().map(Exporter::new).transpose();
+    let (exporter, workers) = exporter.map_err(|why| Failure::new("nothing can be exported").because(why))?.unzip();
+    if let Some(exporter) = &exporter {
+        log.connect(exporter);
+    }
     let state = context.home.state().join("sandpool.db");
     let store = sandpool_node::Store::open(&state).map_err(|error| Failure::new(error.to_string()))?;
     store.audit(Deed { what: "server.started", detail: env!("CARGO_PKG_VERSION").to_owned(), ..Deed::default() });
@@ -191,7 +199,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         listeners.push(Listener::Tls(tls, config));
     }
 
-    let driver = ProcessDriver::connect(inherited.control)
+    let driver = ProcessDriver::connect(inherited.control, inherited.hears)
         .await
         .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
     let mut pools = declared(&settings, &images, of_file)?;
@@ -221,7 +229,10 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         open_metrics: settings.metrics.open,
         version: env!("CARGO_PKG_VERSION"),
     };
-    let mut http = tokio::spawn(sandpool_http::serve(listeners, sandpool_http::router(app), stop.clone()));
+    let (router, counted) = sandpool_http::router_telling(app, exporter);
+    let mut http = tokio::spawn(sandpool_http::serve(listeners, router, stop.clone()));
+    let told = CancellationToken::new();
+    let telling = workers.map(|workers| tokio::spawn(workers.run(Box::new(move || counted.series()), told.clone())));
     info!(endpoint = record.endpoint, "listening");
 
     let mut announced = false;
@@ -247,6 +258,11 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
     // In order: take no more, let what runs end, destroy the sandboxes.
     stop.cancel();
     node.shutdown(GRACE).await;
+    told.cancel();
+    if let Some(telling) = telling {
+        // It has a limit of its own. A panic in it has been told.
+        let _ = telling.await;
+    }
     let ended = match ended_early {
         Some(ended) => ended,
         None => match tokio::time::timeout(Duration::from_secs(3), &mut http).await {

@@ -23,6 +23,7 @@ pub(crate) use self::tenants::TenantSettings;
 
 pub(crate) mod egress;
 pub(crate) mod secrets;
+pub(crate) mod telemetry;
 mod tenants;
 
 /// The largest settings file that is read, in bytes.
@@ -63,6 +64,9 @@ pub(crate) struct Settings {
     /// Who may read what is counted.
     #[serde(default)]
     pub(crate) metrics: MetricsSettings,
+    /// What is told to a collector.
+    #[serde(default)]
+    pub(crate) telemetry: telemetry::TelemetrySettings,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -206,6 +210,7 @@ impl Default for Settings {
             preview_host: default_preview_host(),
             egress_limits: egress::EgressLimits::default(),
             metrics: MetricsSettings::default(),
+            telemetry: telemetry::TelemetrySettings::default(),
             pools: default_pools(),
         }
     }
@@ -254,6 +259,7 @@ impl Settings {
         self.auth.check()?;
         tenants::check(&self.tenants, &self.auth)?;
         self.egress_limits.check().map_err(|(field, why)| value(format!("egressLimits.{field}"), why))?;
+        self.telemetry.check().map_err(|(field, why)| value(format!("telemetry.{field}"), why))?;
         let is_label = |label: &str| {
             (1..=63).contains(&label.len()) && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         };
@@ -282,12 +288,20 @@ impl Settings {
         self.images = Some(std::path::absolute(&images).unwrap_or(images));
     }
 
+    /// Fills in what follows from variables of the environment that everybody's programs know.
+    pub(crate) fn fill(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<(), SettingsError> {
+        self.telemetry.fill(variable).map_err(|(key, reason)| value(key, reason))
+    }
+
     /// The same, with secrets replaced by `***`.
     pub(crate) fn without_secrets(&self) -> Self {
         let mut shown = self.clone();
         let of_tenants = shown.tenants.iter_mut().flat_map(|tenant| &mut tenant.api_keys);
         for key in shown.auth.api_keys.iter_mut().chain(of_tenants) {
             key.sha256 = "***".into();
+        }
+        for header in shown.telemetry.headers.values_mut() {
+            *header = "***".into();
         }
         for spec in shown.pools.iter_mut().map(|pool| &mut pool.spec) {
             let of_servers = spec.servers.values_mut().flat_map(|server| &mut server.env);

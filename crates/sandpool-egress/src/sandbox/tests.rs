@@ -92,7 +92,7 @@ fn between(rules: wire::Policy, limits: Limits, client: impl FnOnce(Outside) + S
         servers();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (audit, writer) = audit::open(&path).unwrap();
+            let (audit, writer) = audit::open(&path, None).unwrap();
             let writer = tokio::spawn(writer.run());
             let sandbox = Sandbox::new(
                 "s",

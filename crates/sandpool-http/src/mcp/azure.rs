@@ -105,7 +105,19 @@ pub(crate) async fn answer(app: &App, pool: &str, headers: &HeaderMap, body: &mu
         "initialize" => Ok(initialized(asked.app, params)),
         "ping" => Ok(json!({})),
         "tools/list" => Ok(json!({ "tools": tools() })),
-        "tools/call" => call(&asked, params).await,
+        "tools/call" => {
+            let trace = sandpool_telemetry::current();
+            let name = params.get("name").and_then(Value::as_str).unwrap_or_default();
+            let name = NAMES.into_iter().find(|known| *known == name);
+            let meta = params.get("_meta").and_then(|meta| meta.get(crate::traced::TRACEPARENT));
+            let span = name.and_then(|name| crate::traced::tool(trace.as_ref(), meta, name));
+            let inside = span.as_ref().map(|span| span.trace().clone());
+            let outcome = sandpool_telemetry::scope(inside.or(trace), call(&asked, params)).await;
+            if let Some(span) = span {
+                span.end(outcome.is_err().then_some("toolFailed"));
+            }
+            outcome
+        }
         other => Err((NO_METHOD, format!("There is no method {:?} here.", shortened(other)))),
     };
     Ok(Json(told(id, outcome)).into_response())
@@ -192,6 +204,15 @@ struct Arguments {
     python_code: Option<String>,
     timeout_seconds: Option<f64>,
 }
+
+/// The tools' names.
+const NAMES: [&str; 5] = [
+    "launchShell",
+    "launchShellEnvironment",
+    "launchPythonEnvironment",
+    "runShellCommandInRemoteEnvironment",
+    "runPythonCodeInRemoteEnvironment",
+];
 
 /// What goes wrong in a tool.
 enum Failed {

@@ -126,8 +126,16 @@ async fn say(
                 Ok(entry) => entry,
                 Err(response) => return Ok(response),
             };
+            let tool = message::tool(&message);
             match entry.live.ask(message, takes.events).await {
-                Ok(call) => Ok(answer(call, takes).await),
+                Ok(call) => {
+                    if let Some(message::Tool { name, digest }) = tool {
+                        let detail = format!("server:{} tool:{name} sha256:{digest}", entry.server);
+                        let node = &hosted.app.node;
+                        node.did(&entry.pool, &entry.key, &asked.principal.subject, "tool.called", detail);
+                    }
+                    Ok(answer(call, takes).await)
+                }
                 Err(error) => not_passed(error, Some(&id)),
             }
         }

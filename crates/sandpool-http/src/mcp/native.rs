@@ -41,12 +41,14 @@ use rmcp::model::{
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use sandpool_node::NodeError;
+use sandpool_telemetry::{Trace, scope};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::app::App;
 use crate::auth::{API_KEY, AuthFailure, Principal, Scope};
 use crate::problem::Problem;
+use crate::traced;
 use entrance::Entrance;
 use place::Asker;
 
@@ -231,9 +233,17 @@ impl ServerHandler for Server {
             return Ok(Told::from(failure).into_result().into());
         }
         let arguments = Value::Object(request.arguments.unwrap_or_default());
-        let Some(outcome) = asked.call(&request.name, arguments).await else {
+        // What came with the request; what is current is not, since the SDK answers in a task of its own.
+        let trace = context.extensions.get::<Parts>().and_then(|parts| parts.extensions.get::<Trace>());
+        let name = TOOLS.iter().map(|tool| tool.name.as_ref()).find(|name| *name == request.name);
+        let span = name.and_then(|name| traced::tool(trace, context.meta.get(traced::TRACEPARENT), name));
+        let inside = span.as_ref().map(|span| span.trace().clone());
+        let Some(outcome) = scope(inside, asked.call(&request.name, arguments)).await else {
             return Err(ErrorData::invalid_params(format!("Unknown tool: {}", request.name), None));
         };
+        if let Some(span) = span {
+            span.end(outcome.is_err().then_some("toolFailed"));
+        }
         Ok(outcome.unwrap_or_else(|told| told.into_result().into()))
     }
 

@@ -4,15 +4,16 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use sandpool_node::{Event, ExecutionHandle, Sequenced};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::asked::Asked;
 use super::shown::{self, Text};
@@ -51,7 +52,33 @@ pub(super) fn stream(handle: &ExecutionHandle, after: u64, base64: bool) -> Resp
     let mut telling = Telling { after, base64, stdout: Text::default(), stderr: Text::default() };
     // Text goes on in the middle of a character only if the bytes before it are known.
     let events = handle.events(if base64 { after } else { 0 });
-    let told = events.flat_map(move |event| stream::iter(telling.tell(&event).into_iter().map(Ok::<_, Infallible>)));
+    streamed(events.flat_map(move |event| stream::iter(telling.tell(&event).into_iter().map(Ok::<_, Infallible>))))
+}
+
+/// Whether the client asked for a stream of events.
+pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let refused = parts.any(|part| part.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
+        kind.eq_ignore_ascii_case("text/event-stream") && !refused
+    })
+}
+
+/// A stream of what comes, each with its number.
+pub(super) fn told<T: 'static>(
+    name: &'static str,
+    what: impl Stream<Item = T> + Send + 'static,
+    shown: impl Fn(&T) -> (u64, Value) + Send + 'static,
+) -> Response {
+    streamed(what.map(move |one| {
+        let (id, data) = shown(&one);
+        Ok::<_, Infallible>(Sent::default().event(name).id(id.to_string()).data(data.to_string()))
+    }))
+}
+
+fn streamed(told: impl Stream<Item = Result<Sent, Infallible>> + Send + 'static) -> Response {
     let alive = KeepAlive::new().interval(HEARTBEAT).text("");
     // Proxies that gather answers would hold events back.
     let direct = [(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))];
@@ -162,5 +189,15 @@ mod tests {
         assert_eq!(told(&events, 5, false).await, "");
         let raw = told(&events, 3, true).await;
         assert_eq!(raw, format!("event: stdout\ndata: {{\"base64\":\"pP/D\"}}\nid: 4\n{end}"));
+    }
+
+    #[test]
+    fn events_are_sent_to_whoever_accepts_them() {
+        let wants = |value: &'static str| is_wanted(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(value))]));
+        assert!(wants("text/event-stream"));
+        assert!(wants("application/json;q=0.5, Text/Event-Stream;q=0.9"));
+        assert!(!wants("text/event-stream;q=0, */*"));
+        assert!(!wants("*/*"));
+        assert!(!is_wanted(&HeaderMap::new()));
     }
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{ACCEPT, LOCATION};
+use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use sandpool_core::ids::{Identifier, PoolName};
@@ -44,7 +44,7 @@ pub(super) async fn start(
     let digested = Digested::of(&request);
     let handle = app.node.execute(&pool, &key, request).await?;
     digested.accepted(&asked.principal, &handle);
-    let mut response = if wants_events(&headers) {
+    let mut response = if events::is_wanted(&headers) {
         handle.kept().await?;
         events::stream(&handle, after, base64)
     } else {
@@ -68,17 +68,6 @@ pub(super) async fn start(
 fn location(pool: &PoolName, identifier: &Identifier, handle: &ExecutionHandle) -> String {
     let session = percent_encoding::utf8_percent_encode(identifier.as_str(), crate::app::SEGMENT);
     format!("/pools/{pool}/sessions/{session}/executions/{}", handle.id())
-}
-
-/// Whether the client asked for a stream of events.
-fn wants_events(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let kind = parts.next().unwrap_or_default();
-        let refused = parts.any(|part| part.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
-        kind.eq_ignore_ascii_case("text/event-stream") && !refused
-    })
 }
 
 fn answer(pool: &PoolName, execution: &Execution, base64: bool) -> Response {
@@ -162,20 +151,4 @@ pub(super) async fn resize(State(app): State<App>, asked: Asked, body: Body) -> 
     let handle = app.node.execution(&pool, &key, &id).await?;
     handle.resize(rows, columns).await.map_err(|error| Problem::from(error).about("execution"))?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_are_sent_to_whoever_accepts_them() {
-        let wants =
-            |value: &'static str| wants_events(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(value))]));
-        assert!(wants("text/event-stream"));
-        assert!(wants("application/json;q=0.5, Text/Event-Stream;q=0.9"));
-        assert!(!wants("text/event-stream;q=0, */*"));
-        assert!(!wants("*/*"));
-        assert!(!wants_events(&HeaderMap::new()));
-    }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
-use super::shown::{instant, milliseconds};
+use super::shown::{instant, milliseconds, seconds};
 use super::{body, egress};
 use crate::app::App;
 use crate::auth::Role;
@@ -80,22 +80,17 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Val
     let mut body = shown(&session);
     body["usage"] = json!({
         "memoryBytes": usage.memory,
-        "memoryPeakBytes": usage.memory_peak,
+        "memoryPeakBytes": usage.memory_peak.unwrap_or(0),
         "pids": usage.pids,
-        "cpuSeconds": micro(usage.cpu_us),
-        "oomKills": usage.oom_kills,
+        "cpuSeconds": seconds(usage.cpu_us.unwrap_or(0)),
+        "oomKills": usage.oom_kills.unwrap_or(0),
         "storedBytes": usage.stored,
-        "sentBytes": usage.sent,
-        "receivedBytes": usage.received,
+        "sentBytes": usage.sent.unwrap_or(0),
+        "receivedBytes": usage.received.unwrap_or(0),
     });
     body["wall"] = json!(status.wall);
     body["weaker"] = json!(status.weaker);
     Ok(Json(body))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a processor time of 285 years is still exact")]
-fn micro(microseconds: u64) -> f64 {
-    microseconds as f64 / 1_000_000.0
 }
 
 /// What may be in the body that opens a session.

@@ -22,6 +22,12 @@ pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1_000_000.0).round() / 1_000.0
 }
 
+/// Seconds, of microseconds.
+#[expect(clippy::cast_precision_loss, reason = "285 years are still exact")]
+pub(super) fn seconds(microseconds: u64) -> f64 {
+    microseconds as f64 / 1_000_000.0
+}
+
 /// Text out of bytes that come in pieces, without ever cutting a character in half.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Text {

@@ -73,7 +73,7 @@ fn hosted() -> Value {
 
 pub(super) fn all() -> Value {
     let mut all = native();
-    for more in [azure(), identity(), hosted(), objects()] {
+    for more in [looks(), azure(), identity(), hosted(), objects()] {
         let (Value::Object(all), Value::Object(more)) = (&mut all, more) else { panic!("not schemas") };
         all.extend(more);
     }
@@ -128,6 +128,47 @@ fn objects() -> Value {
             "result": json!({ "type": "string", "enum": ["created", "changed", "unchanged"] }),
             "isDryRun": kind("boolean", "Nothing was done."),
             "object": to("PoolObject"),
+        })),
+    })
+}
+
+/// What is looked at while a session lives.
+fn looks() -> Value {
+    let bytes = |of: &str| kind("integer", &format!("Bytes {of}."));
+    json!({
+        "EgressDecisions": object("A page of decisions.", json!({
+            "decisions": list("EgressDecision"),
+            "next": or_null("integer", "If there is more: ask again with `after` set to this."),
+        })),
+        "EgressDecision": object("What was decided about a connection, which has ended, or about a question for a name.", json!({
+            "sequence": kind("integer", "Counts up; the id of the event."),
+            "time": instant("When."),
+            "host": or_null("string", "Where to: a name or an address; null when that could not be understood."),
+            "port": or_null("integer", "At which port."),
+            "via": json!({ "type": "string", "enum": ["dns", "http", "tls", "proxy", "connect", "socks"], "description": "How it came." }),
+            "decision": json!({ "type": "string", "enum": ["allowed", "refused", "failed"], "description": "`failed`: it was allowed, and did not work." }),
+            "reason": or_null("string", "Why it was not allowed, or how it ended."),
+            "sentBytes": bytes("from the session"),
+            "receivedBytes": bytes("to it"),
+        })),
+        "Samples": object("What a session used. Null is what its host does not tell.", json!({
+            "interval": kind("number", "Seconds from one sample to the next."),
+            "samples": list("Sample"),
+        })),
+        "Sample": object("What a session used at one moment. Null is what its host does not tell.", json!({
+            "sequence": kind("integer", "Counts up; the id of the event."),
+            "time": instant("When."),
+            "cpuSeconds": or_null("number", "Processor time so far."),
+            "throttledSeconds": or_null("number", "How long it was kept from the processor so far, because it had used its share."),
+            "memoryBytes": bytes("of memory"),
+            "memoryPeakBytes": or_null("integer", "Bytes of memory at most so far."),
+            "memoryPressure": or_null("number", "Of the last ten seconds, the share in which something in it waited for memory: 0 to 1."),
+            "oomKills": or_null("integer", "Processes that were killed for want of memory so far."),
+            "readBytes": or_null("integer", "Bytes read from disks so far."),
+            "writtenBytes": or_null("integer", "Bytes written to disks so far."),
+            "processes": kind("integer", "Processes and threads."),
+            "egressSentBytes": or_null("integer", "Bytes that went out of it so far; null where its pool reaches nothing."),
+            "egressReceivedBytes": or_null("integer", "Bytes that came into it so far."),
         })),
     })
 }

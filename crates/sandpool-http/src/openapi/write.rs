@@ -265,6 +265,24 @@ fn native() -> Vec<Operation> {
         with("delete", EGRESS, "widenEgress", "Gives back to a session all that its pool may reach")
             .nothing("It holds.")
             .refuses(&[404, 410, 503]),
+        with("get", "/pools/{pool}/sessions/{session}/egress/decisions", "listEgressDecisions", "What a session reached, and what it was refused")
+            .about("The last 256 decisions, oldest first. As server-sent events: those, and a `decision` for each that follows.")
+            .query("limit", number(1, 256), "At most this many; by default 256.")
+            .shared("After")
+            .shared("LastEventId")
+            .gives(200, "A page; or a stream.", "EgressDecisions")
+            .answers(200, "A page; or a stream.", "text/event-stream", text())
+            .refuses(&[404, 410, 503]),
+        with("get", "/pools/{pool}/sessions/{session}/samples", "getSamples", "What a session uses, second by second")
+            .about(
+                "Samples are taken from the first call on until a minute after the last, and those of the last five minutes are kept. As \
+                 server-sent events: those, and a `sample` for each that follows. It does not count as use.",
+            )
+            .shared("After")
+            .shared("LastEventId")
+            .gives(200, "The samples; or a stream.", "Samples")
+            .answers(200, "The samples; or a stream.", "text/event-stream", text())
+            .refuses(&[404, 410, 503]),
         with("get", EXECUTIONS, "listExecutions", "A session's executions, oldest first, without their output")
             .gives(200, "Those that are still known.", "Executions")
             .refuses(&[404, 410, 503]),

@@ -472,7 +472,7 @@ impl Launcher {
         let why = match live.kill_reason {
             _ if !said.is_empty() => Why::BootFailed(said),
             Some(why) => why,
-            None if live.group.usage().oom_kills > 0 => Why::OutOfMemory,
+            None if live.group.oom_kills() > Some(0) => Why::OutOfMemory,
             None => Why::Died(how(status.as_ref())),
         };
         let (pool, peak) = (live.pool, live.group.memory_peak());
@@ -486,8 +486,8 @@ impl Launcher {
         if live.activated
             && let Some(pool) = self.pools.get_mut(&pool)
         {
-            // One that nobody used tells nothing of those that are.
-            pool.expected.learn(peak);
+            // One that nobody used tells nothing of those that are, and neither does a kernel that does not tell.
+            peak.into_iter().for_each(|peak| pool.expected.learn(peak));
         }
         self.clear(live.slot, live.group);
         self.say(&FromLauncher::Gone { id, why }, None);

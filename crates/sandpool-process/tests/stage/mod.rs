@@ -302,11 +302,13 @@ fn egress(args: &[OsString]) -> Outcome<()> {
     let control = sandpool_process::take_control()?;
     let counters = sandpool_sys::workload::inherited(sandpool_process::COUNTERS_FD)?;
     let counters = sandpool_sys::counters::Counters::open(&counters)?;
+    let tells = sandpool_sys::workload::inherited(sandpool_process::TELLING_FD)?;
     sandpool_process::confine_proxy(&records)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(sandpool_egress::serve::serve(
         control,
         counters,
+        Some(tells),
         &records,
         sandpool_egress::sandbox::Limits::default(),
     ))?)
@@ -324,7 +326,8 @@ fn server<F: Future<Output = Outcome<()>>>(args: &[OsString], tests: impl FnOnce
     }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let driver = ProcessDriver::connect(sandpool_process::take_control()?).await?;
+        let driver =
+            ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?).await?;
         tests(Stage { driver, images, post, began: Instant::now(), passed: 0, failed: 0 }).await
     })
 }

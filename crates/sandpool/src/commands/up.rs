@@ -76,6 +76,7 @@ pub(crate) fn up(context: &Context, up: &Up, log_format: LogFormat) -> Result<Ex
         }
     }
     settings.resolve(&context.home, up.images.as_deref());
+    settings.fill(|name| std::env::var(name).ok()).map_err(|error| config::unusable(&error))?;
     settings.check().map_err(|error| config::unusable(&error))?;
     let (home, json) = (context.home.clone(), context.json);
     start(&Start { settings, home, of_file: false, detach: up.detach, json, log_format })
@@ -97,6 +98,7 @@ pub(crate) fn serve(
         settings.listen = listen;
     }
     settings.resolve(&home, serve.images.as_deref());
+    settings.fill(|name| std::env::var(name).ok()).map_err(|error| config::unusable(&error))?;
     settings.check().map_err(|error| config::unusable(&error))?;
     let json = context.json;
     start(&Start { settings, home, of_file: true, detach: serve.detach, json, log_format })

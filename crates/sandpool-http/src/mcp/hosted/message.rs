@@ -4,9 +4,13 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 /// Bytes of an id or a progress token.
 const MAX_ID: usize = 256;
+
+/// Characters of a tool's name in the journal.
+const MAX_TOOL: usize = 128;
 
 /// Takes a request back.
 const CANCELLED: &str = "notifications/cancelled";
@@ -87,6 +91,39 @@ struct Params<'a> {
 struct Meta<'a> {
     #[serde(borrow, default)]
     progress_token: Option<&'a RawValue>,
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tool {
+    /// Its name, printable and cut where it is long.
+    pub(super) name: String,
+    /// SHA-256 of its arguments as they came, in hexadecimal digits; of nothing where there are none.
+    pub(super) digest: String,
+}
+
+/// What is asked of a tool, for the journal.
+pub(super) fn tool(message: &Message) -> Option<Tool> {
+    #[derive(Deserialize)]
+    struct Call<'a> {
+        #[serde(borrow)]
+        params: Asked<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Asked<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+        #[serde(borrow, default)]
+        arguments: Option<&'a RawValue>,
+    }
+    if !matches!(&message.kind, Kind::Request { method, .. } if method == "tools/call") {
+        return None;
+    }
+    let Call { params } = serde_json::from_str(&message.line).ok()?;
+    let plain = |one: char| if one.is_control() || one.is_whitespace() { '?' } else { one };
+    let name = params.name.chars().take(MAX_TOOL).map(plain).collect();
+    let digest = hex::encode(Sha256::digest(params.arguments.map_or("", RawValue::get)));
+    Some(Tool { name, digest })
 }
 
 /// What is there, be it null.
@@ -170,6 +207,23 @@ pub(super) fn error(id: Option<&Id>, code: i32, message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_call_of_a_tool_is_told_by_its_name_and_a_digest() {
+        let of = |params: &str| {
+            let line = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
+            tool(&parse(&line).unwrap())
+        };
+        let digest = hex::encode(Sha256::digest(r#"{"path": "/secret"}"#));
+        let read = Tool { name: "read_file".to_owned(), digest };
+        assert_eq!(of(r#"{"name":"read_file","arguments":{"path": "/secret"}}"#), Some(read));
+        let odd = of(r#"{"name":"a\nsession.deleted"}"#).unwrap();
+        assert_eq!((odd.name.as_str(), odd.digest), ("a?session.deleted", hex::encode(Sha256::digest(""))));
+        assert_eq!(of(&format!(r#"{{"name":"{}"}}"#, "n".repeat(1_000))).unwrap().name.len(), MAX_TOOL);
+        assert_eq!(of("[]"), None);
+        let other = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"name":"x"}}"#;
+        assert_eq!(tool(&parse(other).unwrap()), None);
+    }
+
     use super::*;
     use proptest::prelude::*;
 
