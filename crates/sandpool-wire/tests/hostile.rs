@@ -3,6 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sandpool_wire::agent::{Answer, Call, Event, Finished, FromAgent, Outcome, Refusal, Rich, Runtime, ToAgent};
+use sandpool_wire::terminal::News;
 use sandpool_wire::frame::{self, FrameError, HEADER, MAX_FRAME};
 
 fn rich() -> impl Strategy<Value = Rich> {
@@ -33,6 +34,9 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
             .prop_map(|(request, why)| { FromAgent::Reply { request, result: Err(Refusal::Failed(why)) } }),
         (any::<u32>(), vec(any::<u8>(), 0..500), any::<u64>()).prop_map(|(request, data, size)| {
             FromAgent::Reply { request, result: Ok(Answer::Data { data, size }) }
+        }),
+        (any::<[u8; 16]>(), any::<u64>(), vec(any::<u8>(), 0..500)).prop_map(|(exec, offset, data)| {
+            FromAgent::Terminal { exec, news: News::Output { offset, data } }
         }),
     ]
 }
