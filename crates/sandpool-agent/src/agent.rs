@@ -270,7 +270,14 @@ impl Agent {
         let logs = self.logs.iter().filter_map(Log::due);
         let container = self.container.as_ref().and_then(Container::wakes);
         let terminals = self.terminals.iter().filter_map(Terminal::wakes);
-        programs.chain(terminals).chain(interpreter).chain(container).chain(logs).chain(self.hold_until).chain(self.turn.wakes()).min()
+        programs
+            .chain(terminals)
+            .chain(interpreter)
+            .chain(container)
+            .chain(logs)
+            .chain(self.hold_until)
+            .chain(self.turn.wakes())
+            .min()
     }
 
     /// A descriptor is ready. `false` when there is nothing left to serve.
@@ -504,6 +511,9 @@ impl Agent {
         if let Some(mut kept) = kept(&mut self.logs, &mut self.terminals, exec) {
             program.drain(|channel, bytes| kept.output(channel, bytes, now));
             kept.finish(outcome, now.duration_since(program.began));
+        }
+        if let Some(at) = self.terminals.iter().position(|terminal| terminal.seen.exec == exec && terminal.is_leaving) {
+            self.forget_terminal(None, at);
         }
         // A terminal is closed with its program, which hangs up whoever is left on it.
         if !program.is_terminal {

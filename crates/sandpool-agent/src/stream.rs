@@ -206,8 +206,9 @@ impl Stream {
             }
         }
         // One that has ended and been sent as a whole, or is no longer kept, is followed no more.
-        self.followed
-            .retain(|(exec, position)| sources.log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.end()));
+        self.followed.retain(|(exec, position)| {
+            sources.log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.end())
+        });
         for watch in &mut self.watched {
             if self.stage.len() >= STAGE {
                 break;
@@ -261,7 +262,10 @@ mod tests {
         log.output(crate::log::Channel::Stdout, b"x", Instant::now());
         log.finish(Outcome::Succeeded, Duration::ZERO, false);
         stream.send(Sources { logs: std::slice::from_ref(&log), terminals: &[] }).unwrap();
-        assert!(!stream.wants_output(Sources { logs: std::slice::from_ref(&log), terminals: &[] }) && stream.followed.is_empty());
+        assert!(
+            !stream.wants_output(Sources { logs: std::slice::from_ref(&log), terminals: &[] })
+                && stream.followed.is_empty()
+        );
         drop(stream);
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut &ours, &mut bytes).unwrap();
@@ -281,7 +285,10 @@ mod tests {
             log.output(crate::log::Channel::Stdout, &[0; 60_000], now);
             stream.send(Sources { logs: std::slice::from_ref(&log), terminals: &[] }).unwrap();
         }
-        assert!(stream.wants_output(Sources { logs: std::slice::from_ref(&log), terminals: &[] }) && stream.stage.len() < 4 * STAGE);
+        assert!(
+            stream.wants_output(Sources { logs: std::slice::from_ref(&log), terminals: &[] })
+                && stream.stage.len() < 4 * STAGE
+        );
     }
 
     #[test]

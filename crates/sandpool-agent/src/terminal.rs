@@ -35,6 +35,8 @@ pub struct Terminal {
     pub seen: terminal::Terminal,
     /// How it ended.
     pub finished: Option<Finished>,
+    /// It was hung up: nobody finds it any more, and it is forgotten when it has ended.
+    pub is_leaving: bool,
     ring: Ring,
     pace: Pace,
 }
@@ -75,7 +77,7 @@ impl Terminal {
             outcome: None,
             attached: 0,
         };
-        Self { seen, finished: None, ring: Ring::new(SCROLLBACK), pace: Pace::Reads }
+        Self { seen, finished: None, is_leaving: false, ring: Ring::new(SCROLLBACK), pace: Pace::Reads }
     }
 
     /// Its program wrote this.
@@ -232,7 +234,8 @@ mod tests {
         terminal.output(b"the end");
         let news = told(&terminal, &mut watch);
         assert!(matches!(&news[0], News::Output { offset: 7, data } if data.len() == PIECE));
-        let bytes: usize = news.iter().map(|news| if let News::Output { data, .. } = news { data.len() } else { 0 }).sum();
+        let bytes: usize =
+            news.iter().map(|news| if let News::Output { data, .. } = news { data.len() } else { 0 }).sum();
         assert_eq!(bytes, SCROLLBACK);
     }
 
@@ -269,7 +272,8 @@ mod tests {
             check(&Attach { name: "a".to_owned(), only: None, size: None, make, after: 0 })
         };
         assert_eq!((make(&[], "xterm"), make(&["vi", ""], "xterm")), (Ok(()), Ok(())));
-        for (argv, term) in [(&[""][..], "x"), (&["a\0"], "x"), (&["a"], ""), (&["a"], "a b"), (&[&"x".repeat(MAX_ARGV)], "x")]
+        for (argv, term) in
+            [(&[""][..], "x"), (&["a\0"], "x"), (&["a"], ""), (&["a"], "a b"), (&[&"x".repeat(MAX_ARGV)], "x")]
         {
             assert!(matches!(make(argv, term), Err(Refusal::Invalid(_))), "{term}");
         }

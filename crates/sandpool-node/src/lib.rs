@@ -19,6 +19,7 @@ mod record;
 mod service;
 mod session;
 mod tenants;
+mod terminals;
 
 pub use api::*;
 pub use by_name::ByName;
@@ -28,3 +29,7 @@ pub use ports::Connection;
 pub use sandpool_store::{Audited, Deed, Store, StoreError, chain, trail};
 pub use sandpool_wire::agent::without_words;
 pub use service::{Awaited, ServiceEvent, ServiceInput, ServiceOutput};
+pub use terminals::{
+    NewTerminal, Signal, TerminalEvent, TerminalInfo, TerminalInput, TerminalOutput, TerminalRequest, TerminalSize,
+    TerminalView,
+};

@@ -83,7 +83,7 @@ impl Shared {
                         self.reason.set(reason.chars().filter(|c| !c.is_control() || *c == '\n').take(1_000).collect());
                     return Err(io::ErrorKind::InvalidData.into());
                 }
-                FromAgent::Hello { .. } => return Err(io::ErrorKind::InvalidData.into()),
+                FromAgent::Hello { .. } | FromAgent::Terminal { .. } => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
     }

@@ -49,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) activity: Activity,
     /// Its agent has said something since it was given away.
     pub(crate) is_heard: AtomicBool,
+    /// How many look at its terminals.
+    pub(crate) looking: AtomicUsize,
     charged: Mutex<Charged>,
     queue: Mutex<Queue>,
 }
@@ -178,6 +180,7 @@ impl Session {
             link,
             activity,
             is_heard: AtomicBool::new(false),
+            looking: AtomicUsize::new(0),
             charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }

@@ -204,7 +204,7 @@ pub enum Call {
     /// The terminals the agent knows, oldest first. Reply: [`Answer::Terminals`].
     Terminals,
     /// Hangs a terminal up: SIGHUP to its program and to the one in its foreground; SIGKILL to all that it started after 2 s, and once its
-    /// program has ended. One that has ended is forgotten. Reply: [`Answer::Done`], or [`Refusal::NotFound`].
+    /// program has ended. Nobody finds it from now on. Reply: [`Answer::Done`], or [`Refusal::NotFound`].
     HangUp {
         /// Its name.
         name: String,

@@ -50,7 +50,7 @@ impl Agent {
     }
 
     fn named(&self, name: &str) -> Option<usize> {
-        self.terminals.iter().position(|terminal| terminal.seen.name == name)
+        self.terminals.iter().position(|terminal| terminal.seen.name == name && !terminal.is_leaving)
     }
 
     /// Makes a terminal, the last of all. One of its name that has ended, or the oldest that has, goes for it.
@@ -62,10 +62,10 @@ impl Agent {
         size: Option<Size>,
     ) -> Result<(), Refusal> {
         if let Some(before) = self.named(&name) {
-            self.forget_terminal(stream, before);
+            self.forget_terminal(Some(stream), before);
         } else if self.terminals.len() >= TERMINALS {
             match self.terminals.iter().position(|terminal| terminal.finished.is_some()) {
-                Some(oldest) => self.forget_terminal(stream, oldest),
+                Some(oldest) => self.forget_terminal(Some(stream), oldest),
                 None => return Err(Refusal::Full(u32::try_from(TERMINALS).unwrap_or(u32::MAX))),
             }
         }
@@ -87,15 +87,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Forgets a terminal that has ended; who has not heard of its end hears of it now.
-    fn forget_terminal(&mut self, stream: &mut Stream, at: usize) {
+    /// Forgets a terminal that has ended; who has not heard of its end hears of it now. `stream` is not among the others while it asks.
+    pub(super) fn forget_terminal(&mut self, stream: Option<&mut Stream>, at: usize) {
         let terminal = self.terminals.remove(at);
-        for stream in self.streams.values_mut().chain([stream]) {
+        for stream in self.streams.values_mut().chain(stream) {
             stream.forget(&terminal);
         }
     }
 
-    /// A terminal, as it is told. `stream` is not among the others while it asks.
+    /// A terminal, as it is told.
     fn seen(&self, stream: &Stream, terminal: &Terminal) -> terminal::Terminal {
         let streams = self.streams.values().chain([stream]);
         let attached = streams.filter(|stream| stream.watches(terminal.seen.exec).is_some()).count();
@@ -103,10 +103,11 @@ impl Agent {
     }
 
     pub(super) fn known_terminals(&self, stream: &Stream) -> Answer {
-        Answer::Terminals(self.terminals.iter().map(|terminal| self.seen(stream, terminal)).collect())
+        let known = self.terminals.iter().filter(|terminal| !terminal.is_leaving);
+        Answer::Terminals(known.map(|terminal| self.seen(stream, terminal)).collect())
     }
 
-    /// Ends a terminal; forgets one that has ended.
+    /// Ends a terminal, and forgets it.
     pub(super) fn hang_up(&mut self, stream: &mut Stream, name: &str) -> Result<Answer, Refusal> {
         let at = self.named(name).ok_or(Refusal::NotFound)?;
         let now = Instant::now();
@@ -114,8 +115,9 @@ impl Agent {
             Some(program) => {
                 program.ending.hang_up(now);
                 program.tick(now);
+                self.terminals[at].is_leaving = true;
             }
-            None => self.forget_terminal(stream, at),
+            None => self.forget_terminal(Some(stream), at),
         }
         Ok(Answer::Done)
     }
