@@ -7,6 +7,7 @@
 //! ```
 
 mod calls;
+mod terminals;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -29,7 +30,8 @@ use crate::login::Login;
 use crate::pipe::{self, Got, WAITING};
 use crate::port;
 use crate::program::{Ending, Program};
-use crate::stream::{Closed, Stream};
+use crate::stream::{Closed, Sources, Stream};
+use crate::terminal::Terminal;
 use crate::turn::Turn;
 use crate::zygote::Zygote;
 
@@ -91,6 +93,8 @@ pub struct Agent {
     programs: BTreeMap<ExecKey, Program>,
     /// In the order in which they were started.
     logs: Vec<Log>,
+    /// In the order in which they were made.
+    terminals: Vec<Terminal>,
     streams: BTreeMap<u64, Stream>,
     leftovers: BTreeMap<u64, OwnedFd>,
     /// Until when streams are sent nothing, because a run has just begun. See [`HOLD`].
@@ -153,6 +157,7 @@ impl Agent {
             version: String::new(),
             programs: BTreeMap::new(),
             logs: Vec::new(),
+            terminals: Vec::new(),
             streams: BTreeMap::new(),
             leftovers: BTreeMap::new(),
             hold_until: None,
@@ -220,16 +225,14 @@ impl Agent {
 
     /// Everything to wait for. What a child wrote comes before the news that it has ended.
     fn descriptors(&mut self) -> Vec<(Owner, BorrowedFd<'_>, PollFlags)> {
-        let Self { interpreter, container, programs, logs, streams, leftovers, .. } = self;
+        let Self { interpreter, container, programs, logs, terminals, streams, leftovers, .. } = self;
+        let sources = Sources { logs, terminals };
         let is_holding = self.hold_until.is_some();
         let mut all = vec![(Owner::Control, self.control.as_fd(), PollFlags::IN)];
         for (id, stream) in streams {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, stream.wants_input());
-            flags.set(
-                PollFlags::OUT,
-                !is_holding && stream.wants_output(|exec| logs.iter().find(|log| log.exec() == exec)),
-            );
+            flags.set(PollFlags::OUT, !is_holding && stream.wants_output(sources));
             all.push((Owner::Stream(*id), stream.fd.as_fd(), flags));
         }
         for (end, fd) in interpreter.iter().flat_map(Interpreter::descriptors) {
@@ -244,7 +247,9 @@ impl Agent {
             if let Some(sink) = program.stdin.as_ref().filter(|sink| !sink.is_empty()) {
                 all.push((Owner::Program(*exec, ProgramEnd::Stdin), sink.fd(), PollFlags::OUT));
             }
-            let has_room = !program.is_service || logs.iter().find(|log| log.exec() == *exec).is_none_or(Log::has_room);
+            let terminal = program.is_terminal.then(|| terminals.iter().find(|one| one.seen.exec == *exec)).flatten();
+            let has_room = terminal.is_none_or(Terminal::has_room)
+                && (!program.is_service || logs.iter().find(|log| log.exec() == *exec).is_none_or(Log::has_room));
             for (end, fd) in [(ProgramEnd::Stdout, &program.stdout), (ProgramEnd::Stderr, &program.stderr)] {
                 if let Some(fd) = fd.as_ref().filter(|_| has_room) {
                     all.push((Owner::Program(*exec, end), fd.as_fd(), PollFlags::IN));
@@ -264,7 +269,15 @@ impl Agent {
         let interpreter = self.interpreter.iter().filter_map(Interpreter::wakes);
         let logs = self.logs.iter().filter_map(Log::due);
         let container = self.container.as_ref().and_then(Container::wakes);
-        programs.chain(interpreter).chain(container).chain(logs).chain(self.hold_until).chain(self.turn.wakes()).min()
+        let terminals = self.terminals.iter().filter_map(Terminal::wakes);
+        programs
+            .chain(terminals)
+            .chain(interpreter)
+            .chain(container)
+            .chain(logs)
+            .chain(self.hold_until)
+            .chain(self.turn.wakes())
+            .min()
     }
 
     /// A descriptor is ready. `false` when there is nothing left to serve.
@@ -372,13 +385,17 @@ impl Agent {
                 }
                 break;
             }
-            let logs = &self.logs;
-            self.streams
-                .retain(|_, stream| stream.send(|exec| logs.iter().find(|log| log.exec() == exec)) != Err(Closed));
+            let sources = Sources { logs: &self.logs, terminals: &self.terminals };
+            self.streams.retain(|_, stream| stream.send(sources) != Err(Closed));
             self.let_go();
             if !was_asked {
                 break;
             }
+        }
+        let now = Instant::now();
+        for terminal in self.terminals.iter_mut().filter(|terminal| terminal.finished.is_none()) {
+            let exec = terminal.seen.exec;
+            terminal.look(self.streams.values().filter_map(|stream| stream.watches(exec)).max(), now);
         }
     }
 
@@ -459,8 +476,8 @@ impl Agent {
             }
             let found = self.programs.iter_mut().find(|(_, program)| program.pid == pid && program.exited.is_none());
             let Some((exec, program)) = found.map(|(exec, program)| (*exec, program)) else { continue };
-            if let Some(log) = crate::log::find(&mut self.logs, exec) {
-                program.drain(log, now);
+            if let Some(mut kept) = kept(&mut self.logs, &mut self.terminals, exec) {
+                program.drain(|channel, bytes| kept.output(channel, bytes, now));
             }
             program.exit(exit_code(status), now);
             if let Some(outcome) = program.done(now) {
@@ -479,8 +496,8 @@ impl Agent {
         let mut output = Vec::new();
         match fd.as_ref().map(|fd| pipe::read(fd, &mut output)) {
             Some(Got::Bytes(_)) => {
-                if let Some(log) = crate::log::find(&mut self.logs, exec) {
-                    log.output(channel, &output, now);
+                if let Some(mut kept) = kept(&mut self.logs, &mut self.terminals, exec) {
+                    kept.output(channel, &output, now);
                 }
             }
             Some(Got::End) => *fd = None,
@@ -493,9 +510,12 @@ impl Agent {
 
     fn end_program(&mut self, exec: ExecKey, outcome: Outcome, now: Instant) {
         let Some(mut program) = self.programs.remove(&exec) else { return };
-        if let Some(log) = crate::log::find(&mut self.logs, exec) {
-            program.drain(log, now);
-            log.finish(outcome, now.duration_since(program.began), false);
+        if let Some(mut kept) = kept(&mut self.logs, &mut self.terminals, exec) {
+            program.drain(|channel, bytes| kept.output(channel, bytes, now));
+            kept.finish(outcome, now.duration_since(program.began));
+        }
+        if let Some(at) = self.terminals.iter().position(|terminal| terminal.seen.exec == exec && terminal.is_leaving) {
+            self.forget_terminal(None, at);
         }
         // A terminal is closed with its program, which hangs up whoever is left on it.
         if !program.is_terminal {
@@ -622,6 +642,33 @@ impl Agent {
                 count -= 1;
                 bytes -= self.logs.remove(index).size();
             }
+        }
+    }
+}
+
+/// What is kept of what a program writes.
+enum Kept<'a> {
+    Log(&'a mut Log),
+    Terminal(&'a mut Terminal),
+}
+
+fn kept<'a>(logs: &'a mut [Log], terminals: &'a mut [Terminal], exec: ExecKey) -> Option<Kept<'a>> {
+    let terminal = terminals.iter_mut().find(|terminal| terminal.seen.exec == exec).map(Kept::Terminal);
+    terminal.or_else(|| crate::log::find(logs, exec).map(Kept::Log))
+}
+
+impl Kept<'_> {
+    fn output(&mut self, channel: Channel, bytes: &[u8], now: Instant) {
+        match self {
+            Self::Log(log) => log.output(channel, bytes, now),
+            Self::Terminal(terminal) => terminal.output(bytes),
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome, duration: Duration) {
+        match self {
+            Self::Log(log) => log.finish(outcome, duration, false),
+            Self::Terminal(terminal) => terminal.finish(outcome, duration),
         }
     }
 }

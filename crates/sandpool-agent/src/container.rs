@@ -11,7 +11,6 @@
 //! A sandbox is ready when its program listens. Whoever wants a connection while it starts waits for it here; whoever wants one while its
 //! readiness probe fails hears so at once.
 
-use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,6 +23,7 @@ use sandpool_wire::agent::{Answer, LAST_WORDS_ARE, MAX_CHUNK, Main, Probe, Refus
 use crate::environment::Environment;
 use crate::pipe::{self, Got};
 use crate::probe::{Prober, Verdict};
+use crate::ring::Ring;
 use crate::{port, procs};
 
 /// Bytes of output that are kept: the last ones.
@@ -39,12 +39,12 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 const WAITING: usize = 256;
 
 /// What a container's image and pool say, and how its program is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Container {
     main: Option<Main>,
     identity: Option<Identity>,
     state: State,
-    output: Output,
+    output: Ring,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     waiting: Vec<OwnedFd>,
@@ -54,9 +54,8 @@ pub struct Container {
     is_ready: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum State {
-    #[default]
     Idle,
     Starting(i32, Start),
     Listening(i32),
@@ -95,37 +94,20 @@ pub enum End {
     Probe,
 }
 
-/// The last bytes of what it has written.
-#[derive(Debug, Default)]
-struct Output {
-    bytes: VecDeque<u8>,
-    /// How many there were before these.
-    dropped: u64,
-}
-
-impl Output {
-    fn add(&mut self, bytes: &[u8]) {
-        let bytes = match bytes.len().checked_sub(KEPT) {
-            Some(over) => {
-                self.dropped += over as u64;
-                &bytes[over..]
-            }
-            None => bytes,
-        };
-        let over = (self.bytes.len() + bytes.len()).saturating_sub(KEPT);
-        self.dropped += over as u64;
-        self.bytes.drain(..over);
-        self.bytes.extend(bytes);
-    }
-
-    fn end(&self) -> u64 {
-        self.dropped + self.bytes.len() as u64
-    }
-
-    /// The bytes from this one on, or from the first that is still there.
-    fn from(&self, offset: u64, most: usize) -> Vec<u8> {
-        let skip = usize::try_from(offset.saturating_sub(self.dropped)).unwrap_or(usize::MAX);
-        self.bytes.iter().skip(skip).take(most).copied().collect()
+impl Default for Container {
+    fn default() -> Self {
+        Self {
+            main: None,
+            identity: None,
+            state: State::Idle,
+            output: Ring::new(KEPT),
+            stdout: None,
+            stderr: None,
+            waiting: Vec::new(),
+            liveness: None,
+            readiness: None,
+            is_ready: false,
+        }
     }
 }
 
@@ -292,7 +274,7 @@ impl Container {
     /// What it wrote from this byte on.
     pub fn logs(&self, offset: u64, length: u32) -> Answer {
         let most = usize::try_from(length).unwrap_or(MAX_CHUNK).min(MAX_CHUNK);
-        Answer::Logs { data: self.output.from(offset, most), first: self.output.dropped, end: self.output.end() }
+        Answer::Logs { data: self.output.from(offset, most), first: self.output.first(), end: self.output.end() }
     }
 
     /// Its output, and what is asked of it.
@@ -498,20 +480,6 @@ fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn output_is_kept_from_its_end() {
-        let mut output = Output::default();
-        output.add(b"one\n");
-        assert_eq!((output.from(0, 100), output.end()), (b"one\n".to_vec(), 4));
-        output.add(&vec![b'x'; KEPT]);
-        assert_eq!((output.dropped, output.end()), (4, 4 + KEPT as u64));
-        assert_eq!(output.from(0, 3), b"xxx");
-        output.add(&vec![b'y'; KEPT + 7]);
-        assert_eq!(output.dropped, 4 + KEPT as u64 + 7);
-        assert_eq!(output.from(output.end() - 2, 100), b"yy");
-        assert_eq!(output.from(u64::MAX, 100), b"");
-    }
 
     #[test]
     fn users_are_found_as_images_name_them() {

@@ -3,6 +3,7 @@
 //! ```text
 //! running --its process ended--> lingering --its output ended, or a moment passed--> done
 //!    |  time is up, or Kill: all that it started is ended by SIGKILL
+//!    |  Hang up: SIGHUP to its group and to the one in the foreground; SIGKILL to all after 2 s, and once its process has ended
 //!    +- Interrupt: SIGINT to its group; SIGTERM after 2 s; SIGKILL to all after 5 s more, and once its process has ended
 //! ```
 
@@ -13,12 +14,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Signal};
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{InputModes, OptionalActions, Winsize};
 use sandpool_sys::workload::{Identity, Workload};
 use sandpool_wire::agent::{Outcome, Stdin, Stop, Work};
 
 use crate::environment::{Environment, has_bash, shell};
-use crate::log::{Channel, Log};
+use crate::log::Channel;
 use crate::login::Login;
 use crate::pipe::{self, Sink};
 use crate::procs::{self, Belonging, MARKER};
@@ -65,6 +66,7 @@ impl Ending {
         *self = Self::Cancelled(match signal {
             Signal::INT => Some((now + TERMINATE_AFTER, Signal::TERM)),
             Signal::TERM => Some((now + KILL_AFTER, Signal::KILL)),
+            Signal::HUP => Some((now + TERMINATE_AFTER, Signal::KILL)),
             _ => None,
         });
         Some(signal)
@@ -82,6 +84,13 @@ impl Ending {
             (Self::TimedOut, _) | (Self::Cancelled(_), Stop::Interrupt) => {}
             (Self::No, Stop::Interrupt) => *self = Self::Cancelled(Some((now, Signal::INT))),
             (_, Stop::Kill) => *self = Self::Cancelled(Some((now, Signal::KILL))),
+        }
+    }
+
+    /// Its terminal is hung up, unless it is being ended already.
+    pub fn hang_up(&mut self, now: Instant) {
+        if *self == Self::No {
+            *self = Self::Cancelled(Some((now, Signal::HUP)));
         }
     }
 }
@@ -243,19 +252,43 @@ impl Program {
         match self.ending.due(now) {
             Some(Signal::KILL) => procs::kill(&self.belonging),
             Some(signal) => {
-                if let Some(pid) = Pid::from_raw(self.pid) {
-                    let _ = rustix::process::kill_process_group(pid, signal);
+                let own = Pid::from_raw(self.pid);
+                let mut groups = vec![own];
+                if signal == Signal::HUP {
+                    groups.push(self.foreground().filter(|group| Some(*group) != own));
+                }
+                for group in groups.into_iter().flatten() {
+                    // One that has ended in the meantime is no error. Who is stopped hears of nothing until it goes on.
+                    let _ = rustix::process::kill_process_group(group, signal);
+                    if signal == Signal::HUP {
+                        let _ = rustix::process::kill_process_group(group, Signal::CONT);
+                    }
                 }
             }
             None => {}
         }
     }
 
+    /// The group of processes in the foreground of its terminal.
+    fn foreground(&self) -> Option<Pid> {
+        let terminal = self.stdout.as_ref().filter(|_| self.is_terminal)?;
+        rustix::termios::tcgetpgrp(terminal).ok()
+    }
+
+    /// Sends a signal to what is in the foreground of its terminal: its own group where nothing else is.
+    pub fn signal(&self, signal: Signal) {
+        if self.exited.is_none()
+            && let Some(group) = self.foreground().or_else(|| Pid::from_raw(self.pid))
+        {
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
+    }
+
     /// Takes the output that is there now.
-    pub fn drain(&self, log: &mut Log, now: Instant) {
+    pub fn drain(&self, mut take: impl FnMut(Channel, &[u8])) {
         for (fd, channel) in [(&self.stdout, Channel::Stdout), (&self.stderr, Channel::Stderr)] {
             if let Some(fd) = fd {
-                pipe::read_present(fd, |bytes| log.output(channel, bytes, now));
+                pipe::read_present(fd, |bytes| take(channel, bytes));
             }
         }
     }
@@ -345,6 +378,10 @@ fn terminal((rows, columns): (u16, u16)) -> std::io::Result<(OwnedFd, OwnedFd)> 
     rustix::pty::unlockpt(&ours)?;
     let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
     rustix::termios::tcsetwinsize(&ours, size(rows, columns))?;
+    // Where the terminal itself edits a line, a character of several bytes is erased as one.
+    let mut modes = rustix::termios::tcgetattr(&ours)?;
+    modes.input_modes |= InputModes::IUTF8;
+    rustix::termios::tcsetattr(&ours, OptionalActions::Now, &modes)?;
     pipe::set_nonblocking(&ours)?;
     Ok((ours, theirs))
 }
@@ -384,6 +421,16 @@ mod tests {
         now += KILL_AFTER;
         assert_eq!(ending.wakes(), Some(now));
         assert_eq!((ending.due(now), ending.due(now), ending.wakes()), (Some(Signal::KILL), None, None));
+    }
+
+    #[test]
+    fn who_does_not_heed_a_hang_up_is_killed() {
+        let now = Instant::now();
+        let mut ending = Ending::No;
+        ending.hang_up(now);
+        assert_eq!((ending.due(now), ending.due(now)), (Some(Signal::HUP), None));
+        ending.hang_up(now);
+        assert_eq!(ending.due(now + TERMINATE_AFTER), Some(Signal::KILL));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use sandpool_wire::frame;
 use crate::files::Upload;
 use crate::log::Log;
 use crate::pipe::{self, Got};
+use crate::terminal::{Terminal, Watch};
 
 /// Bytes of replies that may wait; above it no further request is read.
 const REPLIES: usize = 2 * 1024 * 1024;
@@ -33,6 +34,26 @@ pub struct Stream {
     stage: Vec<u8>,
     written: usize,
     followed: Vec<(ExecKey, usize)>,
+    watched: Vec<Watch>,
+}
+
+/// What streams copy from.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// Of executions.
+    pub logs: &'a [Log],
+    /// Of terminals.
+    pub terminals: &'a [Terminal],
+}
+
+impl<'a> Sources<'a> {
+    fn log(self, exec: ExecKey) -> Option<&'a Log> {
+        self.logs.iter().find(|log| log.exec() == exec)
+    }
+
+    fn terminal(self, exec: ExecKey) -> Option<&'a Terminal> {
+        self.terminals.iter().find(|terminal| terminal.seen.exec == exec)
+    }
 }
 
 /// A stream is of no more use: its peer is gone, or sent what is not a frame.
@@ -53,6 +74,7 @@ impl Stream {
             stage: Vec::new(),
             written: 0,
             followed: Vec::new(),
+            watched: Vec::new(),
         }
     }
 
@@ -87,6 +109,27 @@ impl Stream {
     #[must_use]
     pub fn position(&self, exec: ExecKey) -> Option<usize> {
         self.followed.iter().find(|(known, _)| *known == exec).map(|(_, position)| *position)
+    }
+
+    /// Follows a terminal's output from byte `offset` on, in place of where it was.
+    pub fn watch(&mut self, exec: ExecKey, offset: u64) {
+        self.watched.retain(|watch| watch.exec != exec);
+        self.watched.push(Watch { exec, offset, is_over: false });
+    }
+
+    /// Up to where it has a terminal's output, if it follows it.
+    #[must_use]
+    pub fn watches(&self, exec: ExecKey) -> Option<u64> {
+        self.watched.iter().find(|watch| watch.exec == exec).map(|watch| watch.offset)
+    }
+
+    /// A terminal will not be known any more: what is left of it is said now.
+    pub fn forget(&mut self, terminal: &Terminal) {
+        for watch in self.watched.iter_mut().filter(|watch| watch.exec == terminal.seen.exec) {
+            // Its scrollback, at most.
+            terminal.tell(watch, usize::MAX >> 1, &mut self.replies);
+        }
+        self.watched.retain(|watch| watch.exec != terminal.seen.exec);
     }
 
     /// Whether it should be read now.
@@ -128,16 +171,16 @@ impl Stream {
     }
 
     /// Whether there is something to send.
-    pub fn wants_output<'a>(&mut self, log: impl Fn(ExecKey) -> Option<&'a Log>) -> bool {
-        self.written < self.stage.len() || self.refill(log)
+    pub fn wants_output(&mut self, sources: Sources<'_>) -> bool {
+        self.written < self.stage.len() || self.refill(sources)
     }
 
     /// Sends what can be sent now.
     ///
     /// # Errors
     /// [`Closed`] when the peer is gone.
-    pub fn send<'a>(&mut self, log: impl Fn(ExecKey) -> Option<&'a Log>) -> Result<(), Closed> {
-        while self.wants_output(&log) {
+    pub fn send(&mut self, sources: Sources<'_>) -> Result<(), Closed> {
+        while self.wants_output(sources) {
             match rustix::io::write(&self.fd, &self.stage[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(Errno::AGAIN) => return Ok(()),
@@ -148,26 +191,39 @@ impl Stream {
         Ok(())
     }
 
-    /// Puts the next frames on the stage, once it is empty: replies first, then events of each log in turn.
-    fn refill<'a>(&mut self, log: impl Fn(ExecKey) -> Option<&'a Log>) -> bool {
+    /// Puts the next frames on the stage, once it is empty: replies first, then events of each log and terminal in turn.
+    fn refill(&mut self, sources: Sources<'_>) -> bool {
         self.written = 0;
         self.stage = std::mem::take(&mut self.replies);
         for (exec, position) in &mut self.followed {
             if self.stage.len() >= STAGE {
                 break;
             }
-            if let Some(log) = log(*exec) {
+            if let Some(log) = sources.log(*exec) {
                 let bytes = log.read(*position, STAGE);
                 self.stage.extend_from_slice(bytes);
                 *position += bytes.len();
             }
         }
         // One that has ended and been sent as a whole, or is no longer kept, is followed no more.
-        self.followed
-            .retain(|(exec, position)| log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.end()));
-        // The next turn begins with another log.
+        self.followed.retain(|(exec, position)| {
+            sources.log(*exec).is_some_and(|log| log.outcome().is_none() || *position < log.end())
+        });
+        for watch in &mut self.watched {
+            if self.stage.len() >= STAGE {
+                break;
+            }
+            if let Some(terminal) = sources.terminal(watch.exec).filter(|terminal| terminal.awaits(watch)) {
+                terminal.tell(watch, STAGE - self.stage.len(), &mut self.stage);
+            }
+        }
+        self.watched.retain(|watch| !watch.is_over);
+        // The next turn begins with another.
         if self.followed.len() > 1 {
             self.followed.rotate_left(1);
+        }
+        if self.watched.len() > 1 {
+            self.watched.rotate_left(1);
         }
         !self.stage.is_empty()
     }
@@ -205,8 +261,11 @@ mod tests {
         stream.follow([1; 16], 0);
         log.output(crate::log::Channel::Stdout, b"x", Instant::now());
         log.finish(Outcome::Succeeded, Duration::ZERO, false);
-        stream.send(|_| Some(&log)).unwrap();
-        assert!(!stream.wants_output(|_| Some(&log)) && stream.followed.is_empty());
+        stream.send(Sources { logs: std::slice::from_ref(&log), terminals: &[] }).unwrap();
+        assert!(
+            !stream.wants_output(Sources { logs: std::slice::from_ref(&log), terminals: &[] })
+                && stream.followed.is_empty()
+        );
         drop(stream);
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut &ours, &mut bytes).unwrap();
@@ -224,9 +283,12 @@ mod tests {
         for _ in 0..100 {
             now += Duration::from_millis(10);
             log.output(crate::log::Channel::Stdout, &[0; 60_000], now);
-            stream.send(|_| Some(&log)).unwrap();
+            stream.send(Sources { logs: std::slice::from_ref(&log), terminals: &[] }).unwrap();
         }
-        assert!(stream.wants_output(|_| Some(&log)) && stream.stage.len() < 4 * STAGE);
+        assert!(
+            stream.wants_output(Sources { logs: std::slice::from_ref(&log), terminals: &[] })
+                && stream.stage.len() < 4 * STAGE
+        );
     }
 
     #[test]

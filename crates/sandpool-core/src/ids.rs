@@ -33,12 +33,11 @@ impl Identifier {
     /// # Errors
     /// [`IdentifierError`] says what is wrong.
     pub fn parse(text: &str) -> Result<Self, IdentifierError> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "_|}{[]:\";'<>?/.,@#$%^&*()-+=!~`".contains(c);
         let length = text.chars().count();
         if !(4..=128).contains(&length) {
             return Err(IdentifierError::Length { length });
         }
-        match text.chars().find(|&c| !allowed(c)) {
+        match text.chars().find(|&c| !is_of_identifiers(c)) {
             Some(character) => Err(IdentifierError::Character { character }),
             None => Ok(Self(text.to_owned())),
         }
@@ -58,6 +57,50 @@ impl fmt::Display for Identifier {
 }
 
 impl fmt::Debug for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// What may be in an [`Identifier`].
+fn is_of_identifiers(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_|}{[]:\";'<>?/.,@#$%^&*()-+=!~`".contains(c)
+}
+
+/// The name of a terminal in its session: 1 to 64 characters of those of an [`Identifier`], and neither `.` nor `..`, which are steps in
+/// a path.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TerminalName(String);
+
+/// A text is not a [`TerminalName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a terminal's name has 1 to 64 characters, of those that a session's identifier may have; this one is {0:?}")]
+pub struct TerminalNameError(pub String);
+
+impl TerminalName {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// [`TerminalNameError`] with the rule.
+    pub fn parse(text: &str) -> Result<Self, TerminalNameError> {
+        let fits = (1..=64).contains(&text.len()) && text.chars().all(is_of_identifiers) && !matches!(text, "." | "..");
+        if fits { Ok(Self(text.to_owned())) } else { Err(TerminalNameError(text.chars().take(80).collect())) }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TerminalName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TerminalName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LOCATION, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue,
-    LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    LOCATION, SEC_WEBSOCKET_PROTOCOL, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Request, StatusCode, Uri, Version};
@@ -339,6 +339,15 @@ fn clean(headers: &mut HeaderMap) {
     }
 }
 
+/// The protocols that a WebSocket's client offers, without those that are our tokens.
+fn without_tokens(headers: &HeaderMap) -> Option<HeaderValue> {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let words = values.flat_map(|text| text.split(',')).map(str::trim);
+    let others: Vec<_> =
+        words.filter(|word| !word.is_empty() && !word.starts_with(crate::native::terminals::BEARER)).collect();
+    HeaderValue::try_from(others.join(", ")).ok().filter(|value| !value.is_empty())
+}
+
 /// The request as the program gets it.
 fn rewritten(
     request: Request<Body>,
@@ -361,6 +370,11 @@ fn rewritten(
     head.headers.remove(API_KEY);
     if place.room == Room::Ours {
         head.headers.remove(COOKIE);
+    }
+    let protocols = without_tokens(&head.headers);
+    head.headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    if let Some(protocols) = protocols {
+        head.headers.insert(SEC_WEBSOCKET_PROTOCOL, protocols);
     }
     // Over HTTP/2 they may come in pieces; over HTTP/1.1 there is one.
     let pieces: Vec<_> = head.headers.get_all(COOKIE).iter().map(|piece| piece.as_bytes().to_vec()).collect();

@@ -23,6 +23,12 @@ pub(crate) enum Did {
     Narrowed,
     /// It may reach what its pool may again.
     Widened,
+    /// A terminal was made in it.
+    OpenedTerminal,
+    /// Somebody looks at a terminal of it that was there, and may type.
+    AttachedTerminal,
+    /// A terminal of it was hung up.
+    EndedTerminal,
 }
 
 impl Did {
@@ -33,6 +39,9 @@ impl Did {
             Self::Deleted => "session.deleted",
             Self::Narrowed => "egress.narrowed",
             Self::Widened => "egress.widened",
+            Self::OpenedTerminal => "terminal.opened",
+            Self::AttachedTerminal => "terminal.attached",
+            Self::EndedTerminal => "terminal.ended",
         }
     }
 }

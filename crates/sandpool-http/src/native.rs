@@ -10,6 +10,7 @@
 //! executions .../executions[/{execution}[/stop|/input|/resize]]     request: what may be in a POST
 //! events     .../executions/{execution}/events                      shown: how an execution looks as JSON
 //! files      .../files[/{path}]
+//! terminals  .../terminals[/{terminal}]
 //! ports      .../ports/{port}/{path}, .../previews, /preview/{word}/{path}, .../logs
 //! ```
 
@@ -25,6 +26,7 @@ mod request;
 mod samples;
 mod sessions;
 pub(crate) mod shown;
+pub(crate) mod terminals;
 
 use axum::Router;
 use axum::handler::Handler;
@@ -80,6 +82,7 @@ fn table() -> Vec<Route> {
     const EXECUTIONS: &str = "/pools/{pool}/sessions/{session}/executions";
     const EXECUTION: &str = "/pools/{pool}/sessions/{session}/executions/{execution}";
     const FILE: &str = "/pools/{pool}/sessions/{session}/files/{*path}";
+    const TERMINAL: &str = "/pools/{pool}/sessions/{session}/terminals/{terminal}";
     vec![
         on_get("/readyz", pools::readiness),
         on_get("/pools", pools::list),
@@ -106,6 +109,9 @@ fn table() -> Vec<Route> {
         on_post("/pools/{pool}/sessions/{session}/executions/{execution}/resize", executions::resize),
         on_post("/pools/{pool}/sessions/{session}/previews", ports::make),
         on_get("/pools/{pool}/sessions/{session}/logs", ports::logs),
+        on_get("/pools/{pool}/sessions/{session}/terminals", terminals::list),
+        on_get(TERMINAL, terminals::attach),
+        on_delete(TERMINAL, terminals::end),
         on_get("/pools/{pool}/sessions/{session}/files", files::list),
         on_get(FILE, files::read),
         on_put(FILE, files::write),

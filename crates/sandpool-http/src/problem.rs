@@ -101,6 +101,8 @@ impl From<NodeError> for Problem {
             NodeError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "ExecutionQueueFull"),
             NodeError::Unsupported(_) => (StatusCode::BAD_REQUEST, "SessionRequestNotSupported"),
             NodeError::Invalid(_) => (StatusCode::BAD_REQUEST, "SessionRequestValidationFailed"),
+            NodeError::NoTerminal(_) => (StatusCode::NOT_FOUND, "TerminalNotFound"),
+            NodeError::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "TerminalsCountExceedsLimit"),
             NodeError::Ended(_) => (StatusCode::CONFLICT, "ExecutionEnded"),
             NodeError::NoFile(_) => (StatusCode::NOT_FOUND, "FileNotFound"),
             NodeError::WrongKind(_) => (StatusCode::CONFLICT, "FileKindInvalid"),
@@ -124,7 +126,10 @@ impl From<NodeError> for Problem {
                 problem.target = Some(resource.to_string());
                 problem.retry_after = Some(retry_after);
             }
-            NodeError::QueueFull { .. } | NodeError::NotReady(_) | NodeError::Unavailable(_) => {
+            NodeError::QueueFull { .. }
+            | NodeError::NotReady(_)
+            | NodeError::TooMany(_)
+            | NodeError::Unavailable(_) => {
                 problem.retry_after = Some(Duration::from_secs(1));
             }
             NodeError::PoolBroken { .. } => problem.retry_after = Some(Duration::from_secs(5)),

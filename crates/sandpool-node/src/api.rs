@@ -422,6 +422,12 @@ pub enum NodeError {
     /// An execution has ended, and takes nothing more.
     #[error("execution {0} has ended")]
     Ended(ExecutionId),
+    /// No such terminal in the session.
+    #[error("there is no terminal {0}")]
+    NoTerminal(String),
+    /// The session has as many of something as it may: says of what.
+    #[error("{0}")]
+    TooMany(String),
     /// No such file.
     #[error("there is no file {0}")]
     NoFile(String),

@@ -207,7 +207,7 @@ async fn ask(session: &Session, call: Call, path: &str) -> Result<Answer, NodeEr
         Refusal::NoSpace => NodeError::NoSpace,
         Refusal::Invalid(why) => NodeError::Invalid(why),
         Refusal::Busy => NodeError::Unavailable("the session is busy".to_owned()),
-        Refusal::Failed(why) => NodeError::Unavailable(why),
+        other @ (Refusal::Failed(_) | Refusal::Full(_)) => NodeError::Unavailable(other.to_string()),
     })
 }
 

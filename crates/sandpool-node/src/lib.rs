@@ -21,6 +21,7 @@ mod samples;
 mod service;
 mod session;
 mod tenants;
+mod terminals;
 
 pub use api::*;
 pub use by_name::ByName;
@@ -33,3 +34,7 @@ pub use sandpool_store::{Audited, Deed, Store, StoreError, chain, trail};
 pub use sandpool_wire::agent::without_words;
 pub use sandpool_wire::egress::{Decided, Decision, Told, Via};
 pub use service::{Awaited, ServiceEvent, ServiceInput, ServiceOutput};
+pub use terminals::{
+    NewTerminal, Signal, TerminalEvent, TerminalInfo, TerminalInput, TerminalOutput, TerminalRequest, TerminalSize,
+    TerminalView,
+};

@@ -83,7 +83,7 @@ impl Shared {
                     let _ = self.reason.set((reason, by_itself));
                     return Err(io::ErrorKind::InvalidData.into());
                 }
-                FromAgent::Hello { .. } => return Err(io::ErrorKind::InvalidData.into()),
+                FromAgent::Hello { .. } | FromAgent::Terminal { .. } => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
     }

@@ -182,6 +182,8 @@ impl From<&NodeError> for Refused {
             | NodeError::NoExecution(_)
             | NodeError::Unsupported(_)
             | NodeError::Invalid(_)
+            | NodeError::NoTerminal(_)
+            | NodeError::TooMany(_)
             | NodeError::Ended(_)
             | NodeError::NoFile(_)
             | NodeError::WrongKind(_)

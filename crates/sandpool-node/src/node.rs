@@ -732,6 +732,20 @@ impl Node {
         Ok(records.into_iter().map(|record| ExecutionHandle { session: Arc::clone(&session), record }).collect())
     }
 
+    /// A session to look at, which is not use of it.
+    pub(crate) async fn session_to_look_at(
+        &self,
+        pool: &PoolName,
+        key: &SessionKey,
+    ) -> Result<Arc<Session>, NodeError> {
+        let pool = self.state(pool)?;
+        pool.present(&pool.scoped(key)).await
+    }
+
+    pub(crate) fn store(&self) -> Option<&Store> {
+        self.inner.store.as_ref()
+    }
+
     /// A session's state and itself, for the file calls.
     pub(crate) async fn session_for_files(
         &self,

@@ -129,7 +129,10 @@ async fn begin(
             FromAgent::Reply { result: Ok(_), .. } => return Ok((input, output)),
             FromAgent::Reply { result: Err(refusal), .. } => return Err(NodeError::Unavailable(refusal.to_string())),
             FromAgent::Ready => {}
-            FromAgent::Hello { .. } | FromAgent::Broken { .. } | FromAgent::Event { .. } => {
+            FromAgent::Hello { .. }
+            | FromAgent::Broken { .. }
+            | FromAgent::Event { .. }
+            | FromAgent::Terminal { .. } => {
                 return Err(gone(io::ErrorKind::InvalidData.into()));
             }
         }
@@ -184,7 +187,10 @@ impl ServiceOutput {
                     Event::Started | Event::Display(_) | Event::Result(_) | Event::Error(_) => {}
                 },
                 FromAgent::Ready | FromAgent::Reply { .. } => {}
-                FromAgent::Hello { .. } | FromAgent::Broken { .. } | FromAgent::Event { .. } => return None,
+                FromAgent::Hello { .. }
+                | FromAgent::Broken { .. }
+                | FromAgent::Event { .. }
+                | FromAgent::Terminal { .. } => return None,
             }
         }
     }

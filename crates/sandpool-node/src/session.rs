@@ -54,6 +54,8 @@ pub(crate) struct Session {
     pub(crate) is_heard: AtomicBool,
     /// What it uses, while somebody looks.
     pub(crate) samples: Samples,
+    /// How many look at its terminals.
+    pub(crate) looking: AtomicUsize,
     charged: Mutex<Charged>,
     queue: Mutex<Queue>,
 }
@@ -211,6 +213,7 @@ impl Session {
             activity,
             is_heard: AtomicBool::new(false),
             samples: Samples::default(),
+            looking: AtomicUsize::new(0),
             charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }

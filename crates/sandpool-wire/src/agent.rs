@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::terminal;
+
 /// The version of this protocol. Both sides must agree exactly; the agent travels inside the server's binary.
 pub const PROTOCOL: u32 = 4;
 
@@ -96,6 +98,13 @@ pub enum ToAgent {
         rows: u16,
         /// Columns of text.
         columns: u16,
+    },
+    /// A signal for the program in the foreground of a terminal. Not answered.
+    Signal {
+        /// The terminal's execution.
+        exec: ExecKey,
+        /// Which.
+        signal: terminal::Signal,
     },
 }
 
@@ -191,6 +200,17 @@ pub enum Call {
     },
     /// Is anyone there? Reply: [`Answer::Done`].
     Ping,
+    /// Follows a terminal on this stream, and makes it where it is not there. Reply: [`Answer::Attached`], or [`Refusal::NotFound`],
+    /// or [`Refusal::Full`]. Its news follow.
+    Terminal(terminal::Attach),
+    /// The terminals the agent knows, oldest first. Reply: [`Answer::Terminals`].
+    Terminals,
+    /// Hangs a terminal up: SIGHUP to its program and to the one in its foreground; SIGKILL to all that it started after 2 s, and once its
+    /// program has ended. Nobody finds it from now on. Reply: [`Answer::Done`], or [`Refusal::NotFound`].
+    HangUp {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// The program that a sandbox of a container is for.
@@ -406,6 +426,13 @@ pub enum FromAgent {
         /// What happened.
         event: Event,
     },
+    /// Something happened on a terminal that this stream follows.
+    Terminal {
+        /// Its execution.
+        exec: ExecKey,
+        /// What happened.
+        news: terminal::News,
+    },
 }
 
 /// What a call brought.
@@ -444,6 +471,10 @@ pub enum Answer {
     Upload(u32),
     /// The executions the agent knows: key, and outcome if finished.
     Executions(Vec<(ExecKey, Option<Outcome>)>),
+    /// A terminal is followed.
+    Attached(terminal::Attached),
+    /// The terminals the agent knows, at most [`terminal::TERMINALS`].
+    Terminals(Vec<terminal::Terminal>),
 }
 
 /// Why a call was not done.
@@ -470,6 +501,9 @@ pub enum Refusal {
     /// Anything else; says what.
     #[error("{0}")]
     Failed(String),
+    /// So many are there already.
+    #[error("there are {0} already")]
+    Full(u32),
 }
 
 /// A file's or directory's record.

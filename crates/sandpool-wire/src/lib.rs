@@ -6,3 +6,4 @@
 pub mod agent;
 pub mod egress;
 pub mod frame;
+pub mod terminal;

@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use sandpool_wire::agent::{Answer, Call, Event, Finished, FromAgent, Outcome, Refusal, Rich, Runtime, ToAgent};
 use sandpool_wire::frame::{self, FrameError, HEADER, MAX_FRAME};
+use sandpool_wire::terminal::News;
 
 fn rich() -> impl Strategy<Value = Rich> {
     (any::<String>(), any::<Option<String>>(), vec((".{0,20}", vec(any::<u8>(), 0..200)), 0..4))
@@ -34,6 +35,8 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
         (any::<u32>(), vec(any::<u8>(), 0..500), any::<u64>()).prop_map(|(request, data, size)| {
             FromAgent::Reply { request, result: Ok(Answer::Data { data, size }) }
         }),
+        (any::<[u8; 16]>(), any::<u64>(), vec(any::<u8>(), 0..500))
+            .prop_map(|(exec, offset, data)| { FromAgent::Terminal { exec, news: News::Output { offset, data } } }),
     ]
 }
 

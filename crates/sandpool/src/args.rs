@@ -69,7 +69,7 @@ pub(crate) enum Command {
     Token(Token),
     /// Run code or a command in a session; its exit code is passed through
     Run(Run),
-    /// Open an interactive terminal in a session
+    /// Open a terminal in a session, or come back to one: Ctrl-] d leaves it, and it goes on
     Shell(Shell),
     /// List, upload, download and remove a session's files (in /mnt/data)
     #[command(subcommand)]
@@ -336,7 +336,13 @@ pub(crate) struct Shell {
     /// The session: found, or made [default: a new one, ended afterwards]
     #[arg(short, long, value_name = "SESSION")]
     pub(crate) session: Option<String>,
-    /// What to run in the terminal [default: bash -l]
+    /// The session's terminal: found, or made [default: main, or a new one for a COMMAND]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// A terminal of its own, whatever others there are
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) new: bool,
+    /// What to run in a new terminal [default: bash -l]
     #[arg(last = true, value_name = "COMMAND", allow_hyphen_values = true)]
     pub(crate) command: Vec<String>,
 }

@@ -55,6 +55,8 @@ impl Context {
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
+    /// For what is upgraded, which HTTP/2 does not know.
+    plain: reqwest::Client,
     endpoint: String,
     token: String,
     up: String,
@@ -65,19 +67,26 @@ impl Client {
     pub(crate) fn new(context: &Context) -> Result<Self, Failure> {
         let endpoint = context.endpoint()?;
         let token = credentials::client_token(context)?;
-        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).tcp_nodelay(true);
-        if is_loopback(&endpoint) {
+        let builder = || {
+            let builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).tcp_nodelay(true);
             // A proxy for the world outside cannot reach this machine's loopback.
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|error| Failure::new("cannot set up an HTTP client").caused_by(&error))?;
+            if is_loopback(&endpoint) { builder.no_proxy() } else { builder }
+        };
+        let failed = |error: reqwest::Error| Failure::new("cannot set up an HTTP client").caused_by(&error);
+        let http = builder().build().map_err(failed)?;
+        let plain = builder().http1_only().build().map_err(failed)?;
         let up = format!("sandpool up --detach{}", context.home.flag());
-        Ok(Self { http, endpoint, token, up })
+        Ok(Self { http, plain, endpoint, token, up })
     }
 
     /// A request to `path`, with the token.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.endpoint)).bearer_auth(&self.token)
+    }
+
+    /// A GET of `path`, with the token, that is to be upgraded.
+    pub(crate) fn upgrade(&self, path: &str) -> RequestBuilder {
+        self.plain.get(format!("{}{path}", self.endpoint)).bearer_auth(&self.token)
     }
 
     /// Sends a request, and turns every answer that is no success into a failure.
@@ -122,7 +131,7 @@ impl Client {
         .advise(&self.up)
     }
 
-    async fn refusal(&self, response: Response) -> Failure {
+    pub(crate) async fn refusal(&self, response: Response) -> Failure {
         let status = response.status();
         let retry_after = response
             .headers()

@@ -35,6 +35,7 @@ mod reference;
 mod server;
 mod settings;
 mod sse;
+mod terminal;
 mod unpack;
 
 /// The static program inside every sandbox (see `build.rs`).

@@ -7,8 +7,9 @@ use sandpool_wire::agent::{
     Activation, Answer, Call, ExecKey, Execute, FromAgent, MAX_CHUNK, MAX_CODE, Outcome, Refusal, Stdin, Stop, ToAgent,
     Work,
 };
+use sandpool_wire::terminal::Size;
 
-use super::Agent;
+use super::{Agent, terminals};
 use crate::environment;
 use crate::files::{self, MAX_UPLOADS, Upload};
 use crate::interpreter::random;
@@ -20,7 +21,7 @@ use crate::program::Program;
 use crate::stream::Stream;
 
 /// The most programs that run at the same time, besides the interpreter's code.
-const PROGRAMS: usize = 128;
+pub(super) const PROGRAMS: usize = 128;
 
 impl Agent {
     /// Does what `message` asks; replies go to `stream`.
@@ -38,9 +39,10 @@ impl Agent {
                     }
                 }
             }
-            ToAgent::Resize { exec, rows, columns } => {
-                if let Some(program) = self.programs.get(&exec) {
-                    program.resize(rows, columns);
+            ToAgent::Resize { exec, rows, columns } => self.resize(exec, Size { rows, columns }),
+            ToAgent::Signal { exec, signal } => {
+                if let Some(program) = self.programs.get(&exec).filter(|program| program.is_terminal) {
+                    program.signal(terminals::signal(signal));
                 }
             }
         }
@@ -96,6 +98,9 @@ impl Agent {
                 let known = self.logs.iter().map(|log| (log.exec(), log.outcome().cloned()));
                 Ok(Answer::Executions(known.collect()))
             }
+            Call::Terminal(attach) => self.attach(stream, attach),
+            Call::Terminals => Ok(self.known_terminals(stream)),
+            Call::HangUp { name } => self.hang_up(stream, &name),
             Call::Stat { path } => files::stat(&path),
             Call::List { path, recursive, after, limit } => files::list(&path, recursive, after.as_deref(), limit),
             Call::Read { path, offset, length } => files::read(&path, offset, length),

@@ -11,6 +11,7 @@ use sandpool_wire::agent::{
     Outcome, PROTOCOL, Raised, Refusal, Rich, Runtime, Stdin, Stop, ToAgent, Work,
 };
 use sandpool_wire::frame;
+use sandpool_wire::terminal::{self, Attach, Attached, News, Signal, Size, TERMINALS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -70,6 +71,8 @@ struct State {
     runs: HashMap<ExecKey, Run>,
     /// The code that the interpreter runs.
     code: Option<ExecKey>,
+    /// In the order in which they were made; the second of each is held by all who look at it.
+    terminals: Vec<(terminal::Terminal, Arc<()>)>,
 }
 
 /// The handles on something that runs.
@@ -109,6 +112,7 @@ impl Agent {
             logs: Vec::new(),
             runs: HashMap::new(),
             code: None,
+            terminals: Vec::new(),
         };
         Self {
             boot_id,
@@ -220,7 +224,7 @@ impl Agent {
     ) {
         match message {
             ToAgent::Call { request, call } => {
-                let mut follow = None;
+                let (mut follow, mut look) = (None, None);
                 let result = match call {
                     Call::Execute(execute) => {
                         let exec = execute.exec;
@@ -233,10 +237,21 @@ impl Agent {
                         follow = Some((log, after_seq));
                         Ok(Answer::Done)
                     }),
+                    Call::Terminal(attach) => self.attach(&attach).map(|(attached, log, looking)| {
+                        look = Some((log, attached.offset, looking));
+                        Answer::Attached(attached)
+                    }),
                     call => self.call(uploads, call),
                 };
                 // A closed stream is noticed by its reader.
                 let _ = say.send(FromAgent::Reply { request, result }).await;
+                if let Some((log, offset, looking)) = look {
+                    let say = say.clone();
+                    self.spawn(async move {
+                        log.show(offset, &say).await;
+                        drop(looking);
+                    });
+                }
                 if let Some((log, after)) = follow {
                     let (exec, say) = (log.exec, say.clone());
                     if let Some(task) = self.spawn(async move { log.follow(after, &say).await })
@@ -253,7 +268,17 @@ impl Agent {
                     let _ = input.send(data).await;
                 }
             }
-            ToAgent::Resize { .. } => {}
+            ToAgent::Resize { exec, rows, columns } => {
+                if let Some((terminal, _)) = self.state().terminals.iter_mut().find(|(one, _)| one.exec == exec) {
+                    terminal.size = Size { rows, columns };
+                }
+            }
+            ToAgent::Signal { exec, signal } => {
+                let ends = !matches!(signal, Signal::Tstp | Signal::Cont);
+                if let Some(run) = self.state().runs.get(&exec).filter(|_| ends) {
+                    run.stop.send_replace(Some(Stop::Kill));
+                }
+            }
         }
     }
 
@@ -300,7 +325,9 @@ impl Agent {
                 Ok(Answer::Done)
             }
             Call::Executions => {
-                let known = state.logs.iter().map(|log| (log.exec, log.kept().outcome.clone()));
+                let is_terminal = |exec: ExecKey| state.terminals.iter().any(|(one, _)| one.exec == exec);
+                let executions = state.logs.iter().filter(|log| !is_terminal(log.exec));
+                let known = executions.map(|log| (log.exec, log.kept().outcome.clone()));
                 Ok(Answer::Executions(known.collect()))
             }
             Call::Stat { path } => state.files.stat(&path),
@@ -331,13 +358,79 @@ impl Agent {
                 state.files.put(&path, data, now)
             }
             Call::WriteAbort { upload } => uploads.open.remove(&upload).map(|_| Answer::Done).ok_or(Refusal::NotFound),
-            Call::Ping
+            Call::Terminals => {
+                let seen = state.terminals.iter().map(|(terminal, looking)| terminal::Terminal {
+                    outcome: state.log(terminal.exec).and_then(|log| log.kept().outcome.clone()),
+                    attached: u32::try_from(Arc::strong_count(looking) - 1).unwrap_or(u32::MAX),
+                    ..terminal.clone()
+                });
+                Ok(Answer::Terminals(seen.collect()))
+            }
+            Call::HangUp { name } => {
+                let at = state.terminals.iter().position(|(terminal, _)| terminal.name == name);
+                let (terminal, _) = state.terminals.remove(at.ok_or(Refusal::NotFound)?);
+                if let Some(run) = state.runs.get(&terminal.exec) {
+                    run.stop.send_replace(Some(Stop::Kill));
+                }
+                Ok(Answer::Done)
+            }
+            Call::Terminal(_)
+            | Call::Ping
             | Call::Activate(_)
             | Call::Begin(_)
             | Call::Logs { .. }
             | Call::Execute(_)
             | Call::Attach { .. } => Err(Refusal::Failed("not a call of this kind".to_owned())),
         })
+    }
+
+    /// Finds or makes a terminal. All of its output is kept.
+    fn attach(self: &Arc<Self>, attach: &Attach) -> Result<(Attached, Arc<Log>, Arc<()>), Refusal> {
+        let found = self.ready_for(|state| {
+            let found = state
+                .terminals
+                .iter_mut()
+                .find(|(one, _)| one.name == attach.name && attach.only.is_none_or(|only| only == one.exec));
+            let Some((terminal, looking)) = found else { return Ok(None) };
+            terminal.size = attach.size.unwrap_or(terminal.size);
+            let (terminal, looking) = (terminal.clone(), Arc::clone(looking));
+            let log = state.log(terminal.exec).ok_or(Refusal::NotFound)?;
+            Ok(Some((terminal, log, looking)).filter(|(_, log, _)| attach.make.is_none() || !log.has_ended()))
+        })?;
+        let (terminal, log, looking, is_new) = match (found, &attach.make) {
+            (Some((terminal, log, looking)), _) => (terminal, log, looking, false),
+            (None, Some(make)) if attach.only.is_none() => {
+                let argv = if make.argv.is_empty() { vec!["cat".to_owned()] } else { make.argv.clone() };
+                let size = attach.size.unwrap_or(Size { rows: 24, columns: 80 });
+                let terminal = terminal::Terminal {
+                    name: attach.name.clone(),
+                    exec: make.exec,
+                    argv: argv.clone(),
+                    size,
+                    started_ms: u64::try_from(self.clock() / 1_000_000).unwrap_or(0),
+                    outcome: None,
+                    attached: 0,
+                };
+                let looking = Arc::new(());
+                self.ready_for(|state| {
+                    state.terminals.retain(|(one, _)| one.name != attach.name);
+                    if state.terminals.len() >= TERMINALS {
+                        return Err(Refusal::Full(u32::try_from(TERMINALS).unwrap_or(u32::MAX)));
+                    }
+                    state.terminals.push((terminal.clone(), Arc::clone(&looking)));
+                    Ok(())
+                })?;
+                let Size { rows, columns } = size;
+                let work = Work::Terminal { argv, rows, columns, term: make.term.clone() };
+                let execute = Execute { exec: make.exec, work, timeout_ms: u64::MAX, output_limit: u64::MAX };
+                (terminal, self.execute(&execute)?, looking, true)
+            }
+            (None, _) => return Err(Refusal::NotFound),
+        };
+        let attached = u32::try_from(Arc::strong_count(&looking) - 1).unwrap_or(u32::MAX);
+        let terminal = terminal::Terminal { outcome: log.kept().outcome.clone(), attached, ..terminal };
+        let offset = if attach.after > log.written() { 0 } else { attach.after };
+        Ok((Attached { terminal, offset, missed: 0, is_new }, log, looking))
     }
 
     /// Starts an execution; one that is known already is left as it is.
@@ -649,6 +742,42 @@ impl Log {
         self.version.send_replace(());
     }
 
+    /// Bytes of output so far.
+    fn written(&self) -> u64 {
+        self.kept().events.iter().map(|event| length(output_of(event).len())).sum()
+    }
+
+    /// Sends the output from byte `offset` on as a terminal's, until its end.
+    async fn show(&self, mut offset: u64, say: &mpsc::Sender<FromAgent>) {
+        let mut version = self.version.subscribe();
+        loop {
+            let (data, finished) = {
+                let kept = self.kept();
+                let all = kept.events.iter().flat_map(|event| output_of(event).iter().copied());
+                let data: Vec<u8> = all.skip(usize::try_from(offset).unwrap_or(usize::MAX)).take(PIECE).collect();
+                let finished = kept.events.last().and_then(|last| match last {
+                    Event::Finished(finished) => Some(finished.clone()),
+                    _ => None,
+                });
+                (data, finished)
+            };
+            let news = match (data.is_empty(), finished) {
+                (false, _) => News::Output { offset, data: data.clone() },
+                (true, Some(finished)) => News::Ended(finished),
+                (true, None) => {
+                    // Its sender lives in `self`.
+                    let _ = version.changed().await;
+                    continue;
+                }
+            };
+            let is_over = matches!(news, News::Ended(_));
+            offset += length(data.len());
+            if say.send(FromAgent::Terminal { exec: self.exec, news }).await.is_err() || is_over {
+                return;
+            }
+        }
+    }
+
     /// Sends the events after number `after` until the last.
     async fn follow(&self, after: u64, say: &mpsc::Sender<FromAgent>) {
         let mut version = self.version.subscribe();
@@ -682,6 +811,13 @@ impl Log {
 struct Uploads {
     last: u32,
     open: BTreeMap<u32, (String, Vec<u8>)>,
+}
+
+fn output_of(event: &Event) -> &[u8] {
+    match event {
+        Event::Stdout(data) | Event::Stderr(data) => data,
+        _ => &[],
+    }
 }
 
 fn value(text: String) -> Rich {

@@ -54,7 +54,7 @@ fn parse_query(query: &str) -> Result<Vec<(String, String)>, Problem> {
 }
 
 impl Asked {
-    fn segment(&self, name: &str) -> &str {
+    pub(super) fn segment(&self, name: &str) -> &str {
         self.path.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
     }
 
@@ -129,6 +129,11 @@ impl Asked {
     /// A parameter of the query.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Every value of a parameter that may be there more than once, in order.
+    pub(super) fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.query.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// A number, at most `most`.

@@ -106,7 +106,7 @@ pub(super) fn raised(raised: &Raised) -> Value {
 }
 
 /// How it ended: the same words in events and records.
-fn verdict(outcome: &Outcome) -> (&'static str, Option<i32>, Option<&str>) {
+pub(super) fn verdict(outcome: &Outcome) -> (&'static str, Option<i32>, Option<&str>) {
     match outcome {
         Outcome::Succeeded => ("succeeded", None, None),
         Outcome::Raised => ("raised", None, None),

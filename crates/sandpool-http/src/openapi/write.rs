@@ -203,6 +203,8 @@ fn native() -> Vec<Operation> {
     const EXECUTIONS: &str = "/pools/{pool}/sessions/{session}/executions";
     const EXECUTION: &str = "/pools/{pool}/sessions/{session}/executions/{execution}";
     const FILES: &str = "/pools/{pool}/sessions/{session}/files";
+    const TERMINALS: &str = "/pools/{pool}/sessions/{session}/terminals";
+    const TERMINAL: &str = "/pools/{pool}/sessions/{session}/terminals/{terminal}";
     const FILE: &str = "/pools/{pool}/sessions/{session}/files/{path}";
     let with =
         |method, path: &str, id, summary| on(method, path, id, summary).tag("native").shared("Tenant").refuses(&ALWAYS);
@@ -332,6 +334,28 @@ fn native() -> Vec<Operation> {
         with("get", "/pools/{pool}/sessions/{session}/logs", "readLogs", "What the program of a container session has written")
             .query("after", json!({ "type": "integer", "minimum": 0 }), "`next` of the page before.")
             .gives(200, "A piece of it.", "Logs")
+            .refuses(&[404, 410, 503]),
+        with("get", TERMINALS, "listTerminals", "A session's terminals, oldest first")
+            .gives(200, "Those that are known: the ones that have ended make room for new ones.", "Terminals")
+            .refuses(&[404, 410, 503]),
+        with("get", TERMINAL, "attachTerminal", "Attaches to a terminal, over a WebSocket")
+            .about(
+                "It is made where it is not there. Messages: `docs/terminals.md`. The protocol is `sandpool.terminal.v1`; a browser offers \
+                 its token as another, `sandpool.bearer.TOKEN`.",
+            )
+            .query("rows", number(1, 65_535), "Of the window; 24 for a new terminal.")
+            .query("columns", number(1, 65_535), "Of the window; 80 for a new terminal.")
+            .query("term", text(), "The value of `TERM`; `xterm-256color` by default.")
+            .query("command", json!({ "type": "array", "items": text() }), "The program of a new terminal, a word each; the login shell by default.")
+            .query("after", json!({ "type": "integer", "minimum": 0 }), "Bytes of its output that are known already.")
+            .query("execution", text(), "Only this one, as `attached` has said it: else 404.")
+            .query("create", json!({ "type": "boolean" }), "`false`: 404 where it is not there; one that has ended is found too.")
+            .query("existing", json!({ "type": "boolean" }), "Only in a session that is there: else 404.")
+            .bare(101, "It is a WebSocket now.")
+            .answers(426, "It was not asked for with an upgrade.", "application/json", to("Problem"))
+            .refuses(&OPENING),
+        with("delete", TERMINAL, "endTerminal", "Hangs a terminal up, and ends all that it started")
+            .nothing("It is not there any more.")
             .refuses(&[404, 410, 503]),
         with("get", FILES, "listFiles", "A directory's entries, sorted by path")
             .query("path", text(), "The directory, relative to `/mnt/data` or absolute.")
@@ -524,6 +548,9 @@ fn in_path(name: &str) -> Value {
             (json!({ "type": "string", "minLength": 4, "maxLength": 128 }), "The session's name, percent-encoded.")
         }
         "execution" => (json!({ "type": "string", "format": "uuid" }), "The execution's id."),
+        "terminal" => {
+            (json!({ "type": "string", "minLength": 1, "maxLength": 64 }), "The terminal's name, percent-encoded.")
+        }
         "port" => (number(1, 65_535), "The port, on the session's loopback."),
         "path" => (text(), "The file, below `/mnt/data`, or a program's path. It may have slashes in it."),
         "name" => (text(), "The file's name, below `path`."),
