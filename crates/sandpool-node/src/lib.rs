@@ -19,6 +19,7 @@ mod record;
 mod service;
 mod session;
 mod tenants;
+mod usages;
 
 pub use api::*;
 pub use by_name::ByName;

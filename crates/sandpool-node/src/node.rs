@@ -1,11 +1,11 @@
 //! [`Node`]: one machine's pools and sessions.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
-use sandpool_core::ids::{ExecutionId, PoolName, SessionKey};
+use sandpool_core::ids::{ExecutionId, PoolName, SandboxId, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
 use sandpool_store::{Deed, Store};
 use sandpool_wire::agent::ToAgent;
@@ -21,6 +21,7 @@ use crate::pools::{BOOT_LIMIT, Clock, PoolState};
 use crate::record::Record;
 use crate::session::Session;
 use crate::tenants::Tenants;
+use crate::usages::Usages;
 
 /// The pause before sandboxes that could not be listed are listed again.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
@@ -48,6 +49,7 @@ struct Inner {
     /// One change of a pool at a time.
     changing: ByName,
     tenants: Arc<Tenants>,
+    usages: Usages,
     store: Option<Store>,
     clock: Clock,
     stop: CancellationToken,
@@ -135,6 +137,7 @@ impl Node {
                 pools: RwLock::default(),
                 changing: ByName::default(),
                 tenants: Arc::clone(&tenants),
+                usages: Usages::default(),
                 store: config.store,
                 clock,
                 stop: CancellationToken::new(),
@@ -482,6 +485,12 @@ impl Node {
     pub async fn usage(&self, pool: &PoolName, key: &SessionKey) -> Result<Usage, NodeError> {
         let info = self.session(pool, key)?;
         self.inner.driver.0.usage(info.sandbox).await.map_err(|error| of_session(key, error))
+    }
+
+    /// What the sandboxes of these sessions use, or used two seconds ago at most. Of some it may not be known.
+    pub async fn usages(&self, sessions: &[SessionInfo]) -> HashMap<SandboxId, Usage> {
+        let sandboxes = sessions.iter().map(|session| session.sandbox).collect();
+        self.inner.usages.of(&*self.inner.driver.0, sandboxes).await
     }
 
     /// What a pool may reach.
