@@ -37,13 +37,14 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
     ("sandpool-driver", &["sandpool-core", "sandpool-wire"]),
     ("sandpool-agent", &["sandpool-wire", "sandpool-sys"]),
     ("sandpool-attack", &[]),
+    ("sandpool-console", &[]),
     ("sandpool-image", &[]),
     ("sandpool-bench", &["sandpool-sys"]),
     ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
@@ -51,7 +52,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("sandpool-store", &["sandpool-core"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store"]),
     ("sandpool-objects", &["sandpool-core", "sandpool-wire", "sandpool-egress", "sandpool-image", "sandpool-node"]),
-    ("sandpool-http", &["sandpool-core", "sandpool-node", "sandpool-objects"]),
+    ("sandpool-http", &["sandpool-console", "sandpool-core", "sandpool-node", "sandpool-objects"]),
 ];
 
 /// A file of the tree, by its path from the root.

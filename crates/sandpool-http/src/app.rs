@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::auth::{Auth, Principal, Role};
 use crate::problem::Problem;
-use crate::{azure, mcp, metrics, native, openapi};
+use crate::{azure, console, mcp, metrics, native, openapi};
 
 /// What stays as it is in one segment of a path, in the value of a parameter, and in a file's name in a header (RFC 3986
 /// calls it unreserved; RFC 8187 allows it).
@@ -52,6 +52,7 @@ pub fn router(app: App) -> Router {
         .merge(mcp::native::routes(app.clone()))
         .merge(mcp::hosted::routes(app.clone()))
         .merge(openapi::routes())
+        .merge(console::routes(app.clone()))
         .merge(metrics::routes(app.clone(), Arc::clone(&requests)))
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)
