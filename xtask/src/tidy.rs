@@ -45,6 +45,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("sandpool-driver", &["sandpool-core", "sandpool-wire"]),
     ("sandpool-agent", &["sandpool-wire", "sandpool-sys"]),
     ("sandpool-attack", &[]),
+    ("sandpool-console", &[]),
     ("sandpool-image", &[]),
     ("sandpool-bench", &["sandpool-sys"]),
     ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
@@ -52,7 +53,10 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("sandpool-store", &["sandpool-core"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store", "sandpool-telemetry"]),
     ("sandpool-objects", &["sandpool-core", "sandpool-wire", "sandpool-egress", "sandpool-image", "sandpool-node"]),
-    ("sandpool-http", &["sandpool-core", "sandpool-node", "sandpool-objects", "sandpool-telemetry"]),
+    (
+        "sandpool-http",
+        &["sandpool-console", "sandpool-core", "sandpool-node", "sandpool-objects", "sandpool-telemetry"],
+    ),
 ];
 
 /// A file of the tree, by its path from the root.

@@ -27,4 +27,5 @@ export type {
   Shown,
   Size,
   Terminal,
+  Usage,
 } from "./wire.js";

@@ -139,26 +139,29 @@ export interface OpenedSession extends SessionRecord {
   openMilliseconds: number;
 }
 
+/** What a session's sandbox uses. */
+export interface Usage {
+  /** Processor time. */
+  cpuSeconds: number;
+  /** Bytes of memory. */
+  memoryBytes: number;
+  /** Bytes of memory at most so far. */
+  memoryPeakBytes: number;
+  /** Processes that were killed for want of memory. */
+  oomKills: number;
+  /** Processes and threads. */
+  pids: number;
+  /** Bytes of its files. */
+  storedBytes: number;
+  /** Bytes that came into it. */
+  receivedBytes: number;
+  /** Bytes that went out of it. */
+  sentBytes: number;
+}
+
 /** A session, and what it uses. */
 export interface SessionDetail extends SessionRecord {
-  usage: {
-    /** Processor time. */
-    cpuSeconds: number;
-    /** Bytes of memory. */
-    memoryBytes: number;
-    /** Bytes of memory at most so far. */
-    memoryPeakBytes: number;
-    /** Processes that were killed for want of memory. */
-    oomKills: number;
-    /** Processes and threads. */
-    pids: number;
-    /** Bytes of its files. */
-    storedBytes: number;
-    /** Bytes that came into it. */
-    receivedBytes: number;
-    /** Bytes that went out of it. */
-    sentBytes: number;
-  };
+  usage: Usage;
   /** What its wall is made of. */
   wall: string[];
   /** What is weaker on this host than the level promises elsewhere. */

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::auth::{Auth, Principal, Role};
 use crate::problem::Problem;
-use crate::{azure, mcp, metrics, native, openapi, traced};
+use crate::{azure, console, mcp, metrics, native, openapi, traced};
 
 /// What stays as it is in one segment of a path, in the value of a parameter, and in a file's name in a header (RFC 3986
 /// calls it unreserved; RFC 8187 allows it).
@@ -59,6 +59,7 @@ pub fn router_telling(app: App, exporter: Option<Exporter>) -> (Router, metrics:
         .merge(mcp::native::routes(app.clone()))
         .merge(mcp::hosted::routes(app.clone()))
         .merge(openapi::routes())
+        .merge(console::routes(app.clone()))
         .merge(metrics::routes(counted.clone()))
         .merge(crate::auth::routes(Arc::clone(&app.auth)))
         .method_not_allowed_fallback(native::wrong_method)

@@ -37,6 +37,7 @@ use serde_json::Value;
 
 use keys::Keys;
 use pool_keys::PoolKeys;
+pub(crate) use trusted::Door;
 use trusted::Issuer;
 
 /// The audiences of dynamic-sessions tokens; each is also good with a slash at its end.
@@ -82,6 +83,21 @@ pub struct TrustedIssuer {
     pub roles_claim: String,
     /// What its values mean here, besides Azure's own names and ids.
     pub roles: BTreeMap<String, Role>,
+    /// How people sign in to the console there, if they do.
+    pub sign_in: Option<SignIn>,
+}
+
+/// How people sign in to the console at a trusted issuer: as a public client, with a code and PKCE (RFC 7636).
+#[derive(Clone, Debug)]
+pub struct SignIn {
+    /// The console's id there.
+    pub client_id: String,
+    /// How people call the issuer.
+    pub name: String,
+    /// What is asked for: `openid` and more, separated by blanks.
+    pub scope: String,
+    /// Which of the tokens that are given is good here: `access_token` or `id_token`.
+    pub token: &'static str,
 }
 
 /// A fixed key that is as good as a token.
@@ -314,6 +330,11 @@ impl Auth {
     /// Others who give tokens that are good here.
     pub(crate) fn trusted_issuers(&self) -> Vec<&str> {
         self.config.trusted.iter().map(|trusted| trusted.issuer.as_str()).collect()
+    }
+
+    /// Where people may sign in to the console. Issuers that do not answer are left out.
+    pub(crate) async fn doors(&self) -> Vec<Door> {
+        futures::future::join_all(self.issuers.iter().map(Issuer::door)).await.into_iter().flatten().collect()
     }
 
     /// Our own issuer name.

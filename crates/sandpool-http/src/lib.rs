@@ -7,6 +7,7 @@
 //! mcp      the Model Context Protocol                arm       Azure's control plane of pools
 //! auth     who asks                          openapi   all of it, described
 //! metrics  what is counted, for Prometheus and OTLP   traced   a request's span
+//! console  the console's files
 //! ```
 //!
 //! A handler parses, calls [`sandpool_node::Node`], and answers. Nothing here knows a sandbox.
@@ -15,6 +16,7 @@ mod app;
 mod arm;
 pub mod auth;
 mod azure;
+mod console;
 mod forward;
 mod journal;
 mod mcp;

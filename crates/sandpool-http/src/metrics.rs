@@ -68,7 +68,7 @@ impl Dialect {
     pub(crate) fn of(path: &str) -> Self {
         let mut segments = path.split('/').skip(1);
         match segments.next().unwrap_or_default() {
-            "healthz" | "readyz" | "metrics" | "openapi.json" => Self::Server,
+            "healthz" | "readyz" | "metrics" | "openapi.json" | "console" => Self::Server,
             "mcp" => Self::Mcp,
             "msi" | "metadata" | ".well-known" => Self::Identity,
             "pools" => match (segments.nth(1), segments.next()) {

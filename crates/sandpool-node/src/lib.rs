@@ -22,6 +22,7 @@ mod service;
 mod session;
 mod tenants;
 mod terminals;
+mod usages;
 
 pub use api::*;
 pub use by_name::ByName;

@@ -1,6 +1,6 @@
 //! [`Node`]: one machine's pools and sessions.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::record::Record;
 use crate::samples::{self, SampleReader, Samples};
 use crate::session::Session;
 use crate::tenants::Tenants;
+use crate::usages::Usages;
 
 /// The pause before sandboxes that could not be listed are listed again.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
@@ -56,6 +57,7 @@ struct Inner {
     /// One change of a pool at a time.
     changing: ByName,
     tenants: Arc<Tenants>,
+    usages: Usages,
     store: Option<Store>,
     /// What sessions reached.
     outward: Arc<Outward>,
@@ -147,6 +149,7 @@ impl Node {
                 pools: RwLock::default(),
                 changing: ByName::default(),
                 tenants: Arc::clone(&tenants),
+                usages: Usages::default(),
                 store: config.store,
                 outward: Arc::default(),
                 sampled: Arc::new(Semaphore::new(samples::MOST)),
@@ -575,6 +578,12 @@ impl Node {
         let pool = self.state(pool)?;
         let session = pool.present(&pool.scoped(key)).await?;
         Samples::read(&pool, &session, || Arc::clone(&self.inner.sampled).try_acquire_owned().ok())
+    }
+
+    /// What the sandboxes of these sessions use, or used two seconds ago at most. Of some it may not be known.
+    pub async fn usages(&self, sessions: &[SessionInfo]) -> HashMap<SandboxId, Usage> {
+        let sandboxes = sessions.iter().map(|session| session.sandbox).collect();
+        self.inner.usages.of(&*self.inner.driver.0, sandboxes).await
     }
 
     /// What a pool may reach.

@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Env(Env),
     /// Print a token, or replace the signing key
     Token(Token),
+    /// Print an address that opens the console in a browser, signed in
+    Console(Console),
     /// Run code or a command in a session; its exit code is passed through
     Run(Run),
     /// Open a terminal in a session, or come back to one: Ctrl-] d leaves it, and it goes on
@@ -232,6 +234,22 @@ pub(crate) struct Token {
     pub(crate) ttl: Option<Duration>,
     #[command(subcommand)]
     pub(crate) action: Option<TokenAction>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Console {
+    /// What its bearer may do: reader looks, executor runs code and uses files, admin also manages
+    #[arg(long, value_enum, default_value_t = RoleWord::Admin, value_name = "ROLE")]
+    pub(crate) role: RoleWord,
+    /// The console sees this pool only [default: every pool]
+    #[arg(short, long, value_name = "POOL")]
+    pub(crate) pool: Option<String>,
+    /// Whose it is: a tenant of the settings [default: the operator's own]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// How long it is good for: seconds, or a number with s, m, h or d [default: 12h]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@ mod attack;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod console;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod env;

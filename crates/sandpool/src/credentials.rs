@@ -8,14 +8,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sandpool_core::ids::{PoolName, TenantName};
-use sandpool_http::auth::{ApiKey, Auth, AuthConfig, Mint, Minted, Role, TenantClaim, TenantTokens, TrustedIssuer};
+use sandpool_http::auth::{
+    ApiKey, Auth, AuthConfig, Mint, Minted, Role, SignIn, TenantClaim, TenantTokens, TrustedIssuer,
+};
 
 use crate::args::{RoleWord, Token};
 use crate::client::{Context, random_hex};
 use crate::failure::Failure;
 use crate::home::{self, Home};
 use crate::server::Plan;
-use crate::settings::{ApiKeySettings, RoleName, Settings};
+use crate::settings::{ApiKeySettings, RoleName, Settings, TokenName};
 
 /// How long a token is good for unless asked otherwise.
 const TOKEN_TTL: Duration = Duration::from_secs(3_600);
@@ -100,6 +102,15 @@ pub(crate) fn open_auth(home: &Home, settings: &Settings) -> Result<Auth, Failur
         audiences: issuer.audiences.clone(),
         roles_claim: issuer.roles_claim.clone(),
         roles: issuer.roles.iter().map(|(value, name)| (value.clone(), role(*name))).collect(),
+        sign_in: issuer.console.as_ref().map(|console| SignIn {
+            client_id: console.client_id.clone(),
+            name: console.name.clone().unwrap_or_else(|| issuer.issuer.clone()),
+            scope: console.scope.clone(),
+            token: match console.token {
+                TokenName::AccessToken => "access_token",
+                TokenName::IdToken => "id_token",
+            },
+        }),
     });
     let api_key = |key: &ApiKeySettings, tenant: &TenantName| ApiKey {
         name: key.name.clone(),

@@ -73,6 +73,7 @@ fn dispatch(cli: Cli, log: &LogLayer) -> Result<ExitCode, Failure> {
         Command::Doctor(doctor) => commands::doctor::run(&context, &doctor),
         Command::Env(env) => commands::env::run(&context, &env),
         Command::Token(token) => commands::token::run(&context, &token),
+        Command::Console(console) => commands::console::run(&context, &console),
         Command::Run(run) => commands::run::run(&context, &run),
         Command::Shell(shell) => commands::shell::run(&context, &shell),
         Command::Files(files) => commands::files::run(&context, &files),

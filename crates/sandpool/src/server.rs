@@ -249,7 +249,8 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
                 if node.is_ready() {
                     announced = true;
                     info!(endpoint = record.endpoint, "pools are ready");
-                    print::out(&banner(&settings, &record, &context.home, context.json, false))?;
+                    let console = crate::commands::console::said(context, &record.endpoint);
+                    print::out(&banner(&settings, &record, context, console.as_deref(), false))?;
                 }
             }
         }

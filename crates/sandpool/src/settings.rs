@@ -129,6 +129,37 @@ pub(crate) struct IssuerSettings {
     /// Which of its values means which role.
     #[serde(default)]
     pub(crate) roles: BTreeMap<String, RoleName>,
+    /// How people sign in to the console there; they do not, if not given.
+    #[serde(default)]
+    pub(crate) console: Option<ConsoleSettings>,
+}
+
+/// How people sign in to the console at an issuer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ConsoleSettings {
+    /// The console's id there: a public client, which comes back to `/console/`.
+    pub(crate) client_id: String,
+    /// How the button calls the issuer; its address, if not given.
+    #[serde(default)]
+    pub(crate) name: Option<String>,
+    /// What is asked for.
+    #[serde(default = "default_scope")]
+    pub(crate) scope: String,
+    /// Which of its tokens is used.
+    #[serde(default)]
+    pub(crate) token: TokenName,
+}
+
+/// Which of the tokens that an issuer gives is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum TokenName {
+    /// The one for calls of an API.
+    #[default]
+    AccessToken,
+    /// The one that says who somebody is. Its audience is the client's id.
+    IdToken,
 }
 
 /// A key that is good without a token. Only its digest is known here.
@@ -191,6 +222,10 @@ fn default_preview_host() -> String {
 
 fn default_roles_claim() -> String {
     "roles".into()
+}
+
+fn default_scope() -> String {
+    "openid profile".into()
 }
 
 fn default_role() -> RoleName {
@@ -323,6 +358,14 @@ impl AuthSettings {
             }
             if let Some(uri) = issuer.jwks_uri.as_deref().filter(|uri| !is_url(uri)) {
                 return Err(value(key("jwksUri"), format!("{uri:?} is not an http or https URL")));
+            }
+            if let Some(console) = &issuer.console {
+                if console.client_id.is_empty() {
+                    return Err(value(key("console.clientId"), "is empty"));
+                }
+                if !console.scope.split(' ').any(|word| word == "openid") {
+                    return Err(value(key("console.scope"), "must have the word openid in it"));
+                }
             }
             if issuer.audiences.is_empty() {
                 return Err(value(key("audiences"), "there must be one at least, or every token would be good"));

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::{AuthError, AuthFailure, TrustedIssuer};
+use super::{AuthError, AuthFailure, SignIn, TrustedIssuer};
 
 /// Keys are read again after this long.
 const FRESH: Duration = Duration::from_secs(3600);
@@ -26,6 +26,24 @@ pub(super) struct Issuer {
     pub(super) settings: TrustedIssuer,
     client: reqwest::Client,
     known: Mutex<Known>,
+    /// Where people sign in, as it was found, and when.
+    door: Mutex<Option<(Instant, Option<Door>)>>,
+}
+
+/// Where people sign in, as their browsers are told.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Door {
+    name: String,
+    issuer: String,
+    client_id: String,
+    scope: String,
+    token: &'static str,
+    authorization_endpoint: String,
+    token_endpoint: String,
+    /// The origin of the second, which the console must be allowed to reach.
+    #[serde(skip)]
+    pub(crate) origin: String,
 }
 
 #[derive(Default)]
@@ -40,6 +58,14 @@ struct Discovery {
     jwks_uri: String,
 }
 
+/// What else a discovery document says (OpenID Connect Discovery 1.0, section 3).
+#[derive(Deserialize)]
+struct Doors {
+    issuer: String,
+    authorization_endpoint: String,
+    token_endpoint: String,
+}
+
 impl Issuer {
     pub(super) fn new(settings: TrustedIssuer) -> Result<Self, AuthError> {
         let client = reqwest::Client::builder()
@@ -47,7 +73,59 @@ impl Issuer {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| AuthError::Settings(format!("the issuer {}: {error}", settings.issuer)))?;
-        Ok(Self { settings, client, known: Mutex::default() })
+        Ok(Self { settings, client, known: Mutex::default(), door: Mutex::default() })
+    }
+
+    /// Where people sign in here, if they do and the issuer answers; found again when it is an hour old, or was not found a while ago.
+    pub(super) async fn door(&self) -> Option<Door> {
+        let sign_in = self.settings.sign_in.as_ref()?;
+        let mut door = self.door.lock().await;
+        let now = Instant::now();
+        let is_fresh = |(at, found): &(Instant, Option<Door>)| {
+            now.duration_since(*at) < if found.is_some() { FRESH } else { PAUSE }
+        };
+        if let Some(known) = door.as_ref().filter(|known| is_fresh(known)) {
+            return known.1.clone();
+        }
+        let found = match self.find_door(sign_in).await {
+            Ok(found) => Some(found),
+            Err(why) => {
+                tracing::warn!(issuer = self.settings.issuer, "nobody can sign in there: {why}");
+                // What was good an hour ago is better than none.
+                door.take().and_then(|(_, before)| before)
+            }
+        };
+        *door = Some((now, found.clone()));
+        found
+    }
+
+    async fn find_door(&self, sign_in: &SignIn) -> Result<Door, String> {
+        let text = self.get(&self.discovery()).await?;
+        let said: Doors = serde_json::from_slice(&text).map_err(|error| format!("discovery: {error}"))?;
+        // OpenID Connect Discovery 1.0, section 4.3.
+        if said.issuer != self.settings.issuer {
+            return Err(format!("discovery: it is of another issuer, {:?}", said.issuer));
+        }
+        let parsed = |address: &str| match reqwest::Url::parse(address) {
+            Ok(url) if matches!(url.scheme(), "https" | "http") => Ok(url),
+            _ => Err(format!("discovery: {address:?} is not an address")),
+        };
+        parsed(&said.authorization_endpoint)?;
+        let origin = parsed(&said.token_endpoint)?.origin().ascii_serialization();
+        Ok(Door {
+            name: sign_in.name.clone(),
+            issuer: said.issuer,
+            client_id: sign_in.client_id.clone(),
+            scope: sign_in.scope.clone(),
+            token: sign_in.token,
+            authorization_endpoint: said.authorization_endpoint,
+            token_endpoint: said.token_endpoint,
+            origin,
+        })
+    }
+
+    fn discovery(&self) -> String {
+        format!("{}/.well-known/openid-configuration", self.settings.issuer.trim_end_matches('/'))
     }
 
     /// The key with this id, or the only one for a token that names none.
@@ -87,8 +165,7 @@ impl Issuer {
         let address = match &self.settings.jwks_uri {
             Some(given) => given.clone(),
             None => {
-                let base = self.settings.issuer.trim_end_matches('/');
-                let text = self.get(&format!("{base}/.well-known/openid-configuration")).await?;
+                let text = self.get(&self.discovery()).await?;
                 serde_json::from_slice::<Discovery>(&text).map_err(|error| format!("discovery: {error}"))?.jwks_uri
             }
         };

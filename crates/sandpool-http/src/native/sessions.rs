@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use sandpool_core::ids::Identifier;
-use sandpool_node::{EgressPolicy, Given, Open, SessionInfo, SessionSecret};
+use sandpool_node::{EgressPolicy, Given, Open, SessionInfo, SessionSecret, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -65,20 +65,35 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
     let mut sessions = app.node.sessions(&pool, asked.whose(&room))?;
     sessions.retain(|session| asked.may_see(&session.identifier));
     let begin = after.map_or(0, |after| sessions.partition_point(|session| Cursor::of(session) <= after));
-    let page: Vec<_> = sessions[begin..].iter().take(limit).collect();
-    let more = begin + page.len() < sessions.len();
+    let end = sessions.len().min(begin + limit);
+    let page = &sessions[begin..end];
+    let more = end < sessions.len();
     let next = page.last().filter(|_| more).map(|last| Cursor::of(last).text());
-    Ok(Json(json!({ "value": page.into_iter().map(shown).collect::<Vec<_>>(), "next": next })))
+    let mut value: Vec<_> = page.iter().map(shown).collect();
+    if asked.flag("usage")? {
+        let usages = app.node.usages(page).await;
+        for (session, shown) in page.iter().zip(&mut value) {
+            shown["usage"] = usages.get(&session.sandbox).map_or(Value::Null, usage);
+        }
+    }
+    Ok(Json(json!({ "value": value, "next": next })))
 }
 
 /// One session, and what it uses.
 pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
     let (pool, key) = asked.session(Role::Reader)?;
     let session = app.node.session(&pool, &key)?;
-    let usage = app.node.usage(&pool, &key).await?;
+    let used = app.node.usage(&pool, &key).await?;
     let status = app.node.pool(&pool)?;
     let mut body = shown(&session);
-    body["usage"] = json!({
+    body["usage"] = usage(&used);
+    body["wall"] = json!(status.wall);
+    body["weaker"] = json!(status.weaker);
+    Ok(Json(body))
+}
+
+fn usage(usage: &Usage) -> Value {
+    json!({
         "memoryBytes": usage.memory,
         "memoryPeakBytes": usage.memory_peak.unwrap_or(0),
         "pids": usage.pids,
@@ -87,10 +102,7 @@ pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Val
         "storedBytes": usage.stored,
         "sentBytes": usage.sent.unwrap_or(0),
         "receivedBytes": usage.received.unwrap_or(0),
-    });
-    body["wall"] = json!(status.wall);
-    body["weaker"] = json!(status.weaker);
-    Ok(Json(body))
+    })
 }
 
 /// What may be in the body that opens a session.

@@ -177,6 +177,10 @@ async fn a_full_queue_and_a_full_pool_say_so() {
         after = format!("&after={next}");
     }
     assert_eq!(names, ["chat-17", "chat-18", "chat-19"]);
+    // What each uses is said when it is asked for.
+    let page = served.call("GET", "/pools/python/sessions?usage=true", "").await.json();
+    let used = page["value"].as_array().unwrap().iter().map(|one| one["usage"]["memoryBytes"].is_u64());
+    assert_eq!(used.collect::<Vec<_>>(), [true; 3], "{page}");
     let one = served.call("GET", HERE, "").await.json();
     assert_eq!((&one["owner"], &one["level"]), (&json!("tester"), &json!("memory (no boundary)")));
     assert!(one["usage"]["memoryBytes"].is_u64() && one["busy"].as_u64() >= Some(1), "{one}");

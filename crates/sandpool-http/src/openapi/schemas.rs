@@ -48,6 +48,10 @@ fn list(of: &str) -> Value {
     json!({ "type": "array", "items": to(of) })
 }
 
+fn lines(description: &str) -> Value {
+    json!({ "type": "array", "items": { "type": "string" }, "description": description })
+}
+
 fn hosts(description: &str) -> Value {
     json!({ "type": "array", "items": { "type": "string" }, "description": description })
 }
@@ -73,11 +77,58 @@ fn hosted() -> Value {
 
 pub(super) fn all() -> Value {
     let mut all = native();
-    for more in [looks(), azure(), identity(), hosted(), objects()] {
+    for more in [looks(), azure(), identity(), hosted(), objects(), sessions()] {
         let (Value::Object(all), Value::Object(more)) = (&mut all, more) else { panic!("not schemas") };
         all.extend(more);
     }
     all
+}
+
+/// Sessions, as lists and answers have them.
+fn sessions() -> Value {
+    let session = json!({
+        "pool": kind("string", "Its pool."),
+        "identifier": kind("string", "Its name."),
+        "sandbox": json!({ "type": "string", "format": "uuid", "description": "The sandbox bound to it." }),
+        "tenant": kind("string", "Against whose quota it counts."),
+        "owner": kind("string", "The subject of the token that made it."),
+        "level": kind("string", "The isolation level it really has."),
+        "createdAt": instant("When it was made."),
+        "lastUsedAt": instant("When it was last used."),
+        "expiresAt": instant("When it ends, if it is not used again."),
+        "busy": kind("integer", "Executions that run or wait, and files that are being moved."),
+    });
+    let mut listed = session.clone();
+    listed["usage?"] = json!({
+        "oneOf": [to("Usage"), { "type": "null" }],
+        "description": "With `usage=true`: what its sandbox uses, or used two seconds ago at most. Null when it is not known.",
+    });
+    let mut detail = session.clone();
+    detail["usage"] = to("Usage");
+    let bytes = |of: &str| kind("integer", &format!("Bytes {of}."));
+    let usage = object(
+        "What a session's sandbox uses.",
+        json!({
+            "memoryBytes": bytes("of memory"), "memoryPeakBytes": bytes("of memory at most so far"),
+            "pids": kind("integer", "Processes and threads."), "cpuSeconds": kind("number", "Processor time."),
+            "oomKills": kind("integer", "Processes that were killed for want of memory."),
+            "storedBytes": bytes("of its files"), "sentBytes": bytes("that went out of it"),
+            "receivedBytes": bytes("that came into it"),
+        }),
+    );
+    detail["wall"] = lines("What its wall is made of.");
+    detail["weaker"] = lines("What is weaker on this host than the level promises elsewhere.");
+    let mut opened = session.clone();
+    opened["isNew"] = kind("boolean", "This call made it.");
+    opened["openMilliseconds"] = kind("number", "How long it took to get it.");
+    json!({
+        "SessionDetail": object("A session, and what it uses.", detail),
+        "OpenedSession": object("A session that was found or made.", opened),
+        "Session": object("A session.", session),
+        "ListedSession": object("A session in a list.", listed),
+        "Sessions": page("ListedSession"),
+        "Usage": usage,
+    })
 }
 
 fn objects() -> Value {
@@ -209,36 +260,6 @@ fn native() -> Value {
     full["displays"] = list("Shown");
     full["error"] =
         json!({ "oneOf": [to("Raised"), { "type": "null" }], "description": "The exception that ended it." });
-    let session = json!({
-        "pool": kind("string", "Its pool."),
-        "identifier": kind("string", "Its name."),
-        "sandbox": json!({ "type": "string", "format": "uuid", "description": "The sandbox bound to it." }),
-        "tenant": kind("string", "Against whose quota it counts."),
-        "owner": kind("string", "The subject of the token that made it."),
-        "level": kind("string", "The isolation level it really has."),
-        "createdAt": instant("When it was made."),
-        "lastUsedAt": instant("When it was last used."),
-        "expiresAt": instant("When it ends, if it is not used again."),
-        "busy": kind("integer", "Executions that run or wait, and files that are being moved."),
-    });
-    let mut detail = session.clone();
-    detail["usage"] = object(
-        "What its sandbox uses.",
-        json!({
-            "memoryBytes": bytes("of memory"), "memoryPeakBytes": bytes("of memory at most so far"),
-            "pids": kind("integer", "Processes and threads."), "cpuSeconds": kind("number", "Processor time."),
-            "oomKills": kind("integer", "Processes that were killed for want of memory."),
-            "storedBytes": bytes("of its files"), "sentBytes": bytes("that went out of it"),
-            "receivedBytes": bytes("that came into it"),
-        }),
-    );
-    let lines =
-        |description: &str| json!({ "type": "array", "items": { "type": "string" }, "description": description });
-    detail["wall"] = lines("What its wall is made of.");
-    detail["weaker"] = lines("What is weaker on this host than the level promises elsewhere.");
-    let mut opened = session.clone();
-    opened["isNew"] = kind("boolean", "This call made it.");
-    opened["openMilliseconds"] = kind("number", "How long it took to get it.");
     let error = object(
         "The refusal.",
         json!({
@@ -315,10 +336,6 @@ fn native() -> Value {
             "waitWhenFullSeconds": kind("number", "How long a caller waits for a place when every one is taken."),
         })),
         "Pools": object("The pools.", json!({ "value": list("Pool") })),
-        "Session": object("A session.", session),
-        "SessionDetail": object("A session, and what it uses.", detail),
-        "OpenedSession": object("A session that was found or made.", opened),
-        "Sessions": page("Session"),
         "Opening": with_example(
             closed(object("How a session begins.", json!({
                 "egress?": { "description": "What it may reach, of what its pool may.", "oneOf": [to("Egress"), { "type": "null" }] },

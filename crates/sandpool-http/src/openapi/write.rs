@@ -245,6 +245,7 @@ fn native() -> Vec<Operation> {
         with("get", "/pools/{pool}/sessions", "listSessions", "A pool's sessions, oldest first")
             .query("limit", number(1, 1_000), "At most this many; by default 1,000.")
             .query("after", text(), "`next` of the page before.")
+            .query("usage", json!({ "type": "boolean" }), "Say of each what it uses.")
             .gives(200, "A page.", "Sessions")
             .refuses(&[404]),
         with("get", SESSION, "getSession", "One session, and what it uses")

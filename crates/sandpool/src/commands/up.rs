@@ -408,7 +408,9 @@ fn detach(start: &Start) -> Result<ExitCode, Failure> {
     });
     match ready {
         Ok(record) => {
-            print::out(&banner(&start.settings, &record, home, start.json, true))?;
+            let context = Context { home: home.clone(), server: None, json: start.json };
+            let console = super::console::said(&context, &record.endpoint);
+            print::out(&banner(&start.settings, &record, &context, console.as_deref(), true))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(failure) => {
@@ -457,11 +459,18 @@ fn tail(log: &Path, from: u64) -> Vec<String> {
 }
 
 /// What is printed when the pools are ready: where, what, and something to paste.
-pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, json: bool, detached: bool) -> String {
-    if json {
+pub(crate) fn banner(
+    settings: &Settings,
+    record: &ServerRecord,
+    context: &Context,
+    console: Option<&str>,
+    detached: bool,
+) -> String {
+    let home = &context.home;
+    if context.json {
         let pools: Vec<_> = settings.pools.iter().map(|pool| &pool.metadata.name).collect();
         let line = serde_json::json!({
-            "ready": true, "endpoint": record.endpoint, "httpsEndpoint": record.https_endpoint,
+            "ready": true, "endpoint": record.endpoint, "httpsEndpoint": record.https_endpoint, "console": console,
             "home": home.path(), "pid": record.launcher.pid, "version": record.version, "pools": pools,
         });
         return format!("{line}\n");
@@ -483,6 +492,12 @@ pub(crate) fn banner(settings: &Settings, record: &ServerRecord, home: &Home, js
             scale.ready_session_instances,
             scale.max_concurrent_sessions
         ));
+    }
+    if let Some(console) = console {
+        text.push_str(&format!("Console: {console}\n"));
+        if !console.contains('#') {
+            text.push_str(&format!("  `{program} console{flag}` prints an address that signs you in\n"));
+        }
     }
     let stop = if detached { format!("{program} down{flag}") } else { "Ctrl-C".into() };
     text.push_str(&format!("State is in {}. Stop it with: {stop}\n", home.path().display()));
@@ -542,12 +557,16 @@ mod tests {
         };
         let home = Home::find(Some(Path::new("/srv/it's"))).unwrap();
         let program = quoted(&std::env::current_exe().unwrap().to_string_lossy());
-        let text = banner(&Settings::default(), &record, &home, false, true).replace(&program, "PROGRAM");
+        let mut context = Context { home, server: None, json: false };
+        let console = Some("http://127.0.0.1:7300/console/");
+        let text = banner(&Settings::default(), &record, &context, console, true).replace(&program, "PROGRAM");
         expect_test::expect![[r#"
             Sandpool 0.0.0 is ready at http://127.0.0.1:7300
               pool python     PythonLTS  2 ready, 250 sessions at most
               pool node       NodeLTS    2 ready, 250 sessions at most
               pool shell      Shell      2 ready, 250 sessions at most
+            Console: http://127.0.0.1:7300/console/
+              `PROGRAM console --home '/srv/it'\''s'` prints an address that signs you in
             State is in /srv/it's. Stop it with: PROGRAM down --home '/srv/it'\''s'
 
             Try it:
@@ -559,7 +578,11 @@ mod tests {
               PROGRAM run --home '/srv/it'\''s' -p python -c '6 * 7'
         "#]]
         .assert_eq(&text);
-        let line = banner(&Settings::default(), &record, &home, true, true);
+        let signed_in =
+            banner(&Settings::default(), &record, &context, Some("http://127.0.0.1:7300/console/#token=x"), true);
+        assert!(signed_in.contains("/console/#token=x\n") && !signed_in.contains("prints an address"), "{signed_in}");
+        context.json = true;
+        let line = banner(&Settings::default(), &record, &context, None, true);
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["ready"], true);
     }
 }

@@ -191,6 +191,14 @@ fn values_out_of_range_are_errors_that_name_their_path() {
         "auth: { issuers: [ { issuer: 'https://i', audiences: [] } ] }",
         &expect!["auth.issuers[0].audiences: there must be one at least, or every token would be good"],
     );
+    check(
+        "auth: { issuers: [ { issuer: 'https://i', console: { clientId: '' } } ] }",
+        &expect!["auth.issuers[0].console.clientId: is empty"],
+    );
+    check(
+        "auth: { issuers: [ { issuer: 'https://i', console: { clientId: a, scope: profile } } ] }",
+        &expect!["auth.issuers[0].console.scope: must have the word openid in it"],
+    );
 }
 
 #[test]
