@@ -1,5 +1,7 @@
 //! One connection to a terminal of a session: a WebSocket of the native API.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::stream::{SplitSink, SplitStream};
@@ -26,6 +28,9 @@ const PIECE: usize = 512 << 10;
 
 /// Messages that wait to be sent; who has more waits.
 const WAITING: usize = 16;
+
+/// How long a server may take for what is said last.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Which terminal, and how much of it is known.
 #[derive(Clone, Debug)]
@@ -182,10 +187,11 @@ impl Terminal {
         self.say.clone()
     }
 
-    /// Waits until all that was said is sent.
-    pub(crate) async fn flush(&self) {
-        // All places are free when nothing waits.
-        let _ = self.say.reserve_many(WAITING).await;
+    /// Leaves it, once all that was said is sent.
+    pub(crate) async fn leave(mut self) {
+        self.say = mpsc::channel(1).0;
+        // One that does not read is left all the same.
+        let _ = tokio::time::timeout(FAREWELL, &mut self.writing).await;
     }
 }
 
@@ -193,9 +199,10 @@ async fn write(mut sink: SplitSink<WebSocketStream<Upgraded>, Message>, mut wait
     while let Some(message) = waiting.recv().await {
         if sink.send(message).await.is_err() {
             // Its reader hears of it.
-            waiting.close();
+            return;
         }
     }
+    let _ = sink.close().await;
 }
 
 /// What was typed, as messages.

@@ -87,7 +87,7 @@ async fn upgraded(app: &App, request: Request) -> Result<Response, Problem> {
             "A page of another origin must bring its token in the handshake: as the subprotocol sandpool.bearer.TOKEN.";
         return Err(Problem::new(StatusCode::FORBIDDEN, "OriginNotAllowed", text));
     }
-    if let Some(token) = offered.token {
+    if let Some(token) = &offered.token {
         // Two could be two people.
         if parts.headers.contains_key(AUTHORIZATION) {
             return Err(AuthFailure::Malformed.into());
@@ -102,9 +102,9 @@ async fn upgraded(app: &App, request: Request) -> Result<Response, Problem> {
         let text = format!("The protocol {PROTOCOL} must be among those that are offered.");
         return Err(Problem::invalid("Sec-WebSocket-Protocol", text));
     }
-    let is_foreign_to_it = asked.flag("existing")?;
+    let is_there = asked.flag("existing")?;
     let request = read(&asked, name)?;
-    let open = if is_foreign_to_it || request.make.is_none() { Open::Existing } else { Open::OrCreate };
+    let open = if is_there || request.make.is_none() { Open::Existing } else { Open::OrCreate };
     app.node.open(&pool, &key, open, &asked.principal.caller()).await?;
     let view = app.node.attach(&pool, &key, request).await.map_err(|error| Problem::from(error).about("terminal"))?;
     let did = if view.is_new { Did::OpenedTerminal } else { Did::AttachedTerminal };
@@ -147,14 +147,14 @@ impl Asked {
 
 /// The protocols that a client offers.
 #[derive(Default)]
-struct Offered<'a> {
+struct Offered {
     any: bool,
     ours: bool,
-    token: Option<&'a str>,
+    token: Option<String>,
 }
 
-impl<'a> Offered<'a> {
-    fn read(headers: &'a HeaderMap) -> Result<Self, Problem> {
+impl Offered {
+    fn read(headers: &HeaderMap) -> Result<Self, Problem> {
         let mut offered = Self::default();
         for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
             let text = value.to_str().map_err(|_| AuthFailure::Malformed)?;
@@ -162,7 +162,7 @@ impl<'a> Offered<'a> {
                 offered.any = true;
                 offered.ours |= word == PROTOCOL;
                 if let Some(token) = word.strip_prefix(BEARER)
-                    && offered.token.replace(token).is_some()
+                    && offered.token.replace(token.to_owned()).is_some()
                 {
                     return Err(AuthFailure::Malformed.into());
                 }

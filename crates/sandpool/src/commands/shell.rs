@@ -213,6 +213,7 @@ impl<'a> Talk<'a> {
             }
             self.wanted.after = terminal.offset;
             if let Some(left) = self.over(&mut terminal).await? {
+                terminal.leave().await;
                 return Ok(left);
             }
             drop(terminal);
@@ -258,7 +259,7 @@ impl<'a> Talk<'a> {
                 },
                 Some(bytes) = self.typed.recv(), if self.waiting.is_empty() && self.ends.is_none() => {
                     if self.read(&bytes) {
-                        terminal.flush().await;
+                        self.say_rest(&mouth).await;
                         return Ok(Some(Left::Detached));
                     }
                 }
@@ -269,6 +270,14 @@ impl<'a> Talk<'a> {
                 Some(()) = self.resized.recv() => self.waiting.push_back(resize(size())),
                 Some(()) = self.hung_up.recv() => return Ok(Some(Left::Detached)),
             }
+        }
+    }
+
+    /// Says what was typed before the terminal is left.
+    async fn say_rest(&mut self, mouth: &mpsc::Sender<Message>) {
+        for message in self.waiting.drain(..) {
+            // A broken connection takes nothing, and what was typed is lost with it.
+            let _ = mouth.send(message).await;
         }
     }
 
@@ -297,10 +306,11 @@ impl<'a> Talk<'a> {
         // What was on its way is lost with the connection: half a command is worse than none.
         self.waiting.clear();
         loop {
+            let (context, wanted) = (self.context, &self.wanted);
             let attempt = async {
                 // The server may have another address now, and a token that is good for a while.
-                let client = Client::new(self.context).map_err(NoTerminal::Later)?;
-                Terminal::attach(&client, &self.wanted, size()).await
+                let client = Client::new(context).map_err(NoTerminal::Later)?;
+                Terminal::attach(&client, wanted, size()).await
             };
             let why = tokio::select! {
                 attached = attempt => match attached {
