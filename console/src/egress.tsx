@@ -45,7 +45,7 @@ function Policies({ title, policy }: { title: string; policy: Policy | null }) {
 export function Egress({ place }: { place: Place }) {
   const key = JSON.stringify(place);
   const policy = usePoll(`egress ${key}`, (signal) => get<Schema<"SessionEgress">>(sessionPath(place, "/egress"), signal), 5000);
-  const decisions = usePoll(`decisions ${key}`, async (signal) => (await get<{ decisions: Decision[] }>(sessionPath(place, "/egress/decisions", { limit: "500" }), signal)).decisions, 3000);
+  const decisions = usePoll(`decisions ${key}`, async (signal) => (await get<{ decisions: Decision[] }>(sessionPath(place, "/egress/decisions"), signal)).decisions, 3000);
   const isNone = policy.error instanceof Refusal && policy.error.code === "SessionRequestNotSupported";
   if (isNone) {
     return (

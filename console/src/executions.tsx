@@ -29,7 +29,11 @@ export function Executions({ place }: { place: Place }) {
   return (
     <>
       <Wrong error={error ?? polled.error} />
-      <div class="toolbar"><Stale of={polled} /></div>
+      {polled.isStale && (
+        <div class="toolbar">
+          <Stale of={polled} />
+        </div>
+      )}
       <div class="table-box stale-able">
         <table>
           <thead>

@@ -103,7 +103,7 @@ function Health({ seen }: { seen: Seen }) {
             ))}
           </ul>
         ) : (
-          <p class="muted">{seen.unready ?? "Every pool has its ready sandboxes, and everything that is told is written down."}</p>
+          <p class="muted">{seen.unready ?? "Every pool has its ready sandboxes, and what happens is written down."}</p>
         )}
       </div>
     </section>
@@ -215,7 +215,7 @@ export function Overview() {
           <Figure
             name="Refused requests"
             value={refusals === null ? "–" : <>{refusals.toFixed(refusals < 10 ? 1 : 0)} <small>a minute</small></>}
-            more={seen.metrics ? `${count(sum(seen.metrics, "sandpool_http_requests_underway"))} requests under way` : "Not for this token"}
+            more={seen.metrics ? `Requests under way: ${count(sum(seen.metrics, "sandpool_http_requests_underway"))}` : "Not for this token"}
           />
         </div>
         {!seen.metrics && (

@@ -48,12 +48,15 @@ export function attach(box: HTMLElement, place: Place, name: string, tell: (stat
   let isClosed = false;
   let wait = 500;
   let timer = 0;
+  /** What runs on it. A later terminal of its name is another one. */
+  let execution: string | null = null;
+  let failures = 0;
 
   const say = (message: object) => socket?.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
   const size = () => ({ rows: terminal.rows, columns: terminal.cols });
 
   const connect = () => {
-    const query = { rows: String(terminal.rows), columns: String(terminal.cols), after: String(seen) };
+    const query = { rows: String(terminal.rows), columns: String(terminal.cols), after: String(seen), existing: "true", ...(execution ? { execution } : {}) };
     const address = new URL(sessionPath(place, `/terminals/${encodeURIComponent(name)}`, query), location.href);
     address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     // A browser sends no Authorization here; what stands in the offer is not said again by anybody.
@@ -67,15 +70,19 @@ export function attach(box: HTMLElement, place: Place, name: string, tell: (stat
         terminal.write(new Uint8Array(data));
         return;
       }
-      const message = JSON.parse(data) as { type: string; offset?: number; missed?: number; outcome?: string; exitCode?: number | null };
+      const message = JSON.parse(data) as { type: string; execution?: string; offset?: number; missed?: number; bytes?: number; outcome?: string; exitCode?: number | null };
       if (message.type === "attached") {
         wasAttached = true;
-        wait = 500;
+        [wait, failures] = [500, 0];
+        execution = message.execution ?? null;
         seen = message.offset ?? seen;
         if (message.missed) terminal.write(`\r\n\x1b[2m${message.missed} bytes before this are not kept\x1b[0m\r\n`);
         say({ type: "resize", ...size() });
         tell({ kind: "attached", text: "It goes on when you leave this page. Ctrl+Shift+Esc leaves it with the keyboard." });
         terminal.focus();
+      } else if (message.type === "missed") {
+        seen += message.bytes ?? 0;
+        terminal.write(`\r\n\x1b[2m${message.bytes ?? 0} bytes came too fast to be shown\x1b[0m\r\n`);
       } else if (message.type === "ended") {
         isOver = true;
         const code = message.exitCode === null || message.exitCode === undefined ? "" : ` (${message.exitCode})`;
@@ -84,10 +91,17 @@ export function attach(box: HTMLElement, place: Place, name: string, tell: (stat
     };
     own.onclose = ({ code, reason }) => {
       if (isClosed || isOver) return;
-      if (code === 1008 || code === 1003) return tell({ kind: "refused", text: reason || "The server refused it." });
       if (!wasAttached && link.get().awaySince === null) {
-        // A refused upgrade says nothing to a browser; asked the other way, the server does.
-        void refusal(place).then((why) => why && tell({ kind: "refused", text: why }));
+        failures += 1;
+        if (execution) {
+          // What was here has ended meanwhile: what has its name now is shown from its beginning.
+          [execution, seen] = [null, 0];
+          terminal.reset();
+        } else if (failures > 3 || code === 1008) {
+          // A refused upgrade tells a browser nothing; asked in another way, the server does.
+          void refusal(place).then((why) => tell({ kind: "refused", text: why ?? (reason || "The server refuses it: there may be too many terminals in this session.") }));
+          return;
+        }
       }
       tell({ kind: "away", text: "The connection is gone; it is made again." });
       timer = window.setTimeout(connect, wait);

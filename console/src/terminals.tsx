@@ -111,7 +111,7 @@ function One({ place, name }: { place: Place; name: string }) {
   }, []);
   return (
     <div role="tabpanel" aria-label={`Terminal ${name}`}>
-      <div class="terminal" ref={box} />
+      <div class="screen" ref={box} />
       <p class="toolbar" role="status" style={{ marginTop: "10px" }}>
         <Badge tone={TONES[state.kind]}>{state.kind}</Badge>
         <span class="muted">{state.text}</span>
