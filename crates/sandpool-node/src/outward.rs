@@ -10,6 +10,7 @@
 //! the first try of a destination is written at once, and what follows in the same minute is written as one record with its count. Who
 //! tries ever new destinations gets one record for many of them, when it has used up what one session may write, or all may.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -133,7 +134,7 @@ struct Session {
 const DECISIONS: [Decision; 3] = [Decision::Allowed, Decision::Refused, Decision::Failed];
 
 /// A record for the journal.
-type Entry = (Decision, String);
+type Line = (Decision, String);
 
 impl Session {
     fn new(now: Instant) -> Self {
@@ -163,7 +164,7 @@ impl Session {
     }
 
     /// A record to be written now, if this is one.
-    fn take(&mut self, decided: &Decided, now: Instant, all: &mut Room) -> Option<Entry> {
+    fn take(&mut self, decided: &Decided, now: Instant, all: &mut Room) -> Option<Line> {
         self.window.get_or_insert(now);
         let key = (decided.decision, decided.destination.clone(), decided.port);
         if let Some(tally) = self.destinations.get_mut(&key) {
@@ -179,7 +180,7 @@ impl Session {
     }
 
     /// The records of a window that is over. `at_last`: nothing comes any more.
-    fn flush(&mut self, now: Instant, all: &mut Room, at_last: bool) -> Vec<Entry> {
+    fn flush(&mut self, now: Instant, all: &mut Room, at_last: bool) -> Vec<Line> {
         let Some(began) = self.window else { return Vec::new() };
         if !at_last && now.saturating_duration_since(began) < WINDOW {
             return Vec::new();
@@ -265,7 +266,7 @@ pub(crate) struct Outward {
 #[derive(Debug)]
 struct Inner {
     sessions: HashMap<SandboxId, Session>,
-    /// Sandboxes that somebody has to be looked up for.
+    /// What all of them may write.
     room: Room,
     /// Missed decisions that the journal does not know of.
     missed: u64,
@@ -334,14 +335,12 @@ impl Outward {
     pub(crate) fn over(&self, sandbox: SandboxId, place: impl FnOnce() -> Option<Arc<Place>>) {
         let now = Instant::now();
         let mut inner = self.inner();
-        if !inner.sessions.contains_key(&sandbox) {
-            let Some(place) = place() else { return };
-            let mut session = Session::new(now);
-            session.place = Some(place);
-            inner.sessions.insert(sandbox, session);
-        }
-        if let Some(session) = inner.sessions.get_mut(&sandbox) {
-            session.over = Some(now);
+        match inner.sessions.entry(sandbox) {
+            Entry::Occupied(mut session) => session.get_mut().over = Some(now),
+            Entry::Vacant(room) => {
+                let Some(place) = place() else { return };
+                room.insert(Session { place: Some(place), over: Some(now), ..Session::new(now) });
+            }
         }
     }
 
@@ -401,7 +400,7 @@ impl Outward {
     }
 }
 
-fn write(store: Option<&Store>, place: Option<&Arc<Place>>, (decision, detail): Entry) {
+fn write(store: Option<&Store>, place: Option<&Arc<Place>>, (decision, detail): Line) {
     if let (Some(store), Some(place)) = (store, place) {
         store.of(place, what(decision), detail, SystemTime::now());
     }
@@ -491,7 +490,7 @@ mod tests {
     async fn a_flood_of_names_is_few_records_and_every_try_is_counted() {
         let (mut session, mut all, mut now) = session();
         let (mut written, mut counted) = (0, 0);
-        let mut count = |entries: Vec<Entry>| {
+        let mut count = |entries: Vec<Line>| {
             for (_, text) in entries {
                 written += 1;
                 counted +=

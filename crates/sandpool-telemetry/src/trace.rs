@@ -28,7 +28,8 @@ impl Sampler {
         let number = u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1;
         #[expect(clippy::cast_precision_loss, reason = "a share needs no more")]
         let share = number as f64 / (1_u64 << 63) as f64;
-        share < self.ratio
+        // The largest numbers are rounded to 1.
+        self.ratio >= 1.0 || share < self.ratio
     }
 }
 
