@@ -21,7 +21,7 @@ use crate::by_name::ByName;
 use crate::journal;
 use crate::metrics::{Calls, Metrics, Refused, counted};
 use crate::outward::{Outward, ReachedReader};
-use crate::pools::{Clock, PoolState, boot_limit};
+use crate::pools::{Clock, PoolState};
 use crate::record::Record;
 use crate::samples::{self, SampleReader, Samples};
 use crate::session::Session;
@@ -63,6 +63,7 @@ struct Inner {
     outward: Arc<Outward>,
     /// Places for sessions of which samples are taken.
     sampled: Arc<Semaphore>,
+    identities: Option<Arc<dyn Identities>>,
     clock: Clock,
     stop: CancellationToken,
 }
@@ -81,6 +82,8 @@ pub struct NodeConfig {
     pub monotonic: Duration,
     /// Where it is written down what nobody else would know after a restart; without it nothing is.
     pub store: Option<Store>,
+    /// Who signs sessions' identities; without it they have none.
+    pub identities: Option<Arc<dyn Identities>>,
 }
 
 /// A handle on one execution. Dropping it changes nothing.
@@ -109,6 +112,15 @@ async fn held(pool: &PoolState, error: NodeError) -> NodeError {
         }
     }
     error
+}
+
+/// How long a sandbox may take to become ready.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a sandbox of this pool may take to become ready.
+pub(crate) fn boot_limit(spec: &PoolSpec) -> Duration {
+    let own = spec.container.as_ref().map(|container| container.main.patience() + Duration::from_secs(10));
+    own.map_or(BOOT_LIMIT, |own| own.max(BOOT_LIMIT))
 }
 
 /// What a pool's sandboxes are made from.
@@ -153,6 +165,7 @@ impl Node {
                 store: config.store,
                 outward: Arc::default(),
                 sampled: Arc::new(Semaphore::new(samples::MOST)),
+                identities: config.identities,
                 clock,
                 stop: CancellationToken::new(),
             }),
@@ -399,8 +412,8 @@ impl Node {
     }
 
     fn new_pool(&self, spec: PoolSpec, is_declared: bool) -> Arc<PoolState> {
-        let Inner { driver, tenants, store, outward, clock, stop, .. } = &*self.inner;
-        let with = (Arc::clone(&driver.0), *clock, stop.child_token());
+        let Inner { driver, tenants, store, identities, outward, clock, stop, .. } = &*self.inner;
+        let with = (Arc::clone(&driver.0), identities.clone(), *clock, stop.child_token());
         let told = (store.clone(), Arc::clone(outward));
         Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), told))
     }
@@ -453,8 +466,7 @@ impl Node {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         match self.find(&spec.name) {
-            Some(pool) if pool.is_held() => pool.is_broken(why),
-            Some(_) => {}
+            Some(pool) => pool.is_still_broken(why),
             None => {
                 let name = spec.name.clone();
                 let pool = self.new_pool(spec, false);

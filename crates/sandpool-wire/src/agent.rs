@@ -198,6 +198,8 @@ pub enum Call {
         /// The file or directory.
         path: FilePath,
     },
+    /// What a container's identity endpoint gives out from now on. Reply: [`Answer::Done`].
+    Identify(Vec<IdentityToken>),
     /// Is anyone there? Reply: [`Answer::Done`].
     Ping,
     /// Follows a terminal on this stream, and makes it where it is not there. Reply: [`Answer::Attached`], or [`Refusal::NotFound`],
@@ -226,12 +228,37 @@ pub struct Main {
     pub user: String,
     /// Where it listens.
     pub port: u16,
+    /// Its sandbox has an identity endpoint, at [`IDENTITY_PORT`].
+    pub has_identity: bool,
     /// Decides when it has started, instead of its port.
     pub startup: Option<Probe>,
     /// Decides whether it is alive, from its start on.
     pub liveness: Option<Probe>,
     /// Decides whether it takes requests, from its start on.
     pub readiness: Option<Probe>,
+}
+
+/// Where a sandbox's identity endpoint listens: the port of the service whose protocol it speaks.
+pub const IDENTITY_PORT: u16 = 42356;
+
+/// A token for one audience.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityToken {
+    /// Whom it is for.
+    pub audience: String,
+    /// The token itself.
+    pub token: String,
+    /// When it expires, in seconds since 1970.
+    pub expires_at: u64,
+    /// Whose it is.
+    pub client_id: String,
+}
+
+/// Never the token.
+impl std::fmt::Debug for IdentityToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IdentityToken").field("audience", &self.audience).finish_non_exhaustive()
+    }
 }
 
 impl Main {

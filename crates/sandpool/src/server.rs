@@ -214,6 +214,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
         tenants,
         monotonic: sandpool_process::monotonic(),
         store: Some(store.clone()),
+        identities: Some(auth.clone()),
     };
     let node = Node::start(config, driver.clone())
         .await

@@ -78,6 +78,12 @@ impl Agent {
         }
         match call {
             Call::Ping | Call::Activate(_) | Call::Begin(_) => Ok(Answer::Done),
+            Call::Identify(tokens) => {
+                if let Some(container) = &mut self.container {
+                    container.identify(tokens);
+                }
+                Ok(Answer::Done)
+            }
             Call::Logs { offset, length } => match &self.container {
                 Some(container) => Ok(container.logs(offset, length)),
                 None => Err(Refusal::Invalid("this sandbox is no container".to_owned())),
