@@ -111,6 +111,7 @@ impl Default for Container {
             liveness: None,
             readiness: None,
             is_ready: false,
+            endpoint: None,
         }
     }
 }
