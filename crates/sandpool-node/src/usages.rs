@@ -63,14 +63,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn usages_are_asked_for_once_in_a_while() {
-        let driver = Memory::new(MemoryConfig::default());
+        let driver = Memory::new(MemoryConfig::default()).driver();
         let usages = Usages::default();
         let nobody = SandboxId([1; 16]);
-        assert!(usages.of(&driver, vec![nobody]).await.is_empty(), "it is not there");
+        assert!(usages.of(&*driver, vec![nobody]).await.is_empty(), "it is not there");
         let known = Usage { memory: 7, ..Usage::default() };
         usages.with(|seen| seen.insert(nobody, (Instant::now(), known)));
-        assert_eq!(usages.of(&driver, vec![nobody]).await[&nobody], known, "it was seen a moment ago");
+        assert_eq!(usages.of(&*driver, vec![nobody]).await[&nobody], known, "it was seen a moment ago");
         tokio::time::advance(FRESH).await;
-        assert!(usages.of(&driver, vec![nobody]).await.is_empty(), "that was too long ago");
+        assert!(usages.of(&*driver, vec![nobody]).await.is_empty(), "that was too long ago");
     }
 }
