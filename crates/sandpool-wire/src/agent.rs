@@ -113,7 +113,7 @@ pub enum ToAgent {
 pub enum Call {
     /// Starts the program that a sandbox of a container is for; the agent is ready when it listens. The same again changes nothing.
     /// Reply: [`Answer::Done`].
-    Begin(Main),
+    Begin(Box<Main>),
     /// What that program has written, from this byte on. Reply: [`Answer::Logs`].
     Logs {
         /// Counted from its beginning.

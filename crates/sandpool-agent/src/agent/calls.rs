@@ -56,7 +56,7 @@ impl Agent {
                 let Some(container) = &mut self.container else {
                     return Err(Refusal::Invalid("this sandbox is no container".to_owned()));
                 };
-                let (answer, news) = container.begin(main, &self.environment)?;
+                let (answer, news) = container.begin(*main, &self.environment)?;
                 // Its files, and what is run beside it, belong to whom it runs as.
                 if let (Some(_), Some(identity)) = (self.identity, container.identity()) {
                     self.identity = Some(identity);
