@@ -152,7 +152,7 @@ impl PoolState {
         tenants: Arc<Tenants>,
         store: Option<Store>,
     ) -> Self {
-        let Description { level, wall, weaker } = driver.describe();
+        let Description { level, wall, weaker } = driver.describe_pool(&spec.name);
         let rules = Pool::new(spec.scale, spec.life);
         Self {
             name: spec.name.clone(),

@@ -169,6 +169,7 @@ async fn tests(images: &Path) -> Outcome<()> {
         rootfs: images.join("shell"),
         limits: Limits { memory: 128 << 20, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
+        isolation: sandpool_node::Isolation::default(),
         local_servers: true,
         main: None,
         start: Start::default(),
@@ -527,6 +528,7 @@ fn spec(template: &Template) -> PoolSpec {
         scope: sandpool_node::SessionScope::Tenant,
         container: None,
         session_secrets: false,
+        isolation: sandpool_node::Isolation::default(),
         local_servers: true,
         full_wait: Duration::ZERO,
     }

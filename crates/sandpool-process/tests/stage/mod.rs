@@ -348,6 +348,7 @@ impl Stage {
             scope: sandpool_node::SessionScope::Tenant,
             container: None,
             session_secrets: false,
+            isolation: sandpool_node::Isolation::default(),
             local_servers: true,
             full_wait: Duration::ZERO,
         })
