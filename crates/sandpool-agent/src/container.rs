@@ -47,6 +47,8 @@ pub struct Container {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     waiting: Vec<OwnedFd>,
+    /// And who has waited.
+    through: Vec<(OwnedFd, u16)>,
 }
 
 #[derive(Debug, Default)]
@@ -191,10 +193,7 @@ impl Container {
 
     fn let_through(&mut self) {
         let port = self.main.as_ref().map_or(0, |main| main.port);
-        for stream in self.waiting.drain(..) {
-            // Whoever asked may have gone.
-            let _ = port::hand_over(&stream, port);
-        }
+        self.through.extend(self.waiting.drain(..).map(|stream| (stream, port)));
     }
 
     /// Whom its program runs as, and all that is run beside it.
@@ -228,9 +227,13 @@ impl Container {
         if starts && is_its && self.waiting.len() < WAITING {
             self.waiting.push(stream);
         } else {
-            // Whoever asked may have gone.
-            let _ = port::hand_over(&stream, wanted);
+            self.through.push((stream, wanted));
         }
+    }
+
+    /// Those who want a connection and need wait for it no longer, and the port of each.
+    pub fn through(&mut self) -> Vec<(OwnedFd, u16)> {
+        std::mem::take(&mut self.through)
     }
 
     /// What it wrote from this byte on.

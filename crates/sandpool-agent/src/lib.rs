@@ -9,6 +9,7 @@
 //! One thread, one loop, no secret. Everything from a stream or from the workload is bounded before it is kept.
 
 pub mod agent;
+pub mod contained;
 pub mod container;
 pub mod environment;
 pub mod files;
@@ -19,7 +20,9 @@ pub mod pipe;
 pub mod port;
 pub mod procs;
 pub mod program;
+pub mod relay;
 pub mod runner;
+pub mod shim;
 pub mod stream;
 pub mod turn;
 pub mod zygote;

@@ -23,11 +23,7 @@ use rustix::net::{
 /// # Errors
 /// When nobody listens to what is said.
 pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
-    // Over version 4 as programs that listen say it; some listen at version 6 alone.
-    let attempt = begin(Ipv4Addr::LOCALHOST.into(), port).or_else(|error| match error {
-        Errno::CONNREFUSED => begin(Ipv6Addr::LOCALHOST.into(), port),
-        error => Err(error),
-    });
+    let attempt = connection(port);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -42,6 +38,15 @@ pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A connection to this port that is there or on its way.
+pub(crate) fn connection(port: u16) -> std::result::Result<OwnedFd, Errno> {
+    // Over version 4 as programs that listen say it; some listen at version 6 alone.
+    begin(Ipv4Addr::LOCALHOST.into(), port).or_else(|error| match error {
+        Errno::CONNREFUSED => begin(Ipv6Addr::LOCALHOST.into(), port),
+        error => Err(error),
+    })
 }
 
 /// Whether somebody listens at this port.
