@@ -20,7 +20,7 @@ use sandpool_wall::Policy;
 const AGENT: Identity = Identity { uid: 998, gid: 998 };
 
 /// Bytes of the filters that are to be installed.
-const MAX_FILTERS: u64 = 1 << 18;
+const MAX_FILTERS: usize = 1 << 18;
 
 /// Bytes of each text that is looked at.
 const MAX_TEXT: u64 = 1 << 16;
@@ -69,9 +69,7 @@ impl Contained {
         } else {
             secure().map_err(step("its capabilities"))?;
             sandpool_wall::restrict(self.policy).map_err(step("Landlock"))?;
-            let mut filters = Vec::new();
-            let file = File::from(self.filters);
-            file.take(MAX_FILTERS).read_to_end(&mut filters).map_err(step("the system call filters"))?;
+            let filters = whole(&self.filters).map_err(step("the system call filters"))?;
             workload::install_filters(&filters).map_err(step("the system call filters"))?;
         }
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -86,6 +84,20 @@ impl Contained {
         }
         Ok(is_own)
     }
+}
+
+/// A file from its beginning, wherever others who share the descriptor have read to.
+fn whole(file: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; MAX_FILTERS];
+    let mut length = 0;
+    loop {
+        match rustix::io::pread(file, &mut bytes[length..], u64::try_from(length).map_err(io::Error::other)?)? {
+            0 => break,
+            count => length += count,
+        }
+    }
+    bytes.truncate(length);
+    if 0 < length && length < MAX_FILTERS { Ok(bytes) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// What the agent needs to start, stop and serve its workloads; a program that it starts keeps none.

@@ -175,8 +175,10 @@ mod tests {
     /// Passes on until nothing is left to.
     fn run(mut relays: Relays) {
         while !relays.relays.is_empty() {
-            let (who, mut fds): (Vec<_>, Vec<_>) =
-                relays.descriptors().map(|(id, end, fd, flags)| ((id, end), PollFd::from_borrowed_fd(fd, flags))).unzip();
+            let (who, mut fds): (Vec<_>, Vec<_>) = relays
+                .descriptors()
+                .map(|(id, end, fd, flags)| ((id, end), PollFd::from_borrowed_fd(fd, flags)))
+                .unzip();
             rustix::event::poll(&mut fds, None).unwrap();
             let ready: Vec<_> =
                 who.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(who, _)| who).collect();

@@ -106,8 +106,7 @@ mod tests {
     #[test]
     fn a_word_says_all_of_a_policy() {
         for bits in 0..8 {
-            let policy =
-                Policy { local_servers: bits & 1 != 0, leads_out: bits & 2 != 0, is_container: bits & 4 != 0 };
+            let policy = Policy { local_servers: bits & 1 != 0, leads_out: bits & 2 != 0, is_container: bits & 4 != 0 };
             assert_eq!(Policy::from_word(&policy.word()), policy);
         }
     }

@@ -2,13 +2,17 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use rustix::net::{AddressFamily, SocketType};
 use sandpool_driver::{DriverError, Stream};
 use sandpool_sys::packet;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::stream::AgentStream;
 use super::unavailable;
 
 /// Takes the connection that the agent hands over on this stream, once it is made. Whoever calls sets the limit.
@@ -33,6 +37,11 @@ pub(super) async fn take(stream: OwnedFd, port: u16) -> Result<Stream, DriverErr
     };
     let connection = match (&said[..length], fds.pop()) {
         ([0], Some(connection)) => connection,
+        // It cannot hand over: what follows is what the connection brings, and what is written goes to it.
+        ([1, first @ ..], None) => {
+            let rest = AgentStream::new(stream.into_inner().into()).map_err(|error| unavailable(&error))?;
+            return Ok(Box::new(Relayed { first: io::Cursor::new(first.to_vec()), rest }));
+        }
         ([a, b, c, d], None) => {
             let number = i32::from_be_bytes([*a, *b, *c, *d]);
             return Err(refused(&io::Error::from_raw_os_error(number)));
@@ -60,4 +69,36 @@ pub(super) async fn take(stream: OwnedFd, port: u16) -> Result<Stream, DriverErr
     };
     let made: io::Result<TcpStream> = made.await;
     made.map(|connection| Box::new(connection) as Stream).map_err(|error| refused(&error))
+}
+
+/// A connection that the agent passes on, some of whose bytes have come already.
+struct Relayed {
+    first: io::Cursor<Vec<u8>>,
+    rest: AgentStream,
+}
+
+impl AsyncRead for Relayed {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        // A cursor is always ready; at its end it adds nothing.
+        let first = Pin::new(&mut self.first).poll_read(context, out);
+        if out.filled().len() > before || out.remaining() == 0 {
+            return first;
+        }
+        Pin::new(&mut self.rest).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Relayed {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.rest).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.rest).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.rest).poll_shutdown(context)
+    }
 }

@@ -142,6 +142,7 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
         agent: crate::AGENT,
         home: home.path().to_owned(),
         images: start.settings.images.clone().unwrap_or_else(|| home.images()),
+        runtimes: sandpool_process::oci::find(&start.settings.oci_runtimes),
         trust,
         max_sandboxes: MAX_SANDBOXES,
         memory_reserve: start.settings.memory_reserve.map(|size| size.0),
