@@ -260,7 +260,7 @@ impl Program {
     }
 
     /// Its command line: the container `c` of this bundle, detached, whose first process gets the descriptors from 3 on, of which there are so
-    /// many, and is the program in the last of them.
+    /// many.
     pub(crate) fn words(&self, bundle: &str, descriptors: usize, leads_out: bool) -> Vec<String> {
         let mut words = vec![self.path.to_string_lossy().into_owned(), "--root".to_owned(), "/run/oci".to_owned()];
         let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
@@ -289,7 +289,6 @@ impl Program {
                 for number in 3..3 + descriptors {
                     add(&[&format!("--pass-fd={number}:{number}")]);
                 }
-                add(&[&format!("--exec-fd={}", 2 + descriptors)]);
             }
         }
         add(&["c"]);

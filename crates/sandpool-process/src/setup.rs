@@ -91,6 +91,9 @@ pub(crate) const MASKED: [&str; 41] = [
 /// Where images have the certificates that they trust, below their root.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
+/// Where a sandbox has the agent that can only be executed by its name.
+const PROGRAM: &str = "/etc/sandpool-agent";
+
 /// Where a sandbox has the certificate of its own authority alone; agents look for it.
 const AUTHORITY: &str = "etc/ssl/sandpool.pem";
 
@@ -402,10 +405,12 @@ pub(crate) fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
-/// Makes a site, and in it at `root` what a sandbox sees of its image, with what that lacks: no file system of its own is in it yet.
-fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> io::Result<()> {
+/// Makes a site, and in it at `root` what a sandbox sees of its image, with what that lacks (and `program` at
+/// [`PROGRAM`]): no file system of its own is in it yet.
+fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>, program: Option<&[u8]>) -> io::Result<()> {
     // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
-    make_site(if blueprint.trust.is_some() { SITE_SIZE + 2 * MAX_BUNDLE } else { SITE_SIZE })?;
+    let of_trust = if blueprint.trust.is_some() { 2 * MAX_BUNDLE } else { 0 };
+    make_site(SITE_SIZE + of_trust + program.map_or(0, |program| program.len() as u64))?;
     for directory in [
         "root",
         "top",
@@ -437,6 +442,10 @@ fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
         let certificates = make(nonce).and_then(|authority| trust(image, &authority));
         certificates.map_err(|error| failed("the certificates", &error))?;
     }
+    if let Some(program) = program {
+        fs::write(format!("top{PROGRAM}"), program)?;
+        fs::set_permissions(format!("top{PROGRAM}"), std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
+    }
     symlink("/tmp", "top/var/tmp")?;
     fs::write("empty", "")?;
     make_directory("nothing")?;
@@ -453,7 +462,7 @@ fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
 }
 
 fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> io::Result<()> {
-    layers(blueprint, image, tree)?;
+    layers(blueprint, image, tree, None)?;
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The highest descriptor number that [`Workload::pass`] may name.
 pub const HIGHEST_PASSED: RawFd = 64;
 
+/// Higher than any descriptor. gVisor takes no greater number for one.
+const HIGHEST: libc::c_int = libc::c_int::MAX;
+
 /// Who a workload runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -81,7 +84,7 @@ pub fn spawn(workload: Workload) -> io::Result<u32> {
         rustix::process::setsid()?;
         // Whatever the caller left open without the close-on-exec flag is closed as well.
         // SAFETY: the call takes integers; the flag closes nothing before exec.
-        check_long(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+        check_long(unsafe { libc::syscall(libc::SYS_close_range, 3, HIGHEST, libc::CLOSE_RANGE_CLOEXEC) })?;
         if terminal {
             // SAFETY: standard input has been put in place by `Command` and stays open through this call.
             rustix::process::ioctl_tiocsctty(unsafe { BorrowedFd::borrow_raw(0) })?;

@@ -11,7 +11,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -22,8 +22,8 @@ use sandpool_sys::sandbox;
 use serde_json::{Value, json};
 
 use super::{
-    AGENT, Blueprint, MASKED, PLAIN, READ_ONLY, SHM, WORKLOAD, bind, enter, failed, layers, make_directory, new_mount,
-    of_processes, pivot, proc, tie,
+    AGENT, Blueprint, MASKED, PLAIN, PROGRAM, READ_ONLY, SHM, WORKLOAD, bind, enter, failed, layers, make_directory,
+    new_mount, of_processes, pivot, proc, tie,
 };
 use crate::oci::{OciRuntime, Program};
 use crate::seccomp::Filters;
@@ -57,7 +57,11 @@ pub(crate) fn become_container(
     let begin = || -> io::Result<()> {
         let Contained { program, release, agent, filters } = contained;
         let image = enter(blueprint)?;
-        layers(blueprint, &image, tree).map_err(step("the image"))?;
+        let by_name = program.runtime == OciRuntime::Runsc;
+        // A program that is executed by a descriptor has no name there, without which the C library does not begin: it gets a copy of its own.
+        let copy = if by_name { Some(fs::read(format!("/proc/self/fd/{}", agent.as_raw_fd()))?) } else { None };
+        layers(blueprint, &image, tree, copy.as_deref()).map_err(step("the image"))?;
+        drop(copy);
         drop(image);
         // The agent's descriptors, from 3 on, in the order of its words; the last is what is executed.
         let mut keep = vec![control, agent.try_clone()?, filters];
@@ -141,7 +145,7 @@ fn bundle(blueprint: &Blueprint<'_>, runtime: OciRuntime, argv: &[String], progr
     // gVisor's kernel keeps no capability of one who is not root: there the agent becomes another user itself.
     let user = if is_own { 0 } else { AGENT };
     let mut args = argv.to_vec();
-    args[0] = format!("/proc/self/fd/{program}");
+    args[0] = if is_own { PROGRAM.to_owned() } else { format!("/proc/self/fd/{program}") };
     let tmpfs = |place: &str, size: u64, mode: &str, owner: u32, more: &[&str]| {
         let mut options = vec!["nosuid".to_owned(), "nodev".to_owned(), format!("mode={mode}"), format!("size={size}")];
         options.extend([format!("uid={owner}"), format!("gid={owner}")]);
