@@ -37,19 +37,20 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
     ("sandpool-telemetry", &[]),
+    ("sandpool-wall", &["sandpool-sys"]),
     ("sandpool-driver", &["sandpool-core", "sandpool-wire"]),
-    ("sandpool-agent", &["sandpool-wire", "sandpool-sys"]),
+    ("sandpool-agent", &["sandpool-wire", "sandpool-sys", "sandpool-wall"]),
     ("sandpool-attack", &[]),
     ("sandpool-console", &[]),
     ("sandpool-image", &[]),
     ("sandpool-bench", &["sandpool-sys"]),
     ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
-    ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys"]),
+    ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys", "sandpool-wall"]),
     ("sandpool-store", &["sandpool-core"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store", "sandpool-telemetry"]),
     ("sandpool-objects", &["sandpool-core", "sandpool-wire", "sandpool-egress", "sandpool-image", "sandpool-node"]),

@@ -30,6 +30,7 @@ use crate::login::Login;
 use crate::pipe::{self, Got, WAITING};
 use crate::port;
 use crate::program::{Ending, Program};
+use crate::relay::{self, Relays};
 use crate::stream::{Closed, Sources, Stream};
 use crate::terminal::Terminal;
 use crate::turn::Turn;
@@ -70,6 +71,8 @@ pub struct Config {
     pub zygote: Option<Zygote>,
     /// How it makes way for other sandboxes.
     pub turn: Turn,
+    /// Descriptors can be received here and not be handed over: connections to ports are passed on, byte by byte.
+    pub passes_on: bool,
 }
 
 /// The agent of a sandbox.
@@ -100,6 +103,8 @@ pub struct Agent {
     /// Until when streams are sent nothing, because a run has just begun. See [`HOLD`].
     hold_until: Option<Instant>,
     turn: Turn,
+    /// The connections that are passed on, where they cannot be handed over.
+    relays: Option<Relays>,
     /// Numbers streams and leftovers.
     next_id: u64,
 }
@@ -121,6 +126,7 @@ enum Owner {
     Container(container::End),
     Program(ExecKey, ProgramEnd),
     Leftover(u64),
+    Relay(u64, relay::End),
 }
 
 /// Which of a program's descriptors.
@@ -137,7 +143,7 @@ impl Agent {
     /// # Errors
     /// `EMFILE` and the like.
     pub fn new(config: Config) -> std::io::Result<Self> {
-        let Config { runtime, control, identity, directory, image, zygote, turn } = config;
+        let Config { runtime, control, identity, directory, image, zygote, turn, passes_on } = config;
         pipe::set_nonblocking(&control)?;
         workload::ignore_write_signals();
         let children = workload::child_signal()?;
@@ -162,6 +168,7 @@ impl Agent {
             leftovers: BTreeMap::new(),
             hold_until: None,
             turn,
+            relays: passes_on.then(Relays::default),
             next_id: 0,
         };
         if runtime == Runtime::Shell {
@@ -190,6 +197,9 @@ impl Agent {
         loop {
             self.tick(Instant::now());
             self.pump();
+            for (stream, port) in self.container.as_mut().map(Container::through).unwrap_or_default() {
+                self.connect(stream, port);
+            }
             for (owner, events) in self.wait()? {
                 if !self.ready(owner, events, Instant::now()) {
                     return Ok(());
@@ -225,7 +235,7 @@ impl Agent {
 
     /// Everything to wait for. What a child wrote comes before the news that it has ended.
     fn descriptors(&mut self) -> Vec<(Owner, BorrowedFd<'_>, PollFlags)> {
-        let Self { interpreter, container, programs, logs, terminals, streams, leftovers, .. } = self;
+        let Self { interpreter, container, programs, logs, terminals, streams, leftovers, relays, .. } = self;
         let sources = Sources { logs, terminals };
         let is_holding = self.hold_until.is_some();
         let mut all = vec![(Owner::Control, self.control.as_fd(), PollFlags::IN)];
@@ -259,6 +269,8 @@ impl Agent {
         let of_container = container.iter().flat_map(Container::descriptors);
         all.extend(of_container.map(|(end, fd, flags)| (Owner::Container(end), fd, flags)));
         all.extend(leftovers.iter().map(|(id, fd)| (Owner::Leftover(*id), fd.as_fd(), PollFlags::IN)));
+        let of_relays = relays.iter().flat_map(Relays::descriptors);
+        all.extend(of_relays.map(|(id, end, fd, flags)| (Owner::Relay(id, end), fd, flags)));
         all.push((Owner::Children, self.children.as_fd(), PollFlags::IN));
         all
     }
@@ -298,8 +310,22 @@ impl Agent {
                     self.leftovers.remove(&id);
                 }
             }
+            Owner::Relay(id, end) => {
+                if let Some(relays) = &mut self.relays {
+                    relays.ready(id, end);
+                }
+            }
         }
         true
+    }
+
+    /// Answers whoever wants a connection to this port.
+    fn connect(&mut self, stream: OwnedFd, port: u16) {
+        match &mut self.relays {
+            Some(relays) => relays.begin(stream, port),
+            // Whoever asked may have gone.
+            None => drop(port::hand_over(&stream, port)),
+        }
     }
 
     /// Takes one stream from the control socket. `false` when that is closed.
@@ -325,7 +351,7 @@ impl Agent {
                 let port = u16::from_be_bytes([*high, *low]);
                 match &mut self.container {
                     Some(container) => container.connect(fd, port),
-                    None => drop(port::hand_over(&fd, port)),
+                    None => self.connect(fd, port),
                 }
                 return true;
             }

@@ -56,6 +56,8 @@ pub struct Container {
     is_ready: bool,
     /// Gives out tokens, where the pool says so.
     endpoint: Option<Endpoint>,
+    /// And who has waited.
+    through: Vec<(OwnedFd, u16)>,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl Default for Container {
             readiness: None,
             is_ready: false,
             endpoint: None,
+            through: Vec::new(),
         }
     }
 }
@@ -241,10 +244,7 @@ impl Container {
 
     fn let_through(&mut self) {
         let port = self.main.as_ref().map_or(0, |main| main.port);
-        for stream in self.waiting.drain(..) {
-            // Whoever asked may have gone.
-            let _ = port::hand_over(&stream, port);
-        }
+        self.through.extend(self.waiting.drain(..).map(|stream| (stream, port)));
     }
 
     /// What its identity endpoint gives out from now on.
@@ -287,11 +287,17 @@ impl Container {
             self.waiting.push(stream);
             return;
         }
-        // Whoever asked may have gone.
-        let _ = match self.state {
-            State::Listening(_) if is_its && !self.is_ready => port::not_now(&stream),
-            _ => port::hand_over(&stream, wanted),
-        };
+        if matches!(self.state, State::Listening(_)) && is_its && !self.is_ready {
+            // Whoever asked may have gone.
+            let _ = port::not_now(&stream);
+        } else {
+            self.through.push((stream, wanted));
+        }
+    }
+
+    /// Those who want a connection and need wait for it no longer, and the port of each.
+    pub fn through(&mut self) -> Vec<(OwnedFd, u16)> {
+        std::mem::take(&mut self.through)
     }
 
     /// What it wrote from this byte on.

@@ -9,6 +9,7 @@
 //! One thread, one loop, and no secret but tokens of its own session. Everything from a stream or from the workload is bounded before it is kept.
 
 pub mod agent;
+pub mod contained;
 pub mod container;
 pub mod environment;
 pub mod files;
@@ -21,8 +22,10 @@ pub mod port;
 pub mod probe;
 pub mod procs;
 pub mod program;
+pub mod relay;
 pub mod ring;
 pub mod runner;
+pub mod shim;
 pub mod stream;
 pub mod terminal;
 pub mod turn;

@@ -1,7 +1,9 @@
 //! The static program that is pid 1 of every sandbox.
 //!
 //! It is started by the launcher as `sandpool-agent python|node|shell|container [freeze|thaw] [turns=SHARE]`, with descriptors from 3 on: its control
-//! socket; the file of the pool's zygote, to be written or to be started from; and three files of its control group ([`Files`]).
+//! socket; the file of the pool's zygote, to be written or to be started from; and three files of its control group ([`Files`]). In a container
+//! an OCI runtime starts it, with `contained=...` and what [`sandpool_agent::contained`] takes; and outside of that it is what starts the runtime
+//! (`shim`, [`sandpool_agent::shim`]).
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -10,7 +12,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::Mode;
 use rustix::process::DumpableBehavior;
 use sandpool_agent::agent::{Agent, Config};
+use sandpool_agent::contained::Contained;
 use sandpool_agent::environment::{DIRECTORY, IMAGE_FILE};
+use sandpool_agent::shim;
 use sandpool_agent::turn::{Files, Turn};
 use sandpool_agent::zygote::Zygote;
 use sandpool_sys::workload::{self, Identity};
@@ -26,6 +30,9 @@ const WORKLOAD: Identity = Identity { uid: 1000, gid: 1000 };
 const IMAGE_FILE_LIMIT: u64 = 64 * 1024;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("shim") {
+        return shim::run(std::env::args_os().skip(2));
+    }
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -51,7 +58,7 @@ fn serve() -> std::io::Result<()> {
         number += 1;
         workload::inherited(number)
     };
-    let (mut zygote, mut files) = (None, None);
+    let (mut zygote, mut files, mut contained) = (None, None, None);
     for word in words {
         match word.as_str() {
             "freeze" => zygote = Some(Zygote::Freeze(next()?)),
@@ -60,16 +67,31 @@ fn serve() -> std::io::Result<()> {
                 let whole = word.trim_start_matches("turns=").as_bytes().to_vec();
                 files = Some(Files { usage: next()?, idle: next()?, share: next()?, whole });
             }
+            word if word.starts_with("contained=") => {
+                let word = word.trim_start_matches("contained=");
+                // This program's own file: nobody here needs it any more. And what it shall be filtered by.
+                let (program, filters) = (next()?, next()?);
+                drop(program);
+                contained = Some(Contained::new(word, filters)?);
+            }
             word => return Err(std::io::Error::other(format!("what is {word}?"))),
         }
     }
+    let passes_on = match contained {
+        Some(contained) => contained.settle()?,
+        None => false,
+    };
     let mut image = String::new();
     if let Ok(file) = std::fs::File::open(IMAGE_FILE) {
         // An image without the file, or with one that is not text, has nothing to add to the environment.
         let _ = file.take(IMAGE_FILE_LIMIT).read_to_string(&mut image);
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    workload::set_file_identity(WORKLOAD)?;
+    if passes_on {
+        workload::set_effective_identity(WORKLOAD)?;
+    } else {
+        workload::set_file_identity(WORKLOAD)?;
+    }
     // The kernel sets this to a default of its own when the ids of files change.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     if runtime != Runtime::Shell && !matches!(zygote, Some(Zygote::Freeze(_))) {
@@ -78,5 +100,6 @@ fn serve() -> std::io::Result<()> {
         rustix::event::poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
     }
     let (identity, directory, image) = (Some(WORKLOAD), DIRECTORY.into(), Some(image));
-    Agent::new(Config { runtime, control, identity, directory, image, zygote, turn: Turn::new(files) })?.run()
+    let turn = Turn::new(files);
+    Agent::new(Config { runtime, control, identity, directory, image, zygote, turn, passes_on })?.run()
 }

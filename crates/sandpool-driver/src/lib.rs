@@ -10,6 +10,7 @@
 //! ```
 
 pub mod contract;
+pub mod levels;
 pub mod memory;
 
 use std::path::PathBuf;
@@ -35,6 +36,11 @@ pub const MAX_RECORD: usize = 1024;
 pub trait Driver: Send + Sync + 'static {
     /// What this driver is, and what it proved about its wall on this host.
     fn describe(&self) -> Description;
+
+    /// The same of one pool that it was given: a driver may have more than one kind of wall.
+    fn describe_pool(&self, _pool: &PoolName) -> Description {
+        self.describe()
+    }
 
     /// Makes what a pool's sandboxes are made from ready for use. Idempotent; a changed template takes effect for
     /// sandboxes created afterwards.
@@ -162,6 +168,8 @@ pub struct Template {
     pub runtime: Runtime,
     /// The image's root file system, on this host.
     pub rootfs: PathBuf,
+    /// Which wall stands around its sandboxes.
+    pub isolation: Isolation,
     /// What each sandbox may use.
     pub limits: Limits,
     /// How long a sandbox may take from `create` to ready, before it is given up.
@@ -175,6 +183,57 @@ pub struct Template {
     /// What may be reached from it; `None` for nothing. A changed one holds at once, for all sandboxes of the pool, unless it
     /// comes or goes: then for those created afterwards.
     pub egress: Option<Policy>,
+}
+
+/// Which wall stands around a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Namespaces, filters and limits of the host's kernel, made by us.
+    #[default]
+    Process,
+    /// The same sandboxes through an OCI runtime, this one, or the first that is good enough here.
+    Container(Option<OciRuntime>),
+}
+
+impl Isolation {
+    /// Its name in settings.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Container(_) => "container",
+        }
+    }
+}
+
+/// A program that runs containers as the Open Container Initiative's runtime specification has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OciRuntime {
+    /// <https://github.com/opencontainers/runc>
+    Runc,
+    /// <https://github.com/containers/crun>
+    Crun,
+    /// <https://github.com/youki-dev/youki>
+    Youki,
+    /// gVisor's, <https://gvisor.dev>: a kernel of its own in front of the host's.
+    Runsc,
+}
+
+impl OciRuntime {
+    /// All of them, in the order in which one is chosen where a pool names none.
+    pub const ALL: [Self; 4] = [Self::Runc, Self::Crun, Self::Youki, Self::Runsc];
+
+    /// Its program's name.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+            Self::Youki => "youki",
+            Self::Runsc => "runsc",
+        }
+    }
 }
 
 /// How interpreters start.

@@ -7,13 +7,32 @@ use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
 use sandpool_driver::contract::{Harness, run};
-use sandpool_driver::memory::{Memory, MemoryConfig, MemoryDriver};
-use sandpool_driver::{Driver, GoneReason, Start, Template};
+use sandpool_driver::levels::Levels;
+use sandpool_driver::memory::{Memory, MemoryConfig};
+use sandpool_driver::{Description, Driver, DriverError, GoneReason, Isolation, OciRuntime, Start, Template};
 use sandpool_wire::agent::{Runtime, Stdin, Work};
 
 struct InMemory {
     memory: Memory,
-    driver: Mutex<Arc<MemoryDriver>>,
+    driver: Mutex<Arc<dyn Driver>>,
+    /// Another level's, which has no part in it.
+    other: Option<Memory>,
+}
+
+impl InMemory {
+    fn new(memory: Memory, other: Option<Memory>) -> Self {
+        let driver = Mutex::new(Self::joined(&memory, other.as_ref()));
+        Self { memory, driver, other }
+    }
+
+    /// The driver that a server has.
+    fn joined(memory: &Memory, other: Option<&Memory>) -> Arc<dyn Driver> {
+        let driver: Arc<dyn Driver> = memory.driver();
+        match other {
+            None => driver,
+            Some(other) => Arc::new(Levels::new(vec![(vec!["container"], other.driver()), (vec!["process"], driver)])),
+        }
+    }
 }
 
 #[async_trait]
@@ -29,6 +48,7 @@ impl Harness for InMemory {
             rootfs: "/nowhere".into(),
             limits: Limits::default(),
             boot_limit: Duration::from_secs(20),
+            isolation: Isolation::default(),
             local_servers: true,
             main: None,
             start: Start::default(),
@@ -49,7 +69,7 @@ impl Harness for InMemory {
     }
 
     async fn restart(&self) -> bool {
-        *self.driver.lock().unwrap() = self.memory.driver();
+        *self.driver.lock().unwrap() = Self::joined(&self.memory, self.other.as_ref());
         true
     }
 
@@ -60,9 +80,52 @@ impl Harness for InMemory {
 
 async fn check(late: Duration) {
     let memory = Memory::new(MemoryConfig::default());
-    let driver = Mutex::new(memory.driver());
     memory.answer_late(late);
-    run(&InMemory { memory, driver }).await;
+    run(&InMemory::new(memory, None)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drivers_of_several_levels_keep_it_together() {
+    let (memory, other) = (Memory::new(MemoryConfig::default()), Memory::new(MemoryConfig::default()));
+    run(&InMemory::new(memory, Some(other))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_of_its_level_and_of_no_other() {
+    let (one, two) = (Memory::new(MemoryConfig::default()), Memory::new(MemoryConfig::default()));
+    let template = InMemory::new(one.clone(), None).template();
+    let (one, two): (Arc<dyn Driver>, Arc<dyn Driver>) = (one.driver(), two.driver());
+    let both = || Levels::new(vec![(vec!["process"], Arc::clone(&one)), (vec!["container"], Arc::clone(&two))]);
+    let levels = both();
+    let contained = Template {
+        pool: PoolName::parse("contained").unwrap(),
+        isolation: Isolation::Container(Some(OciRuntime::Runsc)),
+        ..template.clone()
+    };
+    for template in [&template, &contained] {
+        levels.ensure_pool(template).await.unwrap();
+        let Description { level, .. } = levels.describe_pool(&template.pool);
+        assert!(level.starts_with("memory"), "{level}");
+    }
+    let (here, there) = (SandboxId([1; 16]), SandboxId([2; 16]));
+    levels.create(here, &template.pool).await.unwrap();
+    levels.create(there, &contained.pool).await.unwrap();
+    let of = async |driver: &Arc<dyn Driver>| -> Vec<SandboxId> {
+        driver.list().await.unwrap().iter().map(|sandbox| sandbox.id).collect()
+    };
+    assert_eq!((of(&one).await, of(&two).await), (vec![here], vec![there]));
+    assert_eq!(levels.list().await.unwrap().len(), 2);
+    assert!(matches!(levels.create(here, &contained.pool).await, Err(DriverError::Conflict(_))));
+    // A server that has just started knows of neither, and finds both.
+    let later = both();
+    later.usage(there).await.unwrap();
+    later.destroy(here).await.unwrap();
+    later.destroy(there).await.unwrap();
+    assert!(of(&one).await.is_empty() && of(&two).await.is_empty());
+    // What no driver makes is refused, and says so.
+    let only = Levels::new(vec![(vec!["process"], Arc::clone(&one))]);
+    let refused = only.ensure_pool(&contained).await.unwrap_err().to_string();
+    assert!(refused.contains("container"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]

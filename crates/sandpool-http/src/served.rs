@@ -138,6 +138,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         scope: sandpool_node::SessionScope::Tenant,
         container: None,
         session_secrets: name == "python",
+        isolation: sandpool_node::Isolation::default(),
         local_servers: true,
         full_wait: Duration::ZERO,
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
 pub use sandpool_core::tenants::{Quota, Resource, Tenant};
-pub use sandpool_driver::{Main, Start, Usage};
+pub use sandpool_driver::{Isolation, Main, OciRuntime, Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, IdentityToken, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
@@ -26,6 +26,8 @@ pub struct PoolSpec {
     pub scale: Scale,
     /// When sessions end.
     pub life: Life,
+    /// Which wall stands around its sandboxes.
+    pub isolation: Isolation,
     /// What each sandbox may use.
     pub limits: Limits,
     /// Executions of one session that may wait for its interpreter, besides the one that runs. More are refused.

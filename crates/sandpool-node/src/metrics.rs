@@ -464,6 +464,10 @@ impl Driver for Counted {
         self.driver.describe()
     }
 
+    fn describe_pool(&self, pool: &PoolName) -> Description {
+        self.driver.describe_pool(pool)
+    }
+
     async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
         self.time(Operation::EnsurePool, self.driver.ensure_pool(template)).await
     }

@@ -129,6 +129,7 @@ fn template(spec: &PoolSpec) -> Template {
         pool: spec.name.clone(),
         runtime: spec.runtime,
         rootfs: spec.rootfs.clone(),
+        isolation: spec.isolation,
         limits: spec.limits,
         boot_limit: boot_limit(spec),
         local_servers: spec.local_servers,
@@ -172,9 +173,18 @@ impl Node {
         };
         for spec in config.pools {
             let name = spec.name.clone();
-            let ensured = driver.ensure_pool(&template(&spec)).await;
-            ensured.map_err(|error| NodeError::PoolBroken { pool: name.clone(), reason: error.to_string() })?;
-            node.change_pools().insert(name, node.new_pool(spec, true));
+            let pool = match driver.ensure_pool(&template(&spec)).await {
+                Ok(()) => node.new_pool(spec, true),
+                // What this host cannot offer is that pool's state, and no reason to be without the others.
+                Err(error) if spec.isolation != Isolation::Process => {
+                    tracing::error!(pool = %name, "a pool is refused: {error}");
+                    let pool = node.new_pool(spec, false);
+                    pool.is_broken(error.to_string());
+                    pool
+                }
+                Err(error) => return Err(NodeError::PoolBroken { pool: name, reason: error.to_string() }),
+            };
+            node.change_pools().insert(name, pool);
         }
         for spec in config.applied {
             let name = spec.name.clone();
@@ -422,7 +432,7 @@ impl Node {
     /// What they may reach holds for both at once.
     ///
     /// # Errors
-    /// `Invalid` for another runtime or scope than the pool has, `PoolBroken` when no sandbox can be made of this: then all is as it was.
+    /// `Invalid` for another runtime, scope or isolation than the pool has, `PoolBroken` when no sandbox can be made of this: then all is as it was.
     pub async fn apply(&self, spec: PoolSpec) -> Result<(), NodeError> {
         let _one = self.inner.changing.lock(&spec.name).await;
         if self.inner.stop.is_cancelled() {
@@ -431,9 +441,9 @@ impl Node {
         let (name, after) = (spec.name.clone(), template(&spec));
         let present = self.find(&name);
         if let Some(before) = present.as_ref().map(|pool| pool.spec())
-            && (before.runtime, before.scope) != (spec.runtime, spec.scope)
+            && (before.runtime, before.scope, before.isolation) != (spec.runtime, spec.scope, spec.isolation)
         {
-            let why = "a pool keeps its runtime and its scope: remove it, and make it anew";
+            let why = "a pool keeps its runtime, its scope and its isolation: remove it, and make it anew";
             return Err(NodeError::Invalid(why.to_owned()));
         }
         let ensured = self.inner.driver.0.ensure_pool(&after).await;

@@ -155,7 +155,7 @@ impl PoolState {
         tenants: Arc<Tenants>,
         (store, outward): (Option<Store>, Arc<Outward>),
     ) -> Self {
-        let Description { level, wall, weaker } = driver.describe();
+        let Description { level, wall, weaker } = driver.describe_pool(&spec.name);
         let rules = Pool::new(spec.scale, spec.life);
         Self {
             name: spec.name.clone(),

@@ -185,7 +185,9 @@ async fn what_a_tenant_uses_is_counted_where_something_limits_it() {
     let bench = pool_for(vec![of("globex", few), of("acme", quota)], |_| {}).await;
     for name in ["acme", "globex"] {
         let sandbox = open(&bench, name, "first").await.unwrap().session.sandbox;
-        bench.memory.using(sandbox, |used| (used.sent, used.received, used.cpu_us) = (300, 200, 1_500_000));
+        bench
+            .memory
+            .using(sandbox, |used| (used.sent, used.received, used.cpu_us) = (Some(300), Some(200), Some(1_500_000)));
     }
     tokio::time::sleep(seconds(6)).await;
     let [acme, globex] = &bench.node.metrics().tenants[..] else { panic!("two, by name") };

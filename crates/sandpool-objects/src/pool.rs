@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_node::{EgressPolicy, PoolSpec, Runtime, SessionScope, Start};
+use sandpool_node::{EgressPolicy, Isolation, OciRuntime, PoolSpec, Runtime, SessionScope, Start};
 use serde::{Deserialize, Serialize};
 
 use crate::container::{ContainerTemplate, ImageConfig, ManagedIdentity};
@@ -63,6 +63,12 @@ pub struct PoolObjectSpec {
     /// A file with the public key that its image must be signed with.
     #[serde(default)]
     pub image_key: Option<PathBuf>,
+    /// Which wall stands around its sandboxes.
+    #[serde(default)]
+    pub isolation: IsolationLevel,
+    /// Of `isolation: container`: the program that makes them; if not given, the first that is good enough here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci_runtime: Option<OciRuntime>,
     /// Sandboxes at once.
     #[serde(default)]
     pub scale_configuration: ScaleSettings,
@@ -140,6 +146,17 @@ pub enum SessionScopeName {
     Tenant,
     /// Every caller that may use the pool.
     Pool,
+}
+
+/// Which wall stands around a pool's sandboxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IsolationLevel {
+    /// Namespaces, filters and limits of the host's kernel, made by us.
+    #[default]
+    Process,
+    /// The same sandboxes through an OCI runtime.
+    Container,
 }
 
 /// How interpreters start.
@@ -391,6 +408,8 @@ pub fn default_pools() -> Vec<PoolObject> {
                 container_type,
                 image: None,
                 image_key: None,
+                isolation: IsolationLevel::default(),
+                oci_runtime: None,
                 scale_configuration: ScaleSettings::default(),
                 dynamic_pool_configuration: DynamicSettings::default(),
                 resources: ResourceSettings::default(),
@@ -420,6 +439,15 @@ impl PoolObjectSpec {
     /// The key below `spec`, and what is wrong with it.
     pub fn egress(&self) -> Result<Option<EgressPolicy>, (String, String)> {
         network::policy(self.egress.as_ref(), self.session_network_configuration.as_ref())
+    }
+
+    /// Which wall stands around its sandboxes.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        match self.isolation {
+            IsolationLevel::Process => Isolation::Process,
+            IsolationLevel::Container => Isolation::Container(self.oci_runtime),
+        }
     }
 }
 
@@ -495,6 +523,7 @@ impl PoolObject {
             let why = format!("is Zygote, which {} has none of: leave it out", spec.container_type.word());
             return Err(fault(key("spec.interpreterStart"), why));
         }
+        self.check_isolation()?;
         if let Some(image) = spec.image.as_deref().filter(|image| !is_image_name(image)) {
             return Err(fault(key("spec.image"), format!("{image:?} is not the name of an image")));
         }
@@ -551,6 +580,26 @@ impl PoolObject {
     /// What its servers need in the image.
     pub fn server_packages(&self) -> Vec<sandpool_image::ServerPackage> {
         self.spec.servers.iter().filter_map(|(name, server)| server.package(name)).collect()
+    }
+
+    fn check_isolation(&self) -> Result<(), Fault> {
+        let spec = &self.spec;
+        match spec.isolation {
+            IsolationLevel::Process => match spec.oci_runtime {
+                Some(_) => Err(fault("spec.ociRuntime", "is for isolation: container only")),
+                None => Ok(()),
+            },
+            IsolationLevel::Container if spec.interpreter_start == Some(InterpreterStart::Zygote) => {
+                let why = "is Zygote, which isolation: container has none of: leave it out";
+                Err(fault("spec.interpreterStart", why))
+            }
+            IsolationLevel::Container if spec.oci_runtime == Some(OciRuntime::Runsc) && !spec.local_servers => {
+                let why =
+                    "is false, which needs Landlock, and gVisor's kernel has none: another ociRuntime, or leave it out";
+                Err(fault("spec.localServers", why))
+            }
+            IsolationLevel::Container => Ok(()),
+        }
     }
 
     fn check_container(&self) -> Result<(), Fault> {
@@ -664,6 +713,7 @@ impl PoolObject {
                 cooldown: Duration::from_secs(cooldown),
                 max_alive: life.max_alive_period_in_seconds.map(Duration::from_secs),
             },
+            isolation: spec.isolation(),
             limits: Limits {
                 memory: memory.0,
                 pids: spec.resources.pids,
@@ -677,6 +727,7 @@ impl PoolObject {
             env: variables.chain(spec.env.iter().map(|it| (it.name.clone(), it.value.clone()))).collect(),
             egress,
             start: match (spec.interpreter_start, spec.container_type) {
+                _ if spec.isolation != IsolationLevel::Process => Start::Cold,
                 (Some(InterpreterStart::Zygote), _) | (None, ContainerType::PythonLTS) => Start::Zygote,
                 (Some(InterpreterStart::Cold), _)
                 | (None, ContainerType::NodeLTS | ContainerType::Shell | ContainerType::CustomContainer) => Start::Cold,

@@ -416,6 +416,10 @@ impl Pools {
                 let why = "a pool keeps its scope: remove it, and make it anew";
                 return Err(PoolsError::Conflict(Some("spec.sessionScope".to_owned()), why.to_owned()));
             }
+            Some(kept) if kept.object.spec.isolation() != object.spec.isolation() => {
+                let why = "a pool keeps its wall, which its sessions were promised: remove it, and make it anew";
+                return Err(PoolsError::Conflict(Some("spec.isolation".to_owned()), why.to_owned()));
+            }
             Some(kept) if kept.object == object && kept.broken.is_none() && self.is_made_of(&name, &spec) => {
                 if !dry_run {
                     self.pull(&name, kept);

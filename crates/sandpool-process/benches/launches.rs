@@ -47,6 +47,7 @@ async fn run(stage: Stage) -> Outcome<()> {
             rootfs: stage.image("shell")?,
             limits: Limits { memory: 256 << 20, ..Limits::default() },
             boot_limit: Duration::from_secs(20),
+            isolation: sandpool_driver::Isolation::default(),
             local_servers: true,
             main: None,
             start: Start::Zygote,

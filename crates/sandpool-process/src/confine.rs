@@ -3,37 +3,15 @@
 use std::io;
 use std::path::Path;
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
-};
+use landlock::{Access, AccessFs, PathBeneath, PathFd, RulesetCreatedAttr, RulesetError};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+use sandpool_wall::{NEWEST, ruleset};
 
 use crate::seccomp::Filters;
 
 /// What resolving names and checking certificates reads, where a host has it: the C library with its modules, their settings, and the
 /// resolver's answers.
 const RESOLVING: [&str; 7] = ["/etc", "/usr", "/lib", "/lib64", "/run", "/dev", "/proc/self"];
-
-/// The newest version of Landlock whose rights are used, where the kernel has them.
-pub(crate) const NEWEST: ABI = ABI::V6;
-
-/// Rules that forbid all that a kernel's Landlock can forbid: what is in the first version is required (LL1), the rest is taken where it is
-/// there. Signals and abstract sockets reach nobody outside. With `ports`, no TCP port is bound or connected to but those that a rule names:
-/// then a kernel before 6.7, which cannot forbid it, is an error.
-pub(crate) fn ruleset(ports: bool) -> Result<RulesetCreated, RulesetError> {
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))?;
-    if ports {
-        rules = rules.handle_access(AccessNet::from_all(ABI::V4))?;
-    }
-    rules
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
-        .create()
-}
 
 /// The egress proxy: it resolves names and dials, and writes below `records` alone.
 ///

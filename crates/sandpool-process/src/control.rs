@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use sandpool_core::limits::Limits;
-use sandpool_driver::Usage;
+use sandpool_driver::{OciRuntime, Usage};
 use sandpool_sys::packet;
 use sandpool_wire::agent::Runtime;
 use serde::de::DeserializeOwned;
@@ -39,6 +39,8 @@ pub(crate) enum Call {
         limits: WireLimits,
         /// Whether its programs may have servers on loopback.
         local_servers: bool,
+        /// Its sandboxes are made by an OCI runtime: by this one, or any.
+        container: Option<Option<OciRuntime>>,
         /// What its sandboxes may reach, as the egress proxy reads it; `None` for nothing, and no way out at all.
         egress: Option<Vec<u8>>,
     },
@@ -108,6 +110,8 @@ pub(crate) enum Purpose {
     Session,
     /// Its pool's zygote. No session ever gets it.
     Zygote,
+    /// To see that it starts, with the wall that it is to have. No session ever gets it.
+    Proof,
 }
 
 /// [`Limits`], as they travel.
@@ -209,6 +213,8 @@ pub(crate) enum Answer {
     /// A pool is known, and may have its zygote already.
     Pool {
         has_zygote: bool,
+        /// What makes its sandboxes, where that is an OCI runtime.
+        made_by: Option<MadeBy>,
     },
     /// The stream is the packet's descriptor.
     Dialled,
@@ -220,6 +226,15 @@ pub(crate) enum Answer {
     Narrowed {
         policy: Option<Vec<u8>>,
     },
+}
+
+/// The OCI runtime that makes a pool's sandboxes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MadeBy {
+    pub(crate) runtime: OciRuntime,
+    pub(crate) version: String,
+    /// Why it is weaker than it should be.
+    pub(crate) below_floor: Option<String>,
 }
 
 /// What the launcher remembers of a sandbox.
@@ -252,6 +267,18 @@ pub(crate) enum Refusal {
     Unavailable(String),
     Gone,
 }
+
+/// The name under which the proof of a pool's wall is made: none that a pool can have.
+pub(crate) fn of_proof(pool: &str) -> String {
+    format!("{pool}{PROOF}")
+}
+
+/// Whether it is such a name.
+pub(crate) fn is_of_proof(pool: &str) -> bool {
+    pool.ends_with(PROOF)
+}
+
+const PROOF: &str = "~proof";
 
 /// Sends one packet.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -356,6 +383,7 @@ mod tests {
                     rootfs: "/images/a".to_owned(),
                     limits: Limits::default().into(),
                     local_servers: true,
+                    container: Some(Some(OciRuntime::Crun)),
                     egress: Some(vec![1, 2, 3]),
                 },
             ];

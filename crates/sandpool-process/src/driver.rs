@@ -2,6 +2,7 @@
 
 mod boot;
 mod port;
+mod proof;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
@@ -16,8 +17,8 @@ use async_trait::async_trait;
 use rustix::net::SocketType;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_driver::{
-    Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Start, Stream, Template,
-    Usage,
+    Change, Description, Driver, DriverError, GoneReason, Isolation, MAX_RECORD, Owner, Phase, Sandbox, Start, Stream,
+    Template, Usage,
 };
 use sandpool_sys::packet;
 use sandpool_wire::agent::{Activation, Runtime};
@@ -25,7 +26,7 @@ use sandpool_wire::egress::{MAX_TOLD, Policy, SecretValue, Told};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::control::{self, Answer, Call, FromLauncher, Purpose, Record, Refusal, ToLauncher, Why};
+use crate::control::{self, Answer, Call, FromLauncher, MadeBy, Purpose, Record, Refusal, ToLauncher, Why};
 use boot::Dialled;
 use stream::AgentStream;
 
@@ -58,6 +59,8 @@ struct State {
     templates: HashMap<PoolName, Template>,
     /// Pools whose zygotes are kept fresh.
     fresh: HashSet<PoolName>,
+    /// Which OCI runtime makes the sandboxes of those pools that one does.
+    made_by: HashMap<PoolName, MadeBy>,
 }
 
 /// A call that the launcher has been sent.
@@ -123,8 +126,8 @@ impl ProcessDriver {
         tokio::spawn(Arc::clone(&driver).listen());
         for record in driver.records().await?.into_iter().filter(|record| !record.leaving && !record.lost) {
             let id = SandboxId(record.id);
-            if record.purpose == Purpose::Zygote {
-                // Its maker is gone. The pool's next one begins anew.
+            if record.purpose != Purpose::Session {
+                // Whoever made it is gone, and begins anew.
                 driver.ask(Call::Destroy { id: record.id }).await?;
                 continue;
             }
@@ -266,23 +269,49 @@ impl Driver for ProcessDriver {
         crate::host::describe()
     }
 
+    fn describe_pool(&self, pool: &PoolName) -> Description {
+        let state = self.state();
+        let template = state.templates.get(pool);
+        match state.made_by.get(pool) {
+            Some(made_by) => made_by.describe(template.is_some_and(|template| template.egress.is_some())),
+            None => crate::host::describe(),
+        }
+    }
+
     async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
         let rootfs = template.rootfs.to_str().ok_or_else(|| {
             DriverError::Invalid(format!("the image's path {} is not UTF-8", template.rootfs.display()))
         })?;
-        let call = Call::EnsurePool {
-            pool: template.pool.to_string(),
+        let egress = template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?;
+        let call = |pool: String| Call::EnsurePool {
+            pool,
             runtime: template.runtime,
             rootfs: rootfs.to_owned(),
             limits: template.limits.into(),
             local_servers: template.local_servers,
-            egress: template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?,
+            container: match template.isolation {
+                Isolation::Process => None,
+                Isolation::Container(wanted) => Some(wanted),
+            },
+            egress: egress.clone(),
         };
-        let has_zygote = match self.ask(call).await?.0 {
-            Answer::Pool { has_zygote } => has_zygote,
+        if template.isolation != Isolation::Process {
+            let (driver, pool, limit) = (self.shared()?, template.pool.clone(), template.boot_limit);
+            let call = call(control::of_proof(pool.as_str()));
+            whole(async move { driver.prove(&pool, call, limit).await }).await?;
+        }
+        let (has_zygote, made_by) = match self.ask(call(template.pool.to_string())).await?.0 {
+            Answer::Pool { has_zygote, made_by } => (has_zygote, made_by),
             _ => return Err(unavailable(&"the launcher answered something else")),
         };
-        self.state().templates.insert(template.pool.clone(), template.clone());
+        {
+            let mut state = self.state();
+            state.templates.insert(template.pool.clone(), template.clone());
+            match made_by {
+                Some(made_by) => drop(state.made_by.insert(template.pool.clone(), made_by)),
+                None => drop(state.made_by.remove(&template.pool)),
+            }
+        }
         let can_be_frozen = template.runtime == Runtime::Python;
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());
@@ -298,7 +327,11 @@ impl Driver for ProcessDriver {
     }
 
     async fn remove_pool(&self, pool: &PoolName) -> Result<(), DriverError> {
-        self.state().templates.remove(pool);
+        {
+            let mut state = self.state();
+            state.templates.remove(pool);
+            state.made_by.remove(pool);
+        }
         self.ask(Call::RemovePool { pool: pool.to_string() }).await.map(drop)
     }
 

@@ -41,8 +41,9 @@ use sandpool_wire::agent::Runtime;
 use sandpool_wire::egress::MAX_POLICY;
 
 use crate::cgroup::Groups;
-use crate::control::{Answer, Call, FromLauncher, Id, PAGE, Record, Refusal, ToLauncher, Why, WireUsage};
+use crate::control::{Answer, Call, FromLauncher, Id, MadeBy, PAGE, Record, Refusal, ToLauncher, Why, WireUsage};
 use crate::host;
+use crate::oci::{self, OciRuntime, Program, Runtimes};
 use crate::seccomp::Filters;
 use admission::{Admission, Expected};
 use egress::{Egress, Gate};
@@ -89,6 +90,8 @@ pub struct LauncherConfig {
     pub home: PathBuf,
     /// Every pool's root file system lies below this directory.
     pub images: PathBuf,
+    /// The OCI runtimes of this host, for pools whose sandboxes they make.
+    pub runtimes: Runtimes,
     /// What sandboxes of these pools trust besides their image's certificates.
     pub trust: BTreeMap<String, Trust>,
     /// Sandboxes at the same time, at most.
@@ -142,6 +145,8 @@ struct Pool {
     limits: Limits,
     /// Whether its programs may have servers on loopback.
     local_servers: bool,
+    /// The OCI runtime that makes its sandboxes.
+    program: Option<Program>,
     /// What a sandbox takes of the host's memory.
     expected: Expected,
     /// What interpreters of new sandboxes start from, open for reading alone.
@@ -213,6 +218,10 @@ struct Launcher {
     _lock: File,
     agent: OwnedFd,
     filters: Filters,
+    /// The filters, as an agent in a container takes them.
+    filters_file: OwnedFd,
+    /// The release of the host's kernel.
+    release: String,
     groups: Groups,
     epoll: OwnedFd,
     signals: OwnedFd,
@@ -326,6 +335,8 @@ impl Launcher {
         let home = std::fs::metadata(&config.home)?;
         let groups = Groups::open(&format!("{:x}-{:x}", home.dev(), home.ino()))?;
         let agent = sealed(config.agent)?;
+        let filters = Filters::compile()?;
+        let filters_file = sealed(&filters.to_bytes())?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = sys::signal_fd(&[Signal::TERM.as_raw(), Signal::INT.as_raw(), Signal::HUP.as_raw()])?;
         let data = epoll::EventData::new_u64(SIGNALS);
@@ -334,7 +345,9 @@ impl Launcher {
             slots: Slots::new(config.max_sandboxes.saturating_add(seeds::MOST)),
             _lock: lock,
             agent,
-            filters: Filters::compile()?,
+            filters,
+            filters_file,
+            release: rustix::system::uname().release().to_string_lossy().into_owned(),
             groups,
             epoll,
             signals,
@@ -515,9 +528,9 @@ impl Launcher {
     /// Answers a call; `None` when the answer comes later.
     fn call(&mut self, request: u32, call: Call) -> Option<(Result<Answer, Refusal>, Option<OwnedFd>)> {
         let result = match call {
-            Call::EnsurePool { pool, runtime, rootfs, limits, local_servers, egress } => self
-                .ensure_pool(&pool, runtime, &rootfs, (limits.check(), local_servers), egress)
-                .map(|has_zygote| Answer::Pool { has_zygote }),
+            Call::EnsurePool { pool, runtime, rootfs, limits, local_servers, container, egress } => {
+                self.ensure_pool(&pool, runtime, &rootfs, (limits.check(), local_servers, container), egress)
+            }
             Call::RemovePool { pool } => {
                 self.remove_pool(&pool);
                 Ok(Answer::Done)
@@ -585,10 +598,16 @@ impl Launcher {
         name: &str,
         runtime: Runtime,
         rootfs: &str,
-        (limits, local_servers): (Result<Limits, String>, bool),
+        (limits, local_servers, container): (Result<Limits, String>, bool, Option<Option<OciRuntime>>),
         egress: Option<Vec<u8>>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Answer, Refusal> {
         let limits = limits.map_err(Refusal::Invalid)?;
+        let program = container.map(|wanted| oci::choose(&self.config.runtimes, wanted).cloned()).transpose();
+        let program = program.map_err(Refusal::Invalid)?;
+        if !local_servers && program.as_ref().is_some_and(|program| program.runtime == OciRuntime::Runsc) {
+            let why = "localServers: false needs Landlock, and gVisor's kernel has none";
+            return Err(Refusal::Invalid(why.to_owned()));
+        }
         if egress.as_ref().is_some_and(|policy| policy.len() > MAX_POLICY) {
             return Err(Refusal::Invalid("what may be reached is said with too many words".to_owned()));
         }
@@ -621,6 +640,7 @@ impl Launcher {
                 && pool.rootfs_is == rootfs_is
                 && pool.limits == limits
                 && pool.local_servers == local_servers
+                && pool.program == program
                 && pool.egress.is_some() == egress.is_some()
         });
         if is_known
@@ -637,18 +657,26 @@ impl Launcher {
             // And of a way out, of which an interpreter may remember that there was none.
             let is_alike = |old: &Pool| {
                 (old.runtime, old.rootfs_is, old.egress.is_some()) == (runtime, rootfs_is, egress.is_some())
+                    && old.program.is_none()
+                    && program.is_none()
             };
             // Those that are there keep their way out, with the rules of now.
             let is_ruled_anew = old.as_ref().is_some_and(|old| old.egress != egress);
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
             let expected = Expected::new(runtime, limits.memory);
-            let pool = Pool { runtime, rootfs, rootfs_is, limits, local_servers, expected, zygote, egress };
+            let pool = Pool { runtime, rootfs, rootfs_is, limits, local_servers, program, expected, zygote, egress };
             self.pools.insert(name.to_owned(), pool);
             if is_ruled_anew {
                 self.rule_pool(name);
             }
         }
-        Ok(self.pools.get(name).is_some_and(|pool| pool.zygote.is_some()))
+        let pool = self.pools.get(name);
+        let made_by = pool.and_then(|pool| pool.program.as_ref()).map(|program| MadeBy {
+            runtime: program.runtime,
+            version: program.version.clone(),
+            below_floor: program.below_floor.clone(),
+        });
+        Ok(Answer::Pool { has_zygote: pool.is_some_and(|pool| pool.zygote.is_some()), made_by })
     }
 
     /// Nothing more is made for this pool, and nothing is reached from it.

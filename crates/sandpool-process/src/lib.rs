@@ -13,6 +13,7 @@ mod control;
 mod driver;
 pub mod host;
 pub mod launcher;
+pub mod oci;
 pub mod seccomp;
 mod setup;
 

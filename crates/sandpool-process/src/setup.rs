@@ -8,6 +8,8 @@
 //! with a sentence for the operator; the order follows `isolation.md`'s specification, whose identifiers (FS2, ID4,
 //! ...) are named at the steps.
 
+pub(crate) mod contained;
+
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -15,7 +17,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use landlock::{Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, RulesetCreatedAttr};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -24,8 +25,8 @@ use rustix::process::{Gid, Resource, Rlimit, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox;
+use sandpool_wall::{NEWEST, Policy};
 
-use crate::confine::{self, NEWEST};
 use crate::launcher::Trust;
 use crate::seccomp::Filters;
 
@@ -90,6 +91,9 @@ pub(crate) const MASKED: [&str; 41] = [
 /// Where images have the certificates that they trust, below their root.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
+/// Where a sandbox has the agent that can only be executed by its name.
+const PROGRAM: &str = "/etc/sandpool-agent";
+
 /// Where a sandbox has the certificate of its own authority alone; agents look for it.
 const AUTHORITY: &str = "etc/ssl/sandpool.pem";
 
@@ -120,6 +124,13 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) is_container: bool,
     pub(crate) filters: &'a Filters,
     pub(crate) way_out: WayOut<'a>,
+}
+
+impl Blueprint<'_> {
+    fn policy(&self) -> Policy {
+        let leads_out = !matches!(self.way_out, WayOut::None);
+        Policy { local_servers: self.local_servers, leads_out, is_container: self.is_container }
+    }
 }
 
 /// Whether anything is reached from a sandbox, and how.
@@ -189,6 +200,31 @@ fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
 /// All that is built before the agent is started and filtered; `tree` is the image with its owners mapped.
 pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
+    let image = enter(blueprint)?;
+    mounts(blueprint, &image, tree).map_err(step("the file system"))?;
+    drop(image);
+    limits(&blueprint.limits).map_err(step("resource limits"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    sandbox::redirect_standard_streams(null)?;
+    privileges().map_err(step("privileges"))?;
+    tie()?;
+    sandpool_wall::restrict(blueprint.policy()).map_err(step("Landlock"))
+}
+
+/// What ends with the launcher, gains no privilege, and shares no core with others.
+fn tie() -> io::Result<()> {
+    // ID7: after the last change of ids, which would clear it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    rustix::thread::set_no_new_privs(true)?;
+    // SD1. Where there is nothing to keep apart, or no way to, the host's report says so.
+    let _ = sandbox::keep_core();
+    let _ = sandbox::keep_branches();
+    Ok(())
+}
+
+/// Takes the place of root in the sandbox's namespaces, and makes its network what it shall be; answers the image's root.
+fn enter(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
+    let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::reset_signals();
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
     // directory that only root may enter can be entered.
@@ -206,19 +242,7 @@ pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Res
     if let WayOut::Listeners(handover) = blueprint.way_out {
         hand_over_listeners(handover).map_err(step("the listeners of its network"))?;
     }
-    mounts(blueprint, &image, tree).map_err(step("the file system"))?;
-    drop(image);
-    limits(&blueprint.limits).map_err(step("resource limits"))?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    sandbox::redirect_standard_streams(null)?;
-    privileges().map_err(step("privileges"))?;
-    // ID7: after the last change of ids, which would clear it.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    rustix::thread::set_no_new_privs(true)?;
-    // SD1. Where there is nothing to keep apart, or no way to, the host's report says so.
-    let _ = sandbox::keep_core();
-    let _ = sandbox::keep_branches();
-    restrict(blueprint).map_err(step("Landlock"))
+    Ok(image)
 }
 
 /// Takes the place of root in namespaces that the process was cloned into.
@@ -381,9 +405,12 @@ pub(crate) fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
-fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> io::Result<()> {
+/// Makes a site, and in it at `root` what a sandbox sees of its image, with what that lacks (and `program` at
+/// [`PROGRAM`]): no file system of its own is in it yet.
+fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>, program: Option<&[u8]>) -> io::Result<()> {
     // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
-    make_site(if blueprint.trust.is_some() { SITE_SIZE + 2 * MAX_BUNDLE } else { SITE_SIZE })?;
+    let of_trust = if blueprint.trust.is_some() { 2 * MAX_BUNDLE } else { 0 };
+    make_site(SITE_SIZE + of_trust + program.map_or(0, |program| program.len() as u64))?;
     for directory in [
         "root",
         "top",
@@ -415,6 +442,10 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
         let certificates = make(nonce).and_then(|authority| trust(image, &authority));
         certificates.map_err(|error| failed("the certificates", &error))?;
     }
+    if let Some(program) = program {
+        fs::write(format!("top{PROGRAM}"), program)?;
+        fs::set_permissions(format!("top{PROGRAM}"), std::os::unix::fs::PermissionsExt::from_mode(0o555))?;
+    }
     symlink("/tmp", "top/var/tmp")?;
     fs::write("empty", "")?;
     make_directory("nothing")?;
@@ -427,6 +458,11 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     } else {
         attach(&overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
     }
+    Ok(())
+}
+
+fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> io::Result<()> {
+    layers(blueprint, image, tree, None)?;
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
@@ -462,8 +498,12 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     // `/dev` itself holds no file anybody may write to; its submounts keep their own rules.
     remount_read_only("root/dev", PLAIN | no_exec)?;
 
-    // No path of the host survives: the old root is stacked upon the new one, and taken away from there.
-    std::env::set_current_dir("root")?;
+    pivot("root")
+}
+
+/// No path of the host survives: the old root is stacked upon the new one, and taken away from there.
+fn pivot(new_root: &str) -> io::Result<()> {
+    std::env::set_current_dir(new_root)?;
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     std::env::set_current_dir("/")?;
@@ -516,11 +556,11 @@ fn mask_proc() -> io::Result<()> {
     Ok(())
 }
 
-/// RS5. A hard limit is never raised: the launcher may not be allowed to.
-fn limits(limits: &Limits) -> io::Result<()> {
+/// RS5: what one process may use, and its ceiling.
+fn of_processes(limits: &Limits) -> [(Resource, u64, u64); 10] {
     // One page more than the largest disk, so that a full disk says so (ENOSPC) before this limit ends the writer.
     let largest_file = limits.data.max(limits.tmp) + 4096;
-    for (resource, soft, hard) in [
+    [
         (Resource::Core, 0, 0),
         (Resource::Nofile, 4096, 4096),
         (Resource::Memlock, 64 << 10, 64 << 10),
@@ -531,7 +571,12 @@ fn limits(limits: &Limits) -> io::Result<()> {
         (Resource::Nice, 0, 0),
         (Resource::Nproc, limits.pids.into(), limits.pids.into()),
         (Resource::Stack, 8 << 20, 64 << 20),
-    ] {
+    ]
+}
+
+/// Sets them. A hard limit is never raised: the launcher may not be allowed to.
+fn limits(limits: &Limits) -> io::Result<()> {
+    for (resource, soft, hard) in of_processes(limits) {
         let now = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let hard = now.min(hard);
         let new = Rlimit { current: Some(hard.min(soft)), maximum: Some(hard) };
@@ -566,37 +611,4 @@ fn privileges() -> io::Result<()> {
     let locked =
         base | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
     Ok(rustix::thread::set_capabilities_secure_bits(locked)?)
-}
-
-/// LL1, LL2: a second opinion on the same policy.
-fn restrict(blueprint: &Blueprint<'_>) -> io::Result<()> {
-    let other = |error: landlock::RulesetError| io::Error::other(error);
-    let all = AccessFs::from_all(NEWEST);
-    let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
-    let read = AccessFs::from_read(NEWEST);
-    let open = |path: &str| PathFd::new(path).map_err(io::Error::other);
-    let mut rules = confine::ruleset(!blueprint.local_servers).map_err(other)?;
-    if !blueprint.local_servers && !matches!(blueprint.way_out, WayOut::None) {
-        // What leads out: nothing else of this network is anybody's.
-        for port in sandpool_sys::network::PORTS {
-            rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(other)?;
-        }
-    }
-    rules
-        .add_rule(PathBeneath::new(open("/")?, if blueprint.is_container { all & !devices } else { read }))
-        .map_err(other)?
-        .add_rule(PathBeneath::new(open("/mnt/data")?, all & !devices))
-        .map_err(other)?
-        .add_rule(PathBeneath::new(open("/home/sandbox")?, all & !devices))
-        .map_err(other)?
-        .add_rule(PathBeneath::new(open("/tmp")?, all & !devices))
-        .map_err(other)?
-        .add_rule(PathBeneath::new(open("/dev")?, all & !devices))
-        .map_err(other)?
-        // A process's own files there, such as its name and its place in the kernel's choice when memory is short.
-        .add_rule(PathBeneath::new(open("/proc")?, read | AccessFs::WriteFile | AccessFs::Truncate))
-        .map_err(other)?
-        .restrict_self()
-        .map(drop)
-        .map_err(other)
 }

@@ -4,6 +4,8 @@
 
 #[path = "stage/agent.rs"]
 mod agent;
+#[path = "stage/level.rs"]
+mod level;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -24,6 +26,7 @@ use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Sta
 use sandpool_node::{Caller, ExecuteRequest, ExecutionState, Node, NodeConfig, NodeError, Open, PoolSpec};
 use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
+use sandpool_process::oci::OciRuntime;
 use sandpool_wire::agent::{
     Activation, Call, Event, Execute, FromAgent, Outcome as Verdict, Runtime, Stdin, ToAgent, Work,
 };
@@ -75,9 +78,33 @@ fn start() -> Outcome<()> {
         }
     }
     let agent = agent::build(target)?;
+    let mut levels = vec![None];
+    match level::settings() {
+        Some(settings) => levels.extend(settings.into_keys().map(Some)),
+        None => {
+            println!("test sandboxes of OCI runtimes ... SKIPPED: nobody has got them: e2e/oci-runtimes");
+            if std::env::var_os("SANDPOOL_MUST").is_some_and(|must| must == "1") {
+                return Err("there are no OCI runtimes".into());
+            }
+        }
+    }
+    let wanted = std::env::args().nth(1).filter(|word| !word.starts_with('-'));
+    for runtime in levels {
+        let word = runtime.map_or("process", OciRuntime::word);
+        if wanted.as_ref().is_none_or(|wanted| wanted == word) {
+            println!("sandboxes of the level {word}");
+            one_level(target, &images, &agent, runtime)?;
+        }
+    }
+    Ok(())
+}
+
+fn one_level(target: &Path, images: &Path, agent: &Path, runtime: Option<OciRuntime>) -> Outcome<()> {
     let home = target.join(format!("home-{}", std::process::id()));
     std::fs::create_dir_all(&home)?;
-    let launcher = Command::new(std::env::current_exe()?).arg("launcher").args([&home, &images, &agent]).status()?;
+    let mut launcher = Command::new(std::env::current_exe()?);
+    launcher.arg("launcher").args([&home, images, agent]).envs(runtime.map(level::variable));
+    let launcher = launcher.status()?;
     let left = std::fs::read_dir("/sys/fs/cgroup/memory")
         .map(|entries| entries.flatten().any(|entry| entry.path().ends_with("sandpool-left")))
         .unwrap_or(false);
@@ -91,6 +118,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt().init();
     let Ok(inherit) = inherit(&home) else { return ExitCode::FAILURE };
     run(LauncherConfig {
+        runtimes: level::runtimes(),
         trust: BTreeMap::new(),
         egress_memory: 1 << 30,
         agent: Box::leak(agent.into_boxed_slice()),
@@ -102,7 +130,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
             uid: 65_534,
             gid: 65_534,
             args: vec!["server".into(), images.into()],
-            env: Vec::new(),
+            env: level::environment(),
             inherit,
         },
         egress: None,
@@ -169,6 +197,7 @@ async fn tests(images: &Path) -> Outcome<()> {
         rootfs: images.join("shell"),
         limits: Limits { memory: 128 << 20, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
+        isolation: level::isolation(),
         local_servers: true,
         main: None,
         start: Start::default(),
@@ -527,6 +556,7 @@ fn spec(template: &Template) -> PoolSpec {
         scope: sandpool_node::SessionScope::Tenant,
         container: None,
         session_secrets: false,
+        isolation: level::isolation(),
         local_servers: true,
         full_wait: Duration::ZERO,
     }

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The highest descriptor number that [`Workload::pass`] may name.
 pub const HIGHEST_PASSED: RawFd = 64;
 
+/// Higher than any descriptor. gVisor takes no greater number for one.
+const HIGHEST: libc::c_int = libc::c_int::MAX;
+
 /// Who a workload runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -81,7 +84,7 @@ pub fn spawn(workload: Workload) -> io::Result<u32> {
         rustix::process::setsid()?;
         // Whatever the caller left open without the close-on-exec flag is closed as well.
         // SAFETY: the call takes integers; the flag closes nothing before exec.
-        check_long(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+        check_long(unsafe { libc::syscall(libc::SYS_close_range, 3, HIGHEST, libc::CLOSE_RANGE_CLOEXEC) })?;
         if terminal {
             // SAFETY: standard input has been put in place by `Command` and stays open through this call.
             rustix::process::ioctl_tiocsctty(unsafe { BorrowedFd::borrow_raw(0) })?;
@@ -126,6 +129,15 @@ fn hold_up_to(highest: RawFd) -> io::Result<Vec<OwnedFd>> {
     Ok(held)
 }
 
+/// Whether the kernel is one of the sandbox's own (gVisor's), which has less: see [`in_own_kernel`].
+static OWN_KERNEL: AtomicBool = AtomicBool::new(false);
+
+/// From now on programs are started for a kernel that knows no ambient capabilities, and chooses nobody when the host's memory is short:
+/// the host's kernel then ends all of it.
+pub fn in_own_kernel() {
+    OWN_KERNEL.store(true, Ordering::SeqCst);
+}
+
 /// When memory is short, a workload goes before the agent. Only the owner of a process may say so, and only a dumpable
 /// process belongs to its user: this one is, between fork and here, what the agent is.
 fn first_to_go() -> io::Result<()> {
@@ -146,7 +158,10 @@ fn first_to_go() -> io::Result<()> {
 
 /// Turns the calling process into the workload: no capability in any set, one uid, one gid, no groups.
 fn become_workload(identity: Identity) -> io::Result<()> {
-    first_to_go()?;
+    let own_kernel = OWN_KERNEL.load(Ordering::SeqCst);
+    if !own_kernel {
+        first_to_go()?;
+    }
     for capability in 0..64 {
         // SAFETY: `prctl` with these options takes integers only. A number past the last capability is EINVAL.
         if unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) } == 1 {
@@ -155,7 +170,11 @@ fn become_workload(identity: Identity) -> io::Result<()> {
         }
     }
     // SAFETY: as above.
-    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })?;
+    match check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }) {
+        // It knows no such set.
+        Err(error) if own_kernel && error.raw_os_error() == Some(libc::EINVAL) => {}
+        cleared => drop(cleared?),
+    }
     // SAFETY: the raw system calls take integers and, for `setgroups`, an empty list that is never read.
     unsafe {
         check_long(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
@@ -188,6 +207,75 @@ pub fn set_file_identity(identity: Identity) -> io::Result<()> {
     };
     let (gid, uid) = (gid.cast_unsigned(), uid.cast_unsigned());
     if (uid, gid) == (identity.uid, identity.gid) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+}
+
+/// The same by the effective ids, which is all that some kernels know: real and saved ids stay, so that whoever is `identity` can neither
+/// signal nor trace this process.
+///
+/// # Errors
+/// `EPERM` without the capabilities to.
+pub fn set_effective_identity(identity: Identity) -> io::Result<()> {
+    const KEPT: u32 = u32::MAX;
+    // SAFETY: the raw system calls take integers.
+    unsafe {
+        check_long(libc::syscall(libc::SYS_setresgid, KEPT, identity.gid, KEPT))?;
+        check_long(libc::syscall(libc::SYS_setresuid, KEPT, identity.uid, KEPT))
+    }
+}
+
+/// Becomes another user for good, with these capabilities and no other, on a kernel that takes them away with the root's user id.
+///
+/// # Errors
+/// `EPERM` without the capabilities to.
+pub fn become_with(identity: Identity, kept: rustix::thread::CapabilitySet) -> io::Result<()> {
+    // SAFETY: `prctl` takes integers here; the raw system calls take integers and, for `setgroups`, an empty list that is never read.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
+        check_long(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check_long(libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid))?;
+        check_long(libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid))?;
+        check(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0))?;
+    }
+    let none = rustix::thread::CapabilitySet::empty();
+    let sets = rustix::thread::CapabilitySets { effective: kept, permitted: kept, inheritable: none };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// Puts the calling thread, and all it starts, under system call filters, for good: one after the other, each its length in instructions (two
+/// bytes in this machine's order) and the instructions.
+///
+/// # Errors
+/// `InvalidData` for bytes that are no filters; what the kernel answers.
+pub fn install_filters(mut bytes: &[u8]) -> io::Result<()> {
+    while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
+        let length = u16::from_ne_bytes(*length);
+        let size = usize::from(length) * size_of::<libc::sock_filter>();
+        let (program, rest) = rest.split_at_checked(size).ok_or(io::ErrorKind::InvalidData)?;
+        let (chunks, _) = program.as_chunks::<8>();
+        let mut instructions: Vec<libc::sock_filter> = chunks
+            .iter()
+            .map(|[a, b, jt, jf, k @ ..]| libc::sock_filter {
+                code: u16::from_ne_bytes([*a, *b]),
+                jt: *jt,
+                jf: *jf,
+                k: u32::from_ne_bytes(*k),
+            })
+            .collect();
+        let program = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
+        // SAFETY: `program` tells the length of the instructions that it points to; both outlive the call, which copies them.
+        check_long(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
+        bytes = rest;
+    }
+    if bytes.is_empty() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Closes every descriptor from `first` on. Nothing of this process may use or drop the owner of one of them any more.
+///
+/// # Errors
+/// `ENOSYS` on a kernel before 5.9.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: the call takes integers; what it closes belongs to owners that the caller has given up.
+    check_long(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })
 }
 
 /// Ignores the signals that a write could bring, so that the write answers an error instead.

@@ -198,6 +198,9 @@ pub(crate) struct Doctor {
     /// Directory of the images [default: <home>/images]
     #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
     pub(crate) images: Option<PathBuf>,
+    /// Settings that say where OCI runtimes are [default: those of the server that runs]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

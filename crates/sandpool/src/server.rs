@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use sandpool_driver::levels::Levels;
 use sandpool_http::{App, Listener};
 use sandpool_node::{Deed, Node, NodeConfig};
 use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
@@ -216,7 +217,9 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
         store: Some(store.clone()),
         identities: Some(auth.clone()),
     };
-    let node = Node::start(config, driver.clone())
+    // Every level's driver has its place here.
+    let levels = Levels::new(vec![(vec!["process", "container"], driver.clone())]);
+    let node = Node::start(config, Arc::new(levels))
         .await
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;
     let pools = pools.with(node.clone(), Some(store), store_of_images);

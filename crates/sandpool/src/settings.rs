@@ -15,6 +15,7 @@ use sandpool_core::ids::PoolName;
 pub(crate) use sandpool_objects::Size;
 use sandpool_objects::pool::default_pools;
 use sandpool_objects::{Fault, PoolObject};
+use sandpool_process::oci::{OciRuntime, OciSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
@@ -67,6 +68,9 @@ pub(crate) struct Settings {
     /// What is told to a collector.
     #[serde(default)]
     pub(crate) telemetry: telemetry::TelemetrySettings,
+    /// The OCI runtimes of pools with `isolation: container`, where they are not in the usual places or need a word.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) oci_runtimes: BTreeMap<OciRuntime, OciSettings>,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -246,6 +250,7 @@ impl Default for Settings {
             egress_limits: egress::EgressLimits::default(),
             metrics: MetricsSettings::default(),
             telemetry: telemetry::TelemetrySettings::default(),
+            oci_runtimes: BTreeMap::new(),
             pools: default_pools(),
         }
     }
@@ -300,6 +305,14 @@ impl Settings {
         };
         if self.preview_host.len() > 180 || !self.preview_host.split('.').all(is_label) {
             return Err(value("previewHost", format!("{:?} is not the name of a host", self.preview_host)));
+        }
+        for (runtime, said) in &self.oci_runtimes {
+            for (field, path) in [("path", &said.path), ("files", &said.files)] {
+                if let Some(path) = path.as_ref().filter(|path| !path.is_absolute() || *path == Path::new("/")) {
+                    let why = format!("{} is no absolute path below /", path.display());
+                    return Err(value(format!("ociRuntimes.{}.{field}", runtime.word()), why));
+                }
+            }
         }
         if self.pools.is_empty() {
             return Err(value("pools", "there must be one at least"));

@@ -18,5 +18,6 @@ fn main() -> Result<(), Error> {
     // What pid 1 of a sandbox is to orphans without asking.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let (image, turn) = (words.next(), Turn::new(None));
-    Agent::new(Config { runtime, control, identity: None, directory, image, zygote: None, turn })?.run()
+    Agent::new(Config { runtime, control, identity: None, directory, image, zygote: None, turn, passes_on: false })?
+        .run()
 }

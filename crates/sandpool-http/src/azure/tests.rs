@@ -85,6 +85,7 @@ async fn world(name: &str) -> World {
         scope: sandpool_node::SessionScope::Tenant,
         container: None,
         session_secrets: false,
+        isolation: sandpool_node::Isolation::default(),
         local_servers: true,
         full_wait: Duration::ZERO,
     });

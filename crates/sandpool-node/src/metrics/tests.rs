@@ -53,6 +53,7 @@ impl Harness for InMemory {
             rootfs: "/nowhere".into(),
             limits: Limits::default(),
             boot_limit: Duration::from_secs(20),
+            isolation: sandpool_driver::Isolation::default(),
             local_servers: true,
             main: None,
             start: Start::default(),

@@ -51,6 +51,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         scope: sandpool_node::SessionScope::Tenant,
         container: None,
         session_secrets: false,
+        isolation: sandpool_node::Isolation::default(),
         local_servers: true,
         full_wait: Duration::ZERO,
     }

@@ -113,7 +113,7 @@ fn of_activation(message: FromAgent) -> io::Result<Result<(), agent::Refusal>> {
 }
 
 /// Reads one frame, and keeps its bytes in `seen`.
-async fn next(stream: &mut AgentStream, seen: &mut Vec<u8>) -> io::Result<FromAgent> {
+pub(super) async fn next(stream: &mut AgentStream, seen: &mut Vec<u8>) -> io::Result<FromAgent> {
     let mut header = [0; frame::HEADER];
     stream.read_exact(&mut header).await?;
     let length = frame::body_length(header).map_err(io::Error::other)?;

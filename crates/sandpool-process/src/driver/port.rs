@@ -2,14 +2,18 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType};
 use sandpool_driver::{DriverError, Stream};
 use sandpool_sys::packet;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::stream::AgentStream;
 use super::unavailable;
 
 /// How long a connection may take, once it has begun: it stays on this host.
@@ -19,7 +23,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// program starts: at most `patience`.
 pub(super) async fn take(stream: OwnedFd, port: u16, patience: Duration) -> Result<Stream, DriverError> {
     let silent = |_| DriverError::Refused(format!("nothing answers at port {port}"));
-    let connection = tokio::time::timeout(patience + CONNECT, handed_over(stream, port)).await.map_err(silent)??;
+    let connection = match tokio::time::timeout(patience + CONNECT, taken(stream, port)).await.map_err(silent)?? {
+        Taken::Connection(connection) => connection,
+        Taken::Relayed(relayed) => return Ok(Box::new(relayed)),
+    };
     let made = tokio::time::timeout(CONNECT, made(connection)).await.map_err(silent)?;
     made.map(|connection| Box::new(connection) as Stream).map_err(|error| refused(port, &error))
 }
@@ -36,7 +43,15 @@ fn refused(port: u16, error: &io::Error) -> DriverError {
     }
 }
 
-async fn handed_over(stream: OwnedFd, port: u16) -> Result<OwnedFd, DriverError> {
+/// What an agent gives.
+enum Taken {
+    /// The connection itself.
+    Connection(OwnedFd),
+    /// What it brings, since the agent cannot hand it over.
+    Relayed(Relayed),
+}
+
+async fn taken(stream: OwnedFd, port: u16) -> Result<Taken, DriverError> {
     #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
     let stream = AsyncFd::new(stream).map_err(|error| unavailable(&error))?;
     let mut said = [0; 8];
@@ -50,6 +65,11 @@ async fn handed_over(stream: OwnedFd, port: u16) -> Result<OwnedFd, DriverError>
     };
     let connection = match (&said[..length], fds.pop()) {
         ([0], Some(connection)) => connection,
+        // It cannot hand over: what follows is what the connection brings, and what is written goes to it.
+        ([1, first @ ..], None) => {
+            let rest = AgentStream::new(stream.into_inner().into()).map_err(|error| unavailable(&error))?;
+            return Ok(Taken::Relayed(Relayed { first: io::Cursor::new(first.to_vec()), rest }));
+        }
         ([a, b, c, d], None) => {
             let number = i32::from_be_bytes([*a, *b, *c, *d]);
             return Err(refused(port, &io::Error::from_raw_os_error(number)));
@@ -62,7 +82,7 @@ async fn handed_over(stream: OwnedFd, port: u16) -> Result<OwnedFd, DriverError>
     if !is_tcp {
         return Err(unavailable(&"the agent handed over what is no connection"));
     }
-    Ok(connection)
+    Ok(Taken::Connection(connection))
 }
 
 async fn made(connection: OwnedFd) -> io::Result<TcpStream> {
@@ -76,5 +96,37 @@ async fn made(connection: OwnedFd) -> io::Result<TcpStream> {
             connection.set_nodelay(true)?;
             Ok(connection)
         }
+    }
+}
+
+/// A connection that the agent passes on, some of whose bytes have come already.
+struct Relayed {
+    first: io::Cursor<Vec<u8>>,
+    rest: AgentStream,
+}
+
+impl AsyncRead for Relayed {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        // A cursor is always ready; at its end it adds nothing.
+        let first = Pin::new(&mut self.first).poll_read(context, out);
+        if out.filled().len() > before || out.remaining() == 0 {
+            return first;
+        }
+        Pin::new(&mut self.rest).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Relayed {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.rest).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.rest).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.rest).poll_shutdown(context)
     }
 }

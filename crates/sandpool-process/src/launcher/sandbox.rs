@@ -17,6 +17,7 @@ use super::egress::Gate;
 use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
 use crate::control::{Answer, FromLauncher, Id, Purpose, Record, Refusal, Why};
+use crate::setup::contained::{Contained, become_container};
 use crate::setup::{Blueprint, WayOut, Zygote, become_sandbox};
 
 /// The longest sentence taken from a start that failed, in bytes.
@@ -51,6 +52,8 @@ pub(super) struct Live {
     pub(super) awaited_by: Vec<u32>,
     /// The zygote that it is for, when it is for one.
     zygote: Option<Making>,
+    /// It is to show that it starts.
+    is_proof: bool,
     process: OwnedFd,
     control: OwnedFd,
     /// What a failed start says; closed by a good one.
@@ -85,7 +88,11 @@ struct Making {
 
 impl Live {
     pub(super) fn purpose(&self) -> Purpose {
-        if self.zygote.is_some() { Purpose::Zygote } else { Purpose::Session }
+        match &self.zygote {
+            Some(_) => Purpose::Zygote,
+            None if self.is_proof => Purpose::Proof,
+            None => Purpose::Session,
+        }
     }
 
     /// Its zygote is complete: ends it.
@@ -269,7 +276,7 @@ impl Launcher {
         let pool = self.pools.get(name).ok_or(io::ErrorKind::NotFound)?;
         let zygote = match purpose {
             Purpose::Zygote => Some(super::empty_zygote()?),
-            Purpose::Session => None,
+            Purpose::Session | Purpose::Proof => None,
         };
         if purpose == Purpose::Zygote {
             // It is nobody's for ever, and callers with an empty reservoir wait for what it does.
@@ -281,11 +288,11 @@ impl Launcher {
         let (go_in, go_out) = crate::control::packet_pair()?;
         let (words_in, words_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let mut handover = match (&pool.egress, purpose) {
-            (Some(_), Purpose::Session) => Some(crate::control::packet_pair()?),
+            (Some(_), Purpose::Session | Purpose::Proof) => Some(crate::control::packet_pair()?),
             (None, _) | (_, Purpose::Zygote) => None,
         };
         let mut nonce = [0; 16];
-        if purpose == Purpose::Session && self.config.trust.contains_key(name) {
+        if purpose != Purpose::Zygote && self.config.trust.contains_key(name) {
             rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
         }
         let (pid, process) = match sys::clone_into_namespaces(entrance.birth())? {
@@ -311,7 +318,7 @@ impl Launcher {
                 // Never back into the launcher's loop, whatever happens.
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     // None of the other sandboxes' descriptors, of which there may be more than one sandbox may have.
-                    let own = [&go_in, &words_out, &agents_end, &self.agent].into_iter();
+                    let own = [&go_in, &words_out, &agents_end, &self.agent, &self.filters_file].into_iter();
                     let own = own.chain(&zygote).chain(&pool.zygote).chain(handover.as_ref().map(|(_, there)| there));
                     let own = own.map(AsFd::as_fd);
                     if sys::close_all_but(&own.chain(entrance.descriptors()).collect::<Vec<_>>()).is_err() {
@@ -334,6 +341,11 @@ impl Launcher {
                         };
                         // Where the kernel has no such files, it makes way for nobody.
                         let turns = group.turns().ok().map(|files| (files, group.whole_share(&limits)));
+                        if let Some(program) = &pool.program {
+                            let (agent, filters) = (self.agent.try_clone()?, self.filters_file.try_clone()?);
+                            let contained = Contained { program, release: &self.release, agent, filters };
+                            return Ok(become_container(&blueprint, contained, tree, agents_end, turns, &words));
+                        }
                         Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), agents_end, zygote, turns))
                     };
                     say(&start().unwrap_or_else(|error| error.to_string()));
@@ -350,6 +362,7 @@ impl Launcher {
             kill_reason: None,
             awaited_by: Vec::new(),
             zygote: zygote.map(|file| Making { file, is_complete: false }),
+            is_proof: purpose == Purpose::Proof,
             process,
             control,
             words: Some(words_in),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::sandbox::Live;
 use super::{Launcher, Place};
-use crate::control::Purpose;
+use crate::control::{Purpose, is_of_proof};
 
 /// Seeds of one pool. Each takes about 1 MiB, most of it the kernel's.
 const EACH: usize = 4;
@@ -70,7 +70,7 @@ impl Seeds {
         if self.count >= usize::try_from(MOST).unwrap_or(usize::MAX) {
             return None;
         }
-        let short = pools.filter_map(|name| {
+        let short = pools.filter(|name| !is_of_proof(name)).filter_map(|name| {
             let bed = self.pools.get(name);
             let count = bed.map_or(0, |bed| bed.seeds.len());
             let rests_until = self.rests_until.max(bed.and_then(|bed| bed.rests_until));

@@ -10,6 +10,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 mod agent;
+pub(crate) mod level;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -267,6 +268,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     let records = home.join("egress");
     let server = [OsString::from("server"), home.join("post").into_os_string()];
     run(LauncherConfig {
+        runtimes: level::runtimes(),
         trust: BTreeMap::new(),
         egress_memory: 1 << 30,
         agent: Box::leak(agent.into_boxed_slice()),
@@ -282,6 +284,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
             env: std::env::var_os("SANDPOOL_TEST_NET")
                 .map(|net| ("SANDPOOL_TEST_NET".into(), net))
                 .into_iter()
+                .chain(level::environment())
                 .collect(),
             inherit: Vec::new(),
         },
@@ -351,6 +354,7 @@ impl Stage {
             scope: sandpool_node::SessionScope::Tenant,
             container: None,
             session_secrets: false,
+            isolation: level::isolation(),
             local_servers: true,
             full_wait: Duration::ZERO,
         })

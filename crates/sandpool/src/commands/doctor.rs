@@ -1,12 +1,15 @@
 //! `sandpool doctor`: what this host can do, what is missing, and how to get it.
 
 use sandpool_process::host::{Line, Report, Verdict};
+use sandpool_process::oci::{self, Found, OciRuntime, Runtimes};
 
-use super::Outcome;
+use super::{Outcome, config};
 use crate::args::Doctor;
 use crate::client::Context;
 use crate::failure::Failure;
 use crate::print;
+use crate::server::Plan;
+use crate::settings::Settings;
 
 pub(crate) fn run(context: &Context, doctor: &Doctor) -> Outcome {
     if doctor.attack {
@@ -14,13 +17,52 @@ pub(crate) fn run(context: &Context, doctor: &Doctor) -> Outcome {
         return super::attack::run(context, doctor);
     }
     let report = sandpool_process::host::probe();
+    let settings = match &doctor.config {
+        Some(path) => Settings::read(path).map_err(|error| config::unusable(&error))?.oci_runtimes,
+        // Without a server, or the right to read what it was told: as one would be that is told nothing.
+        None => Plan::read(&context.home.plan()).map(|plan| plan.settings.oci_runtimes).unwrap_or_default(),
+    };
+    let runtimes = oci::find(&settings);
     if context.json {
-        print::json(&serde_json::to_value(&report).map_err(anyhow::Error::from)?)?;
+        let mut value = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
+        value["runtimes"] = runtimes.iter().map(|(runtime, found)| shown(*runtime, found)).collect();
+        print::json(&value)?;
     } else {
-        print::out(&render(&report))?;
+        print::out(&(render(&report) + &render_runtimes(&runtimes)))?;
     }
     let weak = report.lines.iter().any(|line| matches!(line.verdict, Verdict::Warn));
     Ok(u8::from(!report.is_fit() || doctor.strict && weak))
+}
+
+/// One runtime, for programs.
+fn shown(runtime: OciRuntime, found: &Found) -> serde_json::Value {
+    let (word, version, why) = match found {
+        Found::Good(program) => match &program.below_floor {
+            None => ("good", Some(&program.version), None),
+            Some(why) => ("accepted below floor", Some(&program.version), Some(why)),
+        },
+        Found::Refused(why) => ("refused", None, Some(why)),
+        Found::Absent(why) => ("absent", None, Some(why)),
+    };
+    serde_json::json!({
+        "runtime": runtime.word(), "found": word, "version": version, "floor": oci::floor(runtime), "why": why,
+    })
+}
+
+fn render_runtimes(runtimes: &Runtimes) -> String {
+    let mut text = "\nOCI runtimes, for pools with isolation: container\n".to_owned();
+    for (runtime, found) in runtimes {
+        let (word, what) = match found {
+            Found::Good(program) => match &program.below_floor {
+                None => ("ok", format!("{} ({})", program.level(), program.path.display())),
+                Some(why) => ("WEAK", format!("ACCEPTED BELOW ITS FLOOR by this host's operator: {why}")),
+            },
+            Found::Refused(why) => ("refused", why.clone()),
+            Found::Absent(why) => ("absent", why.clone()),
+        };
+        text.push_str(&format!("{word:<8} {:<16} {what}\n", runtime.word()));
+    }
+    text
 }
 
 fn word(verdict: Verdict) -> &'static str {

@@ -146,6 +146,7 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
         agent: crate::AGENT,
         home: home.path().to_owned(),
         images: of_images,
+        runtimes: sandpool_process::oci::find(&start.settings.oci_runtimes),
         trust,
         max_sandboxes: MAX_SANDBOXES,
         memory_reserve: start.settings.memory_reserve.map(|size| size.0),

@@ -22,6 +22,7 @@ fn spec() -> PoolSpec {
         scope: sandpool_node::SessionScope::Tenant,
         container: None,
         session_secrets: false,
+        isolation: sandpool_node::Isolation::default(),
         local_servers: true,
         full_wait: Duration::ZERO,
     }
