@@ -93,7 +93,8 @@ fn a_terminal_outlives_its_streams_and_goes_on_where_it_was() {
     first.until("got one\r\n30 100\r\n").unwrap();
     let shown = first.shown.len() as u64;
     drop(first);
-    control.say(&ToAgent::Input { exec: terminals(&mut control)[0].exec, data: b"two\n".to_vec() });
+    let exec = terminals(&mut control)[0].exec;
+    control.say(&ToAgent::Input { exec, data: b"two\n".to_vec() });
     let mut second = attach(&agent, wanted("main", Some("echo another"), shown)).unwrap();
     assert!(!second.attached.is_new && second.attached.offset == shown);
     second.until("got two\r\n30 100\r\n").unwrap();
