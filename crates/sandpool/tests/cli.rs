@@ -127,10 +127,11 @@ fn wrong_use_is_exit_code_2_and_says_what_is_right() {
     check(
         &["shell"],
         &expect![[r#"
-        exit code 2
-        err| error: `sandpool shell` needs a terminal
-        err|   try: sandpool run -- COMMAND
-    "#]],
+            exit code 1
+            err| error: no server runs here
+            err|   because: HOME/run/server.json names no living process
+            err|   try: sandpool up --detach --home HOME, or give --server URL
+        "#]],
     );
     check(
         &["run", "/no/such/file.py"],

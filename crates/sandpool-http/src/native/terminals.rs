@@ -181,7 +181,7 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 }
 
 fn no_websocket(why: &WebSocketUpgradeRejection) -> Problem {
-    let text = format!("A terminal is a WebSocket (RFC 6455), version 13, over HTTP/1.1: {why}");
+    let text = format!("A terminal is a WebSocket (RFC 6455), version 13, over HTTP/1.1: {why}.");
     match why {
         WebSocketUpgradeRejection::InvalidConnectionHeader(_) | WebSocketUpgradeRejection::InvalidUpgradeHeader(_) => {
             Problem::new(StatusCode::UPGRADE_REQUIRED, "WebSocketRequired", text)

@@ -77,7 +77,7 @@ fn hosted() -> Value {
 
 pub(super) fn all() -> Value {
     let mut all = native();
-    for more in [looks(), azure(), identity(), hosted(), objects(), sessions()] {
+    for more in [looks(), azure(), identity(), hosted(), objects(), sessions(), terminals()] {
         let (Value::Object(all), Value::Object(more)) = (&mut all, more) else { panic!("not schemas") };
         all.extend(more);
     }
@@ -386,24 +386,6 @@ fn native() -> Value {
             closed(object("How hard.", json!({ "how?": { "type": ["string", "null"], "enum": ["interrupt", "kill", null] } }))),
             json!({ "how": "interrupt" }),
         ),
-        "Terminals": object("The terminals that are known.", json!({ "value": list("TerminalInfo") })),
-        "TerminalInfo": with_example(
-            object("A terminal of a session, as it is now.", json!({
-                "name": kind("string", "Its name."),
-                "execution": { "type": "string", "format": "uuid", "description": "What runs on it: a later terminal of that name has another." },
-                "command": { "type": "array", "items": { "type": "string" }, "description": "Its program." },
-                "rows": rows, "columns": columns,
-                "startedAt": kind("string", "When it was made."),
-                "state": { "type": "string", "enum": ["running", "ended"] },
-                "outcome": or_null("string", "How it ended."),
-                "exitCode": or_null("integer", "The program's exit code, where it has one."),
-                "attached": kind("integer", "Connections to it."),
-            })),
-            json!({
-                "name": "main", "execution": "0b6b2f0e-5a55-4a7e-9b8a-0e4f6f1a2c33", "command": ["/bin/bash", "-l"], "rows": 24, "columns": 80,
-                "startedAt": "2026-11-24T20:17:29.123Z", "state": "running", "outcome": null, "exitCode": null, "attached": 1,
-            }),
-        ),
         "ExecutionOutline": object("An execution without its output.", outline),
         "Executions": object("The executions that are still known.", json!({ "value": list("ExecutionOutline") })),
         "Execution": with_example(object("An execution, as it is now.", full), json!({
@@ -437,6 +419,30 @@ fn native() -> Value {
             json!({ "name": "report.csv", "path": "in/report.csv", "type": "file", "size": 183, "modifiedAt": "2026-11-24T20:17:29.5Z" }),
         ),
         "Files": page("File"),
+    })
+}
+
+/// Terminals of sessions.
+fn terminals() -> Value {
+    json!({
+        "Terminals": object("The terminals that are known.", json!({ "value": list("TerminalInfo") })),
+        "TerminalInfo": with_example(
+            object("A terminal of a session, as it is now.", json!({
+                "name": kind("string", "Its name."),
+                "execution": { "type": "string", "format": "uuid", "description": "What runs on it: a later terminal of that name has another." },
+                "command": { "type": "array", "items": { "type": "string" }, "description": "Its program." },
+                "rows": kind("integer", "Its size."), "columns": kind("integer", "Its size."),
+                "startedAt": instant("When it was made."),
+                "state": { "type": "string", "enum": ["running", "ended"] },
+                "outcome": or_null("string", "How it ended."),
+                "exitCode": or_null("integer", "The program's exit code, where it has one."),
+                "attached": kind("integer", "Connections to it."),
+            })),
+            json!({
+                "name": "main", "execution": "0b6b2f0e-5a55-4a7e-9b8a-0e4f6f1a2c33", "command": ["/bin/bash", "-l"], "rows": 24, "columns": 80,
+                "startedAt": "2026-11-24T20:17:29.123Z", "state": "running", "outcome": null, "exitCode": null, "attached": 1,
+            }),
+        ),
     })
 }
 
