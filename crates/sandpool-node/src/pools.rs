@@ -1,5 +1,7 @@
 //! One pool at work: fills its reservoir, binds sessions to sandboxes, ends them when their time is over.
 
+mod waiting;
+
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,6 +29,7 @@ use crate::outward::Outward;
 use crate::owner::OwnerRecord;
 use crate::session::{Activity, Session};
 use crate::tenants::{TenantState, Tenants};
+use waiting::{InLine, Waiting, begin_to_wait};
 
 /// The longest that it may take to give a sandbox to a session, or to find one again after a restart.
 const CONNECT: Duration = Duration::from_secs(60);
@@ -114,22 +117,6 @@ struct Inner {
     is_held: bool,
     /// Nobody gets a session any more.
     is_removed: bool,
-}
-
-/// A caller that waits for a sandbox, for as long as it does.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn begin(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 /// What time it is, by clocks that nobody sets.
@@ -1182,13 +1169,6 @@ impl PoolState {
     }
 }
 
-/// The span of a caller that waits, for a sandbox that boots or for a place.
-fn begin_to_wait(what: &'static str) -> Option<Span> {
-    let mut span = telemetry::current()?.child("sandpool.wait")?;
-    span.set("sandpool.wait.for", what);
-    Some(span)
-}
-
 async fn settled(mut coming: Coming) -> Result<Arc<Session>, NodeError> {
     let settled = coming.wait_for(Option::is_some).await;
     match settled.map(|outcome| outcome.clone()) {
@@ -1212,19 +1192,4 @@ enum Look {
     Boots,
     /// It has to wait for a place, which may come; and what to say if it does not.
     Full(NodeError),
-}
-
-/// A caller that waits for a place, for as long as it does.
-struct InLine<'a> {
-    pool: &'a PoolState,
-    ticket: Ticket,
-    until: Instant,
-}
-
-impl Drop for InLine<'_> {
-    fn drop(&mut self) {
-        self.pool.inner().line.left(self.ticket);
-        // It may have stood before somebody.
-        self.pool.changed.notify_waiters();
-    }
 }
