@@ -15,11 +15,13 @@ import struct
 import subprocess
 import tarfile
 import tempfile
+import textwrap
 import time
 import urllib.parse
 import uuid
 from pathlib import Path
 
+import jwt
 import pytest
 import requests
 
@@ -33,11 +35,13 @@ from test_life import cgroups, left_behind
 # A registry with a password, as the tests of images have it.
 layout, registry = test_images.layout, test_images.registry
 
-# The guide's commands; its pool is also held against the settings.
-EXAMPLES = examples("docs/containers.md", "sh")
+# The guide's commands, its pool, which is also held against the settings, and what may be said of it besides.
+COMMANDS = examples("docs/containers.md", "sh")
+POOL, *BESIDES = examples("docs/containers.md", "yaml")
+EXAMPLES = [*COMMANDS, *BESIDES]
 
 # What the image is made of; its archive is kept under the name of its recipe.
-RECIPE = ["--quiet", "--variant=minbase", "--include=python3-flask,python3-simple-websocket,python3-h2",
+RECIPE = ["--quiet", "--variant=minbase", "--include=python3-flask,python3-simple-websocket,python3-h2,python3-requests,python3-cryptography,python3-typing-extensions",
           "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "trixie"]  # fmt: skip
 CACHE = Path("/var/lib/sandpool/cache/e2e") if os.geteuid() == 0 else Path.home() / ".cache/sandpool/e2e"
 
@@ -194,10 +198,19 @@ def base() -> bytes:
         if not archive.exists():
             partial = archive.with_name(f"partial-{archive.name}")
             mirror = [os.environ["SANDPOOL_DEBIAN_MIRROR"]] if "SANDPOOL_DEBIAN_MIRROR" in os.environ else []
-            done = subprocess.run(["mmdebstrap", *RECIPE, str(partial), *mirror], capture_output=True, text=True, timeout=200)
+            done = subprocess.run(["mmdebstrap", *RECIPE, str(partial), *mirror], capture_output=True, text=True, timeout=560)
             assert done.returncode == 0, done.stderr[-2_000:]
             partial.rename(archive)
     return archive.read_bytes()
+
+
+def azure() -> list[tuple[str, bytes, int]]:
+    """Azure's identity client as it was installed for these tests, and what it needs besides Debian's packages."""
+    import azure.identity
+
+    place = Path(azure.identity.__file__).parents[2]
+    files = [file for name in ("azure/core", "azure/identity", "msal", "msal_extensions", "jwt") for file in sorted((place / name).rglob("*.py"))]
+    return [(f"srv/azure/{file.relative_to(place)}", file.read_bytes(), 0o644) for file in files]
 
 
 class Images:
@@ -221,7 +234,7 @@ def images(tmp_path_factory, registry):
 
 def filled(images: Images, place: Path) -> Images:
     registry = images.registry
-    app = layer(("srv", tarfile.DIRTYPE, None), ("srv/app.py", APP.encode(), 0o644), ("srv/app2.py", APP_2.encode(), 0o644))
+    app = layer(("srv", tarfile.DIRTYPE, None), ("srv/app.py", APP.encode(), 0o644), ("srv/app2.py", APP_2.encode(), 0o644), *azure())
     made = Layout(place / "web", base(), app, config=SAID)
     skopeo("copy", f"oci:{made.place}:one", f"docker://{images.tag}")
     login = ("--username", USER)
@@ -562,6 +575,46 @@ def test_a_session_brings_variables_and_its_program_is_started_with_them(web, na
     # Later it is too late, and that is said.
     check_error(web.native("PUT", name, json={"env": {"APP_OWN": "late"}}), 400)
     assert web.get(name)["env"]["APP_OWN"] == "of the session"
+
+
+TOKEN = """
+import sys
+sys.path.append("/srv/azure")
+from azure.core.exceptions import ClientAuthenticationError
+from azure.identity import ManagedIdentityCredential
+try:
+    result = ManagedIdentityCredential().get_token("%s/.default").token
+except ClientAuthenticationError as error:
+    result = "refused: " + str(error)
+"""
+
+
+def test_a_program_says_who_it_is_by_azures_identity_client(apply):
+    pool = apply("named", "copied", managedIdentity={"audiences": ["api://one", "https://vault.test"]})
+    server = pool.server
+    keys = jwt.PyJWKClient(f"{server.endpoint}/.well-known/jwks.json")
+    before = pool.get("user")["pid"]
+    for audience in ("api://one", "https://vault.test"):
+        token = pool.do("user", TOKEN % audience)
+        claims = jwt.decode(token, keys.get_signing_key_from_jwt(token), algorithms=["ES256"], audience=audience)
+        assert (claims["pool"], claims["session"], claims["tenant"], claims["idtyp"]) == ("named", "user", "default", "session")
+        assert claims["sub"] == "tenant:default:pool:named:session:user" and claims["exp"] - time.time() > 1_800
+        # It says who it is to others, and is nobody here.
+        for path in ("/pools", "/pools/named/sessions"):
+            assert server.native("GET", path, token).status_code in (401, 403)
+    other = jwt.decode(pool.do("other", TOKEN % "api://one"), options={"verify_signature": False})
+    assert other["session"] == "other"
+    refused = pool.do("user", TOKEN % "api://two")
+    assert refused.startswith("refused: ") and "api://one" in refused, refused
+    ask = "import os, requests\nresult = requests.get(os.environ['IDENTITY_ENDPOINT'] + '?api-version=2019-08-01&resource=api://one', headers=%s).status_code"
+    assert pool.do("user", ask % {"X-IDENTITY-HEADER": "wrong"}) == 401 and pool.do("user", ask % {"Metadata": "true"}) == 401
+    # From outside it is not there, and a session that has it was warm.
+    assert pool.native("GET", "user", "/ports/42356/msi/token").status_code == 400
+    assert pool.get("user")["pid"] == before
+    # A server that comes back gives new ones.
+    kill(server.process())
+    wait_for(server.is_ready, "the server is back", 60)
+    assert jwt.decode(pool.do("user", TOKEN % "api://one"), options={"verify_signature": False})["session"] == "user"
 
 
 def test_two_sessions_see_nothing_of_each_other(web, name):
@@ -1237,8 +1290,13 @@ def test_azures_resource_makes_changes_and_shows_a_pool_without_its_secrets(serv
         ):  # fmt: skip
             refused = served.native("PATCH", path, json={"properties": {"customContainerTemplate": {**template("web-2"), **more}}})
             assert refused.status_code == 400 and part in refused.text, refused.text
-        identity = served.native("PATCH", path, json={"identity": {"type": "SystemAssigned"}})
-        assert identity.status_code == 400 and "placeholder" in identity.text
+        identity = served.native("PATCH", path, json={"identity": {"type": "UserAssigned"}})
+        assert identity.status_code == 400 and "SystemAssigned" in identity.text
+        named = {"managedIdentitySettings": [{"identity": "System", "lifecycle": "main"}]}
+        assert served.native("PATCH", path, json={"properties": named}).status_code == 202
+        shown = settled()
+        assert shown["identity"] == {"type": "SystemAssigned"} and shown["properties"]["managedIdentitySettings"][0]["lifecycle"] == "Main"
+        assert pool.get("named")["env"]["IDENTITY_ENDPOINT"].startswith("http://127.0.0.1:")
         assert pool.get("before")["pid"] == old["pid"]
     finally:
         served.native("DELETE", path)
@@ -1318,13 +1376,9 @@ def test_an_image_that_only_its_registry_has_is_pulled_for_its_pool(served, imag
         far("far", "from further\n")
         assert pool.native("PUT", json=of_registry(images, "far", reference, None)).json()["result"] == "unchanged"
 
-        def has_new() -> bool:
-            if pool.call("GET", "", "new").text == "from further\n":
-                return True
-            pool.native("DELETE", "new")
-            return False
-
-        wait_for(has_new, "the new image", 60)
+        wait_for(lambda: condition(pool, "ImagePulled")["reason"] != "Pulling", "the registry's answer")
+        assert condition(pool, "ImagePulled")["reason"] == "Pulled", condition(pool, "ImagePulled")
+        assert pool.call("GET", "", "another").text == "from further\n"
         assert pool.call("GET", "", "user").text == "from afar\n"
     finally:
         pool.native("DELETE")
@@ -1382,15 +1436,15 @@ def test_what_is_wrong_with_a_pool_of_containers_is_said_and_makes_nothing(serve
 
 
 def test_the_guides_commands_do_what_it_says(images, tmp_path, start):
-    get, *use = [example.code for example in EXAMPLES]
-    [pool] = examples("docs/containers.md", "yaml")
+    get, *use = [example.code for example in COMMANDS]
+    probes, identity = (example.code for example in BESIDES)
     # The guide's registry is ours, and has what it names.
     skopeo("copy", f"docker://{images.tag}", f"docker://{images.registry}/team/web:1.4", "--src-tls-verify=false", f"--src-creds={USER}:{PASSWORD}")
     ours = str(images.registry)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sandpool").symlink_to(PROGRAM)
     store = images.place.parent / "of-the-guide"
-    variables = {**CLEAN, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SANDPOOL_IMAGES": str(store), "TOKEN": PASSWORD}
+    variables = {**CLEAN, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SANDPOOL_IMAGES": str(store), "TOKEN": PASSWORD, "PASSWORD": PASSWORD}
 
     def run(code: str, **more: str) -> str:
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=tmp_path, env={**variables, **more}, capture_output=True, text=True,
@@ -1400,7 +1454,12 @@ def test_the_guides_commands_do_what_it_says(images, tmp_path, start):
 
     assert "registry.example.com" in get and "--username ci" in get
     run(get.replace("registry.example.com", ours).replace("--username ci", f"--username {USER}"))
-    config = pool.code.replace("registry.example.com", ours)
+    config = POOL.code.replace("registry.example.com", ours)
+    for before, more in (("            resources:", probes), ("      containerSecrets:", identity)):
+        assert config.count(before) == 1
+        indent = " " * (len(before) - len(before.lstrip()))
+        config = config.replace(before, textwrap.indent(more, indent) + before)
+    use = [code.replace("registry.example.com", ours).replace("username: ci", f"username: {USER}") for code in use]
     server = start("--images", str(store), config="listen: 127.0.0.1:0\n" + config)
     # One after the other, in one shell.
     printed = run("\n".join(use), SANDPOOL_HOME=str(server.home), SANDPOOL_ENDPOINT=server.endpoint)

@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use sandpool_sys::workload::{Identity, Workload};
-use sandpool_wire::agent::{Answer, LAST_WORDS_ARE, MAX_CHUNK, Main, Probe, Refusal, START};
+use sandpool_wire::agent::{Answer, IdentityToken, LAST_WORDS_ARE, MAX_CHUNK, Main, Probe, Refusal, START};
 
 use crate::environment::Environment;
+use crate::identity::Endpoint;
+use crate::interpreter::random;
 use crate::pipe::{self, Got};
 use crate::probe::{Prober, Verdict};
 use crate::{port, procs};
@@ -52,6 +54,8 @@ pub struct Container {
     readiness: Option<Prober>,
     /// What its readiness probe says, if it has one.
     is_ready: bool,
+    /// Gives out tokens, where the pool says so.
+    endpoint: Option<Endpoint>,
 }
 
 #[derive(Debug, Default)]
@@ -91,8 +95,8 @@ pub enum End {
     Stdout,
     /// Standard error.
     Stderr,
-    /// A connection to it, on which it is asked how it is.
-    Probe,
+    /// A connection to it, on which it is asked how it is, or of it to its identity endpoint.
+    Other,
 }
 
 /// The last bytes of what it has written.
@@ -147,6 +151,13 @@ impl Container {
             Ok(identity) => self.identity = Some(identity),
             Err(why) => return Ok((Answer::Done, Some(self.over(why)))),
         }
+        if main.has_identity {
+            let secret = format!("{:016x}{:016x}", random(), random());
+            match Endpoint::open(secret) {
+                Ok(endpoint) => self.endpoint = Some(endpoint),
+                Err(error) => return Ok((Answer::Done, Some(self.over(format!("no identity endpoint: {error}"))))),
+            }
+        }
         self.main = Some(main);
         Ok((Answer::Done, self.start(environment)))
     }
@@ -184,6 +195,10 @@ impl Container {
                 env.retain(|(known, _)| known != name);
                 env.push((name.into(), value.into()));
             }
+        }
+        for (name, value) in self.endpoint.iter().flat_map(Endpoint::variables) {
+            env.retain(|(known, _)| known != name);
+            env.push((name.into(), value.into()));
         }
         let workload = Workload {
             argv: main.argv.iter().map(OsString::from).collect(),
@@ -249,6 +264,13 @@ impl Container {
         }
     }
 
+    /// What its identity endpoint gives out from now on.
+    pub fn identify(&mut self, tokens: Vec<IdentityToken>) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.give(tokens);
+        }
+    }
+
     /// Whom its program runs as, and all that is run beside it.
     #[must_use]
     pub fn identity(&self) -> Option<Identity> {
@@ -299,8 +321,9 @@ impl Container {
     pub fn descriptors(&self) -> impl Iterator<Item = (End, BorrowedFd<'_>, PollFlags)> {
         let ends = [(End::Stdout, &self.stdout), (End::Stderr, &self.stderr)];
         let output = ends.into_iter().filter_map(|(end, fd)| Some((end, fd.as_ref()?.as_fd(), PollFlags::IN)));
-        let probes = self.probers().flat_map(Prober::descriptors).map(|(fd, flags)| (End::Probe, fd, flags));
-        output.chain(probes)
+        let probes = self.probers().flat_map(Prober::descriptors);
+        let clients = self.endpoint.iter().flat_map(Endpoint::descriptors);
+        output.chain(probes.chain(clients).map(|(fd, flags)| (End::Other, fd, flags)))
     }
 
     fn probers(&self) -> impl Iterator<Item = &Prober> {
@@ -317,7 +340,7 @@ impl Container {
             End::Stdout => &mut self.stdout,
             End::Stderr => &mut self.stderr,
             // `tick` goes on with it.
-            End::Probe => return,
+            End::Other => return,
         };
         let mut bytes = Vec::new();
         match fd.as_ref().map(|fd| pipe::read(fd, &mut bytes)) {
@@ -339,11 +362,15 @@ impl Container {
             | State::Ending(Some(_), _)
             | State::Over => None,
         };
-        self.probers().map(Prober::wakes).chain(own).min()
+        let clients = self.endpoint.as_ref().and_then(Endpoint::wakes);
+        self.probers().map(Prober::wakes).chain(own).chain(clients).min()
     }
 
     /// Looks whether it listens, how it is, or whether it can be started again.
     pub fn tick(&mut self, environment: &Environment, now: Instant) -> Option<News> {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.go(now);
+        }
         let port = self.main.as_ref().map_or(0, |main| main.port);
         match &mut self.state {
             State::Starting(pid, Start::Port(at, pause, until)) if *at <= now => {

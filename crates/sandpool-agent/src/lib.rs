@@ -6,12 +6,13 @@
 //! kernel: child ended --------+                     +--- interpreter one runner, one run at a time
 //! ```
 //!
-//! One thread, one loop, no secret. Everything from a stream or from the workload is bounded before it is kept.
+//! One thread, one loop, and no secret but tokens of its own session. Everything from a stream or from the workload is bounded before it is kept.
 
 pub mod agent;
 pub mod container;
 pub mod environment;
 pub mod files;
+pub mod identity;
 pub mod interpreter;
 pub mod log;
 pub mod login;

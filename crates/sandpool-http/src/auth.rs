@@ -30,10 +30,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, Header};
-use sandpool_core::ids::{Identifier, PoolName, TenantName};
-use sandpool_node::Whose;
+use sandpool_core::ids::{Identifier, PoolName, SessionKey, TenantName};
+use sandpool_node::{IdentityToken, Whose};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use keys::Keys;
 use pool_keys::PoolKeys;
@@ -41,6 +41,9 @@ use trusted::Issuer;
 
 /// The audiences of dynamic-sessions tokens; each is also good with a slash at its end.
 pub const AUDIENCES: [&str; 2] = ["https://dynamicsessions.io", "https://acasessions.io"];
+
+/// How long a session's identity is good: more than twice as long as until the next one.
+const IDENTITY_TTL: Duration = Duration::from_secs(3600);
 
 /// The longest life of a token of ours.
 pub const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -305,6 +308,28 @@ impl Auth {
         Ok(Minted { token, expires_at })
     }
 
+    /// A token with which a session's program says who it is, to somebody else: it has no role, and is good for nothing here.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn identify(&self, pool: &PoolName, key: &SessionKey, audience: &str) -> Result<Minted, AuthError> {
+        let (now, tenant) = (now(), &key.tenant);
+        let expires_at = now + IDENTITY_TTL.as_secs();
+        let claims = json!({
+            "iss": self.config.issuer,
+            "sub": format!("tenant:{tenant}:pool:{pool}:session:{}", key.identifier),
+            "aud": audience,
+            "iat": now, "nbf": now, "exp": expires_at,
+            "tenant": tenant.as_str(), "pool": pool.as_str(), "session": key.identifier.as_str(),
+            "idtyp": "session",
+        });
+        let keys = self.keys();
+        let newest = keys.newest();
+        let header = Header { kid: Some(newest.id.clone()), ..Header::new(Algorithm::ES256) };
+        let token = jsonwebtoken::encode(&header, &claims, &newest.encoding).map_err(AuthError::signing)?;
+        Ok(Minted { token, expires_at })
+    }
+
     /// The public halves of our keys, as RFC 7517 writes them.
     #[must_use]
     pub fn jwks(&self) -> Value {
@@ -343,6 +368,21 @@ impl Auth {
 
     fn set_keys(&self, keys: Keys) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+    }
+}
+
+impl sandpool_node::Identities for Auth {
+    fn tokens(&self, pool: &PoolName, key: &SessionKey, audiences: &[String]) -> Vec<IdentityToken> {
+        let made = audiences.iter().filter_map(|audience| match self.identify(pool, key, audience) {
+            Ok(Minted { token, expires_at }) => {
+                Some(IdentityToken { audience: audience.clone(), token, expires_at, client_id: pool.to_string() })
+            }
+            Err(error) => {
+                tracing::error!(%pool, "a session's identity cannot be signed: {error}");
+                None
+            }
+        });
+        made.collect()
     }
 }
 

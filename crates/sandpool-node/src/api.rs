@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, TenantName};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
 pub use sandpool_core::tenants::{Quota, Resource, Tenant};
 pub use sandpool_driver::{Main, Start, Usage};
 pub use sandpool_wire::agent::{
-    Entry, EntryKind, Event, Finished, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
+    Entry, EntryKind, Event, Finished, IdentityToken, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
 use sandpool_wire::egress::{MAX_VALUE, MIN_VALUE, SecretValue};
 pub use sandpool_wire::egress::{Mode as EgressMode, Policy as EgressPolicy};
@@ -61,7 +61,18 @@ pub struct Container {
     pub ends_with_program: bool,
     /// Its program speaks HTTP/2 at its port, without TLS.
     pub is_http2: bool,
+    /// For whom its program gets tokens that say which pool and session it is of; nobody, if there is none.
+    pub audiences: Vec<String>,
 }
+
+/// Signs what sessions' programs say who they are with.
+pub trait Identities: std::fmt::Debug + Send + Sync {
+    /// A token for each audience, good for longer than [`IDENTITY_RENEWED`] twice; none where none can be made.
+    fn tokens(&self, pool: &PoolName, key: &SessionKey, audiences: &[String]) -> Vec<IdentityToken>;
+}
+
+/// How often sessions get new tokens.
+pub const IDENTITY_RENEWED: Duration = Duration::from_secs(15 * 60);
 
 /// Who shares a session's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 pub mod api;
 mod by_name;
 mod files;
+mod identity;
 mod journal;
 mod link;
 mod lost;

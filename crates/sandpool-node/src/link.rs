@@ -246,9 +246,9 @@ impl Link {
         self.shared.reason.get().map(|(reason, _)| reason.as_str())
     }
 
-    /// Whether that was its program's own doing.
-    pub(crate) fn ended_by_itself(&self) -> bool {
-        self.shared.reason.get().is_some_and(|(_, by_itself)| *by_itself)
+    /// The same, and whether that was its program's own doing.
+    pub(crate) fn ended(&self) -> Option<(String, bool)> {
+        self.shared.reason.get().cloned()
     }
 
     /// Asks, and waits for the answer.

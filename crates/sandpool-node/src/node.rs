@@ -17,7 +17,7 @@ use crate::api::*;
 use crate::by_name::ByName;
 use crate::journal;
 use crate::metrics::{Calls, Metrics, counted};
-use crate::pools::{Clock, PoolState, boot_limit};
+use crate::pools::{Clock, PoolState};
 use crate::record::Record;
 use crate::session::Session;
 use crate::tenants::Tenants;
@@ -49,6 +49,7 @@ struct Inner {
     changing: ByName,
     tenants: Arc<Tenants>,
     store: Option<Store>,
+    identities: Option<Arc<dyn Identities>>,
     clock: Clock,
     stop: CancellationToken,
 }
@@ -67,6 +68,8 @@ pub struct NodeConfig {
     pub monotonic: Duration,
     /// Where it is written down what nobody else would know after a restart; without it nothing is.
     pub store: Option<Store>,
+    /// Who signs sessions' identities; without it they have none.
+    pub identities: Option<Arc<dyn Identities>>,
 }
 
 /// A handle on one execution. Dropping it changes nothing.
@@ -95,6 +98,15 @@ async fn held(pool: &PoolState, error: NodeError) -> NodeError {
         }
     }
     error
+}
+
+/// How long a sandbox may take to become ready.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a sandbox of this pool may take to become ready.
+pub(crate) fn boot_limit(spec: &PoolSpec) -> Duration {
+    let own = spec.container.as_ref().map(|container| container.main.patience() + Duration::from_secs(10));
+    own.map_or(BOOT_LIMIT, |own| own.max(BOOT_LIMIT))
 }
 
 /// What a pool's sandboxes are made from.
@@ -136,6 +148,7 @@ impl Node {
                 changing: ByName::default(),
                 tenants: Arc::clone(&tenants),
                 store: config.store,
+                identities: config.identities,
                 clock,
                 stop: CancellationToken::new(),
             }),
@@ -351,9 +364,9 @@ impl Node {
     }
 
     fn new_pool(&self, spec: PoolSpec, is_declared: bool) -> Arc<PoolState> {
-        let Inner { driver, tenants, store, clock, stop, .. } = &*self.inner;
+        let Inner { driver, tenants, store, identities, clock, stop, .. } = &*self.inner;
         let with = (Arc::clone(&driver.0), *clock, stop.child_token());
-        Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), store.clone()))
+        Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), store.clone(), identities.clone()))
     }
 
     /// Makes a pool, or changes one: sessions that are there keep their sandboxes, and those that follow are made from what is said now.
@@ -404,8 +417,7 @@ impl Node {
             return Err(NodeError::Unavailable("the server is stopping".to_owned()));
         }
         match self.find(&spec.name) {
-            Some(pool) if pool.is_held() => pool.is_broken(why),
-            Some(_) => {}
+            Some(pool) => pool.is_still_broken(why),
             None => {
                 let name = spec.name.clone();
                 let pool = self.new_pool(spec, false);

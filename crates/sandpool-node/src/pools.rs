@@ -47,15 +47,6 @@ const REDIAL: Duration = Duration::from_millis(200);
 /// Callers of one tenant that may wait for a place in a full pool.
 const IN_LINE: usize = 64;
 
-/// How long a sandbox may take to become ready.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
-
-/// How long a sandbox of this pool may take to become ready.
-pub(crate) fn boot_limit(spec: &PoolSpec) -> Duration {
-    let own = spec.container.as_ref().map(|container| container.main.patience() + Duration::from_secs(10));
-    own.map_or(BOOT_LIMIT, |own| own.max(BOOT_LIMIT))
-}
-
 /// A session that is there, or will be in a moment.
 type Coming = watch::Receiver<Option<Result<Arc<Session>, NodeError>>>;
 
@@ -73,6 +64,7 @@ pub(crate) struct PoolState {
     wall: Vec<String>,
     weaker: Vec<String>,
     driver: Shared,
+    pub(crate) identities: Option<Arc<dyn Identities>>,
     tenants: Arc<Tenants>,
     store: Option<Store>,
     clock: Clock,
@@ -159,6 +151,7 @@ impl PoolState {
         (driver, clock, stop): (Arc<dyn Driver>, Clock, CancellationToken),
         tenants: Arc<Tenants>,
         store: Option<Store>,
+        identities: Option<Arc<dyn Identities>>,
     ) -> Self {
         let Description { level, wall, weaker } = driver.describe();
         let rules = Pool::new(spec.scale, spec.life);
@@ -172,6 +165,7 @@ impl PoolState {
             wall,
             weaker,
             driver: Shared(driver),
+            identities,
             tenants,
             store,
             clock,
@@ -226,15 +220,16 @@ impl PoolState {
         self.ends.notify_one();
     }
 
+    /// Why its sandboxes cannot be made before it is declared again. One that works goes on.
+    pub(crate) fn is_still_broken(&self, why: String) {
+        let mut inner = self.inner();
+        inner.trouble = if inner.is_held { Some(why) } else { inner.trouble.take() };
+    }
+
     /// Why its sandboxes cannot be made before it is declared again.
     pub(crate) fn is_broken(&self, why: String) {
         let mut inner = self.inner();
         (inner.trouble, inner.is_held) = (Some(why), true);
-    }
-
-    /// Whether it is broken so.
-    pub(crate) fn is_held(&self) -> bool {
-        self.inner().is_held
     }
 
     /// Nobody gets a session any more, and those that are there end. Answers when all is destroyed, or cannot be for now.
@@ -644,7 +639,7 @@ impl PoolState {
             session.activity.touch(self.now());
             return Ok((session, false));
         }
-        let patience = Instant::now() + boot_limit(&self.spec());
+        let patience = Instant::now() + crate::node::boot_limit(&self.spec());
         let mut attempts = 0;
         // Kept until there is a sandbox: one that is ready for who waits is not one too many.
         let mut waiting = None;
@@ -941,22 +936,18 @@ impl PoolState {
                 session.adopt(self, ExecutionId(key)).await?;
             }
         }
+        crate::identity::give(self, &session).await?;
         let (pool, closed, weak) = (Arc::clone(self), session.link.closed_token(), Arc::downgrade(&session));
         tokio::spawn(async move {
             closed.cancelled().await;
-            let session = weak.upgrade();
-            let said = session.as_ref().and_then(|session| session.link.reason().map(str::to_owned));
-            let by_itself = session.is_some_and(|session| session.link.ended_by_itself());
+            let said = weak.upgrade().and_then(|session| session.link.ended());
             // Nothing, if the session was ended before: then this is the echo.
             match said {
-                Some(_)
-                    if by_itself
-                        && pool.spec().container.as_ref().is_some_and(|container| container.ends_with_program) =>
-                {
+                Some((_, true)) if pool.spec().container.as_ref().is_some_and(|one| one.ends_with_program) => {
                     tracing::info!(pool = %pool.name, %sandbox, "a session ends with its program");
                     pool.end(sandbox, Ended::Program);
                 }
-                Some(why) => pool.lose(sandbox, Loss::StoppedAnswering, &why),
+                Some((why, _)) => pool.lose(sandbox, Loss::StoppedAnswering, &why),
                 None => pool.lose(sandbox, Loss::StoppedAnswering, "its sandbox stopped answering"),
             }
         });

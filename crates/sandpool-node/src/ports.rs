@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use sandpool_core::ids::{PoolName, SandboxId, SessionKey};
 use sandpool_driver::{DriverError, Stream};
-use sandpool_wire::agent::{Answer, Call};
+use sandpool_wire::agent::{Answer, Call, IDENTITY_PORT};
 use sandpool_wire::egress::PORTS;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -33,13 +33,16 @@ impl Node {
     /// `NoPool`, `NoSession`, `SessionLost`; `Refused` when nobody listens there, `NotReady` when its program does not want to be asked, `Invalid` for a port that leads out of the session.
     pub async fn connect(&self, pool: &PoolName, key: &SessionKey, port: u16) -> Result<Connection, NodeError> {
         let (pool, session) = self.session_for_files(pool, key).await?;
-        if port == 0 || pool.spec().egress.is_some() && PORTS.contains(&port) {
+        let spec = pool.spec();
+        let has_identity = spec.container.as_ref().is_some_and(|container| container.main.has_identity);
+        let is_ours = spec.egress.is_some() && PORTS.contains(&port) || has_identity && port == IDENTITY_PORT;
+        if port == 0 || is_ours {
             return Err(NodeError::Invalid(format!(
                 "port {port} of this session is not one that its programs can have"
             )));
         }
         let in_use = InUse::begin(&pool, &session);
-        if pool.spec().container.is_some() && !session.is_heard.load(Ordering::Relaxed) {
+        if spec.container.is_some() && !session.is_heard.load(Ordering::Relaxed) {
             // What it was given is on its way. Its program may have to start again with it, and connections wait for that only when its
             // agent has heard so.
             session.link.call(Call::Ping).await?.map_err(|refusal| NodeError::Unavailable(refusal.to_string()))?;

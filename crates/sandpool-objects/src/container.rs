@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sandpool_node::Container;
 use sandpool_node::Main;
-use sandpool_wire::agent::{Check, Probe};
+use sandpool_wire::agent::{Check, IDENTITY_PORT, Probe};
 use sandpool_wire::egress::PORTS;
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,53 @@ impl RegistryCredentials {
         if spec.container_secrets.iter().all(|secret| secret.name != self.password_secret_ref) {
             let why = format!("names the secret {}, which containerSecrets has not", self.password_secret_ref);
             return Err(fault(key("passwordSecretRef"), why));
+        }
+        Ok(())
+    }
+}
+
+/// That programs of a pool's sessions get tokens of our issuer's, which say which pool and session they are of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ManagedIdentity {
+    /// For whom they get them.
+    #[serde(default = "exchange")]
+    pub audiences: Vec<String>,
+}
+
+/// Audiences of one pool, at most.
+const MOST_AUDIENCES: usize = 16;
+
+/// Whom Azure's federated credentials want a foreign token to be for.
+fn exchange() -> Vec<String> {
+    vec!["api://AzureADTokenExchange".to_owned()]
+}
+
+impl Default for ManagedIdentity {
+    fn default() -> Self {
+        Self { audiences: exchange() }
+    }
+}
+
+impl ManagedIdentity {
+    fn check(&self) -> Result<(), Fault> {
+        const PLACE: &str = "spec.managedIdentity.audiences";
+        if self.audiences.is_empty() || self.audiences.len() > MOST_AUDIENCES {
+            return Err(fault(PLACE, format!("are {}, must be 1 to {MOST_AUDIENCES}", self.audiences.len())));
+        }
+        for (at, audience) in self.audiences.iter().enumerate() {
+            let is_plain = (1..=256).contains(&audience.len()) && audience.bytes().all(|byte| byte.is_ascii_graphic());
+            if !is_plain {
+                return Err(fault(format!("{PLACE}[{at}]"), "must have 1 to 256 printable characters"));
+            }
+            // A session's program is nobody here.
+            let own = audience.trim_end_matches('/').to_ascii_lowercase();
+            if own.ends_with("://dynamicsessions.io") || own.ends_with("://acasessions.io") {
+                return Err(fault(
+                    format!("{PLACE}[{at}]"),
+                    format!("is {audience}, which is this server: it takes no sessions' tokens"),
+                ));
+            }
         }
         Ok(())
     }
@@ -396,6 +443,15 @@ pub(crate) fn check(template: &ContainerTemplate, spec: &PoolObjectSpec, place: 
     let port = template.ingress.target_port;
     let place = format!("{place}.ingress.targetPort");
     let has_egress = spec.egress().is_ok_and(|egress| egress.is_some());
+    if let Some(identity) = &spec.managed_identity {
+        identity.check()?;
+        if port == IDENTITY_PORT {
+            return Err(fault(
+                place,
+                format!("is {port}, where the identity endpoint of a pool with managedIdentity listens"),
+            ));
+        }
+    }
     match port {
         0 => Err(fault(place, "is 0, must be from 1 to 65535")),
         port if has_egress && PORTS.contains(&port) => {
@@ -444,6 +500,7 @@ pub(crate) fn to_container(spec: &PoolObjectSpec, image: &ImageConfig) -> Result
         directory: image.working_dir.clone(),
         user: image.user.clone(),
         port: template.ingress.target_port,
+        has_identity: spec.managed_identity.is_some(),
         startup: probe(ProbeType::Startup),
         liveness: probe(ProbeType::Liveness),
         readiness: probe(ProbeType::Readiness),
@@ -453,6 +510,7 @@ pub(crate) fn to_container(spec: &PoolObjectSpec, image: &ImageConfig) -> Result
         main,
         ends_with_program: life.lifecycle_type == LifecycleType::OnContainerExit,
         is_http2: template.ingress.transport == Transport::Http2,
+        audiences: spec.managed_identity.as_ref().map(|identity| identity.audiences.clone()).unwrap_or_default(),
     }))
 }
 

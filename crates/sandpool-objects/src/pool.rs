@@ -9,7 +9,7 @@ use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_node::{EgressPolicy, PoolSpec, Runtime, SessionScope, Start};
 use serde::{Deserialize, Serialize};
 
-use crate::container::{ContainerTemplate, ImageConfig};
+use crate::container::{ContainerTemplate, ImageConfig, ManagedIdentity};
 use crate::network::NetworkSettings;
 use crate::secrets::SecretSettings;
 use crate::units::Size;
@@ -94,6 +94,9 @@ pub struct PoolObjectSpec {
     /// whose wire this is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub container_secrets: Vec<ContainerSecret>,
+    /// Of `CustomContainer`: who its program is to others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_identity: Option<ManagedIdentity>,
     /// Secrets that sessions use without having them.
     #[serde(default)]
     pub secrets: Vec<SecretSettings>,
@@ -399,6 +402,7 @@ pub fn default_pools() -> Vec<PoolObject> {
                 secrets: Vec::new(),
                 custom_container_template: None,
                 container_secrets: Vec::new(),
+                managed_identity: None,
                 session_secrets: false,
                 local_servers: true,
                 session_network_configuration: None,
@@ -564,6 +568,9 @@ impl PoolObject {
                 return Err(fault(place, format!("{} has no value, and the pool has none of this name", secret.name)));
             };
             EnvVariable { name: secret.name.clone(), value: value.clone() }.check(&place)?;
+        }
+        if spec.managed_identity.is_some() && !is_custom {
+            return Err(fault("spec.managedIdentity", "is for CustomContainer only"));
         }
         match (&spec.custom_container_template, is_custom) {
             (None, true) => return Err(fault(TEMPLATE, "is missing: what is a session of a CustomContainer?")),

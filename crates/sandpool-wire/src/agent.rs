@@ -104,7 +104,7 @@ pub enum ToAgent {
 pub enum Call {
     /// Starts the program that a sandbox of a container is for; the agent is ready when it listens. The same again changes nothing.
     /// Reply: [`Answer::Done`].
-    Begin(Main),
+    Begin(Box<Main>),
     /// What that program has written, from this byte on. Reply: [`Answer::Logs`].
     Logs {
         /// Counted from its beginning.
@@ -189,6 +189,8 @@ pub enum Call {
         /// The file or directory.
         path: FilePath,
     },
+    /// What a container's identity endpoint gives out from now on. Reply: [`Answer::Done`].
+    Identify(Vec<IdentityToken>),
     /// Is anyone there? Reply: [`Answer::Done`].
     Ping,
 }
@@ -206,12 +208,37 @@ pub struct Main {
     pub user: String,
     /// Where it listens.
     pub port: u16,
+    /// Its sandbox has an identity endpoint, at [`IDENTITY_PORT`].
+    pub has_identity: bool,
     /// Decides when it has started, instead of its port.
     pub startup: Option<Probe>,
     /// Decides whether it is alive, from its start on.
     pub liveness: Option<Probe>,
     /// Decides whether it takes requests, from its start on.
     pub readiness: Option<Probe>,
+}
+
+/// Where a sandbox's identity endpoint listens: the port of the service whose protocol it speaks.
+pub const IDENTITY_PORT: u16 = 42356;
+
+/// A token for one audience.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityToken {
+    /// Whom it is for.
+    pub audience: String,
+    /// The token itself.
+    pub token: String,
+    /// When it expires, in seconds since 1970.
+    pub expires_at: u64,
+    /// Whose it is.
+    pub client_id: String,
+}
+
+/// Never the token.
+impl std::fmt::Debug for IdentityToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IdentityToken").field("audience", &self.audience).finish_non_exhaustive()
+    }
 }
 
 impl Main {

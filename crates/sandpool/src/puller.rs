@@ -146,8 +146,14 @@ fn serve(images: &Path, stream: &UnixStream) {
             News::Done
         }
         Err(failure) => {
-            error!(reference, "an image could not be pulled: {failure}");
-            News::Failed(failure.to_string().chars().take(4_000).collect())
+            let lines = failure.to_string();
+            let words = lines.lines().map(|line| {
+                let line = line.trim();
+                ["error: ", "because: "].iter().find_map(|word| line.strip_prefix(word)).unwrap_or(line)
+            });
+            let why: String = words.collect::<Vec<_>>().join(": ").chars().take(4_000).collect();
+            error!(reference, "an image could not be pulled: {why}");
+            News::Failed(why)
         }
     };
     told(&news);

@@ -206,6 +206,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited) -> Result<()
         tenants,
         monotonic: sandpool_process::monotonic(),
         store: Some(store.clone()),
+        identities: Some(auth.clone()),
     };
     let node = Node::start(config, driver.clone())
         .await

@@ -152,7 +152,11 @@ async fn fetched(
 
 /// Has a task done. `heard` is told how far it is.
 pub(crate) fn have_done(task: &Task, mut heard: impl FnMut(&Said)) -> Result<Said, Failure> {
-    let failed = |why: &dyn std::fmt::Display| Failure::new("the image cannot be unpacked").because(why);
+    let what = match task {
+        Task::Fetch { .. } => "the image cannot be fetched",
+        Task::Import { .. } | Task::Unpack { .. } => "the image cannot be unpacked",
+    };
+    let failed = |why: &dyn std::fmt::Display| Failure::new(what).because(why);
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     // Whoever fetches may have to go through a proxy.
     const PASSED: [&str; 7] =

@@ -216,7 +216,7 @@ fn a_settings_file_that_cannot_be_used_is_told_by_key() {
     };
     expect![[r#"
         error: the settings cannot be used
-          because: HOME/settings.yaml: pools[0].spec: unknown field `memroy`, expected one of `containerType`, `image`, `imageKey`, `scaleConfiguration`, `dynamicPoolConfiguration`, `resources`, `execution`, `interpreterStart`, `env`, `sessionScope`, `egress`, `customContainerTemplate`, `containerSecrets`, `secrets`, `sessionSecrets`, `localServers`, `sessionNetworkConfiguration`, `mcpServerSettings`, `servers` at line 1 column 65
+          because: HOME/settings.yaml: pools[0].spec: unknown field `memroy`, expected one of `containerType`, `image`, `imageKey`, `scaleConfiguration`, `dynamicPoolConfiguration`, `resources`, `execution`, `interpreterStart`, `env`, `sessionScope`, `egress`, `customContainerTemplate`, `containerSecrets`, `managedIdentity`, `secrets`, `sessionSecrets`, `localServers`, `sessionNetworkConfiguration`, `mcpServerSettings`, `servers` at line 1 column 65
           try: docs/cli.md lists the keys; `sandpool config show` prints the defaults
     "#]].assert_eq(&run("pools: [ { metadata: { name: p }, spec: { containerType: Shell, memroy: 2Gi } } ]"));
     expect![[r#"

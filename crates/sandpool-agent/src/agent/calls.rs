@@ -54,7 +54,7 @@ impl Agent {
                 let Some(container) = &mut self.container else {
                     return Err(Refusal::Invalid("this sandbox is no container".to_owned()));
                 };
-                let (answer, news) = container.begin(main, &self.environment)?;
+                let (answer, news) = container.begin(*main, &self.environment)?;
                 // Its files, and what is run beside it, belong to whom it runs as.
                 if let (Some(_), Some(identity)) = (self.identity, container.identity()) {
                     self.identity = Some(identity);
@@ -76,6 +76,12 @@ impl Agent {
         }
         match call {
             Call::Ping | Call::Activate(_) | Call::Begin(_) => Ok(Answer::Done),
+            Call::Identify(tokens) => {
+                if let Some(container) = &mut self.container {
+                    container.identify(tokens);
+                }
+                Ok(Answer::Done)
+            }
             Call::Logs { offset, length } => match &self.container {
                 Some(container) => Ok(container.logs(offset, length)),
                 None => Err(Refusal::Invalid("this sandbox is no container".to_owned())),

@@ -281,7 +281,7 @@ impl Agent {
             Call::Ping => return Ok(Answer::Done),
             Call::Activate(activation) => return self.activate(activation),
             // Whose programs are scripts has none that listens.
-            Call::Begin(_) => return Ok(Answer::Done),
+            Call::Begin(_) | Call::Identify(_) => return Ok(Answer::Done),
             Call::Logs { .. } => return Ok(Answer::Logs { data: b"begun\n".to_vec(), first: 0, end: 6 }),
             _ => {}
         }
@@ -334,6 +334,7 @@ impl Agent {
             Call::Ping
             | Call::Activate(_)
             | Call::Begin(_)
+            | Call::Identify(_)
             | Call::Logs { .. }
             | Call::Execute(_)
             | Call::Attach { .. } => Err(Refusal::Failed("not a call of this kind".to_owned())),

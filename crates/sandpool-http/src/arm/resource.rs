@@ -6,7 +6,9 @@
 
 use axum::http::StatusCode;
 use sandpool_objects::network::{NetworkSettings, NetworkStatus};
-use sandpool_objects::pool::{ContainerSecret, ContainerType, LifecycleType, PoolObject, default_pools};
+use sandpool_objects::pool::{
+    ContainerSecret, ContainerType, LifecycleType, PoolObject, PoolObjectSpec, default_pools,
+};
 use sandpool_objects::{Kept, PoolsError};
 use serde_json::{Map, Value, json};
 
@@ -258,19 +260,13 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
         }
         _ => {}
     }
-    const NO_IDENTITY: &str =
-        "asks for a managed identity, and there is none here: secrets by placeholder do what it is for";
     if kind == ContainerType::CustomContainer {
         custom(&properties, &mut object.spec)?;
     } else {
         properties.has_no("customContainerTemplate", "is for custom containers only")?;
         properties.has_no("secrets", "are for custom containers only")?;
     }
-    properties.has_no("managedIdentitySettings", NO_IDENTITY)?;
-    let identity = resource.get("identity").and_then(|identity| identity.get("type")).and_then(Value::as_str);
-    if identity.is_some_and(|word| !word.eq_ignore_ascii_case("None")) {
-        return Err(invalid("identity.type", format!("identity.type: {NO_IDENTITY}.")));
-    }
+    identity(&properties, resource, &mut object.spec)?;
     let (defaults, spec) = (default_pools().remove(0).spec, &mut object.spec);
     let scale = &mut spec.scale_configuration;
     let most = properties.number("scaleConfiguration.maxConcurrentSessions")?;
@@ -307,6 +303,35 @@ pub(super) fn read(resource: &Value, group: &Group, name: &str, before: Option<&
     Ok(object)
 }
 
+/// Who its program is to others. Of Azure's identities there is the pool's own, and only its program can have it.
+fn identity(properties: &Properties<'_>, resource: &Value, spec: &mut PoolObjectSpec) -> Result<(), Problem> {
+    const SETTINGS: &str = "managedIdentitySettings";
+    let kind = resource.get("identity").and_then(|identity| identity.get("type")).and_then(Value::as_str);
+    let is_known = |word: &&str| ["None", "SystemAssigned"].iter().any(|known| known.eq_ignore_ascii_case(word));
+    if kind.is_some_and(|word| !is_known(&word)) {
+        let why = "identity.type: is neither None nor SystemAssigned: a pool has its own identity, or none.";
+        return Err(invalid("identity.type", why.to_owned()));
+    }
+    let mut asked = false;
+    for setting in properties.get(SETTINGS).and_then(Value::as_array).into_iter().flatten() {
+        let word = |name: &str| setting.get(name).and_then(Value::as_str).unwrap_or_default();
+        match word("lifecycle") {
+            "" => {}
+            word if word.eq_ignore_ascii_case("None") => {}
+            word if word.eq_ignore_ascii_case("Main") => asked = true,
+            _ => return Err(wrong(SETTINGS, "have a lifecycle that is neither Main nor None")),
+        }
+        if !word("identity").eq_ignore_ascii_case("system") {
+            return Err(wrong(SETTINGS, "name another identity than system: a pool has its own, or none"));
+        }
+    }
+    if asked && spec.container_type != ContainerType::CustomContainer {
+        return Err(wrong(SETTINGS, "have the lifecycle Main, which is for custom containers: code has no identity"));
+    }
+    spec.managed_identity = asked.then(|| spec.managed_identity.take().unwrap_or_default());
+    Ok(())
+}
+
 /// Tags, and where it is said to be.
 fn notes(object: &mut PoolObject, resource: &Value, group: &Group) -> Result<(), Problem> {
     if let Some(tags) = resource.get("tags").filter(|tags| !tags.is_null()) {
@@ -331,7 +356,7 @@ fn notes(object: &mut PoolObject, resource: &Value, group: &Group) -> Result<(),
 }
 
 /// When sessions end, in both forms.
-fn life(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObjectSpec) -> Result<(), Problem> {
+fn life(properties: &Properties<'_>, spec: &mut PoolObjectSpec) -> Result<(), Problem> {
     const NESTED: &str = "dynamicPoolConfiguration.lifecycleConfiguration";
     const FLAT: &str = "dynamicPoolConfiguration";
     let place = if properties.get(NESTED).is_some() { NESTED } else { FLAT };
@@ -360,7 +385,7 @@ fn life(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObje
 }
 
 /// What is said of a custom container. Values of secrets that are not said again stay as they are.
-fn custom(properties: &Properties<'_>, spec: &mut sandpool_objects::pool::PoolObjectSpec) -> Result<(), Problem> {
+fn custom(properties: &Properties<'_>, spec: &mut PoolObjectSpec) -> Result<(), Problem> {
     const TEMPLATE: &str = "customContainerTemplate";
     if let Some(secrets) = properties.get("secrets") {
         let wrong_form = || wrong("secrets", "must be a list of {name, value}");
@@ -487,6 +512,8 @@ pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, sta
     let secrets = if secrets.is_empty() { Value::Null } else { secrets.into() };
     // Plain data: this cannot fail.
     let template = serde_json::to_value(&spec.custom_container_template).unwrap_or_default();
+    let has_identity = spec.managed_identity.is_some();
+    let settings = if has_identity { json!([{ "identity": "system", "lifecycle": "Main" }]) } else { json!([]) };
     let mut properties = json!({
         "environmentId": null,
         "containerType": spec.container_type.word(),
@@ -500,7 +527,7 @@ pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, sta
         "dynamicPoolConfiguration": dynamic,
         "customContainerTemplate": template,
         "sessionNetworkConfiguration": { "status": if has_egress { "EgressEnabled" } else { "EgressDisabled" } },
-        "managedIdentitySettings": [],
+        "managedIdentitySettings": settings,
         "poolManagementEndpoint": endpoint,
         "provisioningState": state.word(),
     });
@@ -518,7 +545,7 @@ pub(super) fn write(kept: &Kept, group: &Group, origin: &str, version: &str, sta
         "type": "Microsoft.App/sessionPools",
         "location": notes.get(LOCATION).map_or("local", String::as_str),
         "tags": object.metadata.labels,
-        "identity": { "type": "None" },
+        "identity": { "type": if has_identity { "SystemAssigned" } else { "None" } },
         "properties": properties,
     })
 }

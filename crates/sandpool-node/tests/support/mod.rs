@@ -153,7 +153,7 @@ async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant], store: O
     // Paused time stands for the host's monotonic clock.
     let monotonic = BEGAN.with(|began| began.get_or_init(tokio::time::Instant::now).elapsed());
     let (pools, tenants) = (specs.to_vec(), tenants.to_vec());
-    let config = NodeConfig { pools, applied: Vec::new(), tenants, monotonic, store };
+    let config = NodeConfig { pools, applied: Vec::new(), tenants, monotonic, store, identities: None };
     Node::start(config, memory.driver() as Arc<dyn Driver>).await.unwrap()
 }
 

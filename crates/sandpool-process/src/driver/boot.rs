@@ -61,7 +61,7 @@ impl Dialled {
                     hello(boot_id);
                     boot = Some(boot_id);
                     if let Some(main) = &main {
-                        let call = ToAgent::Call { request: BEGIN, call: agent::Call::Begin(main.clone()) };
+                        let call = ToAgent::Call { request: BEGIN, call: agent::Call::Begin(Box::new(main.clone())) };
                         stream.write_all(&frame::encode(&call).map_err(io::Error::other)?).await?;
                     }
                 }
