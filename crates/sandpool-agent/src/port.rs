@@ -24,7 +24,7 @@ use rustix::net::{
 /// # Errors
 /// When nobody listens to what is said.
 pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
-    say(stream, open(port))
+    say(stream, &open(port))
 }
 
 /// Says on `stream` that nobody takes connections to it for now.
@@ -32,7 +32,7 @@ pub fn hand_over(stream: &OwnedFd, port: u16) -> Result<()> {
 /// # Errors
 /// When nobody listens to what is said.
 pub fn not_now(stream: &OwnedFd) -> Result<()> {
-    say(stream, Err(Errno::BUSY))
+    say(stream, &Err(Errno::BUSY))
 }
 
 /// A connection to this port that is there or on its way: over version 4 as programs that listen say it; some listen at version 6 alone.
@@ -46,11 +46,11 @@ pub fn open(port: u16) -> std::result::Result<OwnedFd, Errno> {
     })
 }
 
-fn say(stream: &OwnedFd, attempt: std::result::Result<OwnedFd, Errno>) -> Result<()> {
+fn say(stream: &OwnedFd, attempt: &std::result::Result<OwnedFd, Errno>) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    match &attempt {
+    match attempt {
         Ok(connection) => {
             let fds = [connection.as_fd()];
             ancillary.push(SendAncillaryMessage::ScmRights(&fds));

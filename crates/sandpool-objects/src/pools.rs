@@ -516,7 +516,7 @@ impl Pools {
     async fn has_pulled(&self, name: &PoolName, attempt: u64, uid: u64, pulled: Result<(), String>) {
         let _one = self.inner.changing.lock(name).await;
         let Some(kept) = self.get(name).filter(|kept| kept.uid == uid) else { return };
-        if !self.pulls().get(name).is_some_and(|(number, _)| *number == attempt) {
+        if self.pulls().get(name).is_none_or(|(number, _)| *number != attempt) {
             return;
         }
         let done = match pulled {
