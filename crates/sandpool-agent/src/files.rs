@@ -1,6 +1,6 @@
 //! Files, as the sandbox's own user sees them.
 //!
-//! Every path is resolved by `openat2` without following a symbolic link, with the file system ids of the workload.
+//! Every path is resolved by `openat2` (or, where the kernel has none, name by name) without following a symbolic link, with the file system ids of the workload.
 //! Only regular files are read, and nothing here waits for a pipe or a device.
 
 use std::collections::{BTreeMap, BinaryHeap};
@@ -308,10 +308,28 @@ fn open(path: &str, flags: OFlags) -> Result<OwnedFd, Refusal> {
         match rustix::fs::openat2(CWD, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
             // A rename raced with the resolution.
             Err(Errno::AGAIN | Errno::INTR) => {}
+            // gVisor's kernel does not know it.
+            Err(Errno::NOSYS) => return step_by_step(path, flags).map_err(refusal),
             opened => return opened.map_err(refusal),
         }
     }
     Err(Refusal::Failed("the path changes while it is looked up".to_owned()))
+}
+
+/// The same, one name after the other, each in the directory that the one before it has opened.
+fn step_by_step(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+    let Some(last) = names.pop() else { return rustix::fs::open("/", flags | OFlags::CLOEXEC, Mode::empty()) };
+    let mut directory = rustix::fs::open("/", way, Mode::empty())?;
+    for name in names {
+        directory = rustix::fs::openat(&directory, name, way, Mode::empty())?;
+    }
+    let found = rustix::fs::openat(&directory, last, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    // A link itself can be held, where that was not asked for.
+    let is_link = !flags.contains(OFlags::NOFOLLOW)
+        && FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink;
+    if is_link { Err(Errno::LOOP) } else { Ok(found) }
 }
 
 /// Whether `path` is a [`sandpool_wire::agent::FilePath`].
