@@ -254,13 +254,6 @@ impl Container {
         }
     }
 
-    /// What its identity endpoint gives out from now on.
-    pub fn identify(&mut self, tokens: Vec<IdentityToken>) {
-        if let Some(endpoint) = &mut self.endpoint {
-            endpoint.give(tokens);
-        }
-    }
-
     /// Whom its program runs as, and all that is run beside it.
     #[must_use]
     pub fn identity(&self) -> Option<Identity> {
