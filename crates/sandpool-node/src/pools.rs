@@ -134,11 +134,14 @@ impl Clock {
     }
 }
 
+/// What a pool works with.
+type Means = (Arc<dyn Driver>, Option<Arc<dyn Identities>>, Clock, CancellationToken);
+
 impl PoolState {
     pub(crate) fn new(
         spec: PoolSpec,
         is_declared: bool,
-        (driver, identities, clock, stop): (Arc<dyn Driver>, Option<Arc<dyn Identities>>, Clock, CancellationToken),
+        (driver, identities, clock, stop): Means,
         tenants: Arc<Tenants>,
         (store, outward): (Option<Store>, Arc<Outward>),
     ) -> Self {
