@@ -123,7 +123,7 @@ def test_what_would_be_left_out_is_told():
 
 # In a shell.
 
-# Is at the terminal that `sandpool shell` wants, and types `exit` when there is a prompt.
+# Is at a terminal, where nothing comes from a pipe, and types `exit` when there is a prompt.
 PERSON = r"""
 import os, pty, re, sys
 seen = b""
@@ -143,7 +143,7 @@ PROGRAM_HERE = """#!/bin/sh
 case $1 in
 up | serve) exec {program} "$@" --listen "${{LISTEN:?}}" ;;
 down) : "${{LISTEN:?}}" && exec {program} "$@" ;;
-shell) exec {python} {place}/person {program} "$@" ;;
+shell) [ -p /dev/stdin ] && exec {program} "$@"; exec {python} {place}/person {program} "$@" ;;
 *) exec {program} "$@" ;;
 esac
 """
