@@ -8,7 +8,7 @@ use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_core::limits::Limits;
 use sandpool_driver::contract::{Harness, run};
 use sandpool_driver::levels::Levels;
-use sandpool_driver::memory::{Memory, MemoryConfig, MemoryDriver};
+use sandpool_driver::memory::{Memory, MemoryConfig};
 use sandpool_driver::{Description, Driver, DriverError, GoneReason, Isolation, OciRuntime, Start, Template};
 use sandpool_wire::agent::{Runtime, Stdin, Work};
 

@@ -309,7 +309,7 @@ impl Driver for ProcessDriver {
                 None => drop(state.made_by.remove(&template.pool)),
             }
         }
-        let can_be_frozen = template.runtime == Runtime::Python;
+        let can_be_frozen = template.runtime == Runtime::Python && template.isolation == Isolation::Process;
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());
         }

@@ -283,7 +283,7 @@ impl Program {
         add(&["run", "--detach", "--bundle", bundle, "--pid-file", "/run/pid"]);
         match self.runtime {
             OciRuntime::Runc | OciRuntime::Crun | OciRuntime::Youki => {
-                add(&["--preserve-fds", &descriptors.to_string()])
+                add(&["--preserve-fds", &descriptors.to_string()]);
             }
             OciRuntime::Runsc => {
                 for number in 3..3 + descriptors {

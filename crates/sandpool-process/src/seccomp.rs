@@ -326,10 +326,11 @@ mod tests {
     #[test]
     fn the_lists_do_not_contradict_each_other() {
         let allowed = [ALLOWED, CONDITIONAL, BY_NUMBER].concat();
-        let distinct: std::collections::BTreeSet<_> = allowed.iter().collect();
+        let distinct: std::collections::BTreeSet<_> = allowed.iter().map(|(_, number)| number).collect();
         assert_eq!(distinct.len(), allowed.len());
         assert!(PRIVILEGED.iter().all(|call| !allowed.contains(call)));
-        assert!(!allowed.contains(&libc::SYS_clone3), "its flags lie behind a pointer");
+        let names = allowed.iter().all(|(name, _)| *name != "SYS_clone3");
+        assert!(names, "its flags lie behind a pointer");
         Filters::compile().unwrap();
     }
 

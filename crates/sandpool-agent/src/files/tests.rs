@@ -194,9 +194,9 @@ fn gather(root: &Path, directory: &Path, found: &mut Vec<String>) {
 #[test]
 fn names_one_by_one_follow_no_link_either() {
     let place = tempfile::tempdir().unwrap();
-    let root = std::fs::canonicalize(place.path()).unwrap();
-    std::fs::create_dir_all(root.join("a/b")).unwrap();
-    std::fs::write(root.join("a/b/file"), "x").unwrap();
+    let root = fs::canonicalize(place.path()).unwrap();
+    fs::create_dir_all(root.join("a/b")).unwrap();
+    fs::write(root.join("a/b/file"), "x").unwrap();
     std::os::unix::fs::symlink("b", root.join("a/link")).unwrap();
     std::os::unix::fs::symlink("b/file", root.join("a/end")).unwrap();
     let open = |path: &str, flags: OFlags| step_by_step(root.join(path).to_str().unwrap(), flags);
