@@ -61,6 +61,8 @@ struct State {
     fresh: HashSet<PoolName>,
     /// Which OCI runtime makes the sandboxes of those pools that one does.
     made_by: HashMap<PoolName, MadeBy>,
+    /// Why the pools that nothing is made for are refused.
+    refused: HashMap<PoolName, String>,
 }
 
 /// A call that the launcher has been sent.
@@ -298,7 +300,15 @@ impl Driver for ProcessDriver {
         if template.isolation != Isolation::Process {
             let (driver, pool, limit) = (self.shared()?, template.pool.clone(), template.boot_limit);
             let call = call(control::of_proof(pool.as_str()));
-            whole(async move { driver.prove(&pool, call, limit).await }).await?;
+            let proved = whole(async move { driver.prove(&pool, call, limit).await }).await;
+            if let Err(error @ DriverError::Invalid(why)) = &proved {
+                let mut state = self.state();
+                if !state.templates.contains_key(&template.pool) {
+                    state.refused.insert(template.pool.clone(), why.clone());
+                }
+                return Err(error.clone());
+            }
+            proved?;
         }
         let (has_zygote, made_by) = match self.ask(call(template.pool.to_string())).await?.0 {
             Answer::Pool { has_zygote, made_by } => (has_zygote, made_by),
@@ -306,13 +316,14 @@ impl Driver for ProcessDriver {
         };
         {
             let mut state = self.state();
+            state.refused.remove(&template.pool);
             state.templates.insert(template.pool.clone(), template.clone());
             match made_by {
                 Some(made_by) => drop(state.made_by.insert(template.pool.clone(), made_by)),
                 None => drop(state.made_by.remove(&template.pool)),
             }
         }
-        let can_be_frozen = template.runtime == Runtime::Python;
+        let can_be_frozen = template.runtime == Runtime::Python && template.isolation == Isolation::Process;
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());
         }
@@ -331,6 +342,7 @@ impl Driver for ProcessDriver {
             let mut state = self.state();
             state.templates.remove(pool);
             state.made_by.remove(pool);
+            state.refused.remove(pool);
         }
         self.ask(Call::RemovePool { pool: pool.to_string() }).await.map(drop)
     }

@@ -340,7 +340,8 @@ async fn later_life(life: u64, driver: &Arc<ProcessDriver>, template: &Template)
         }
         5 => {
             let node = node().await?;
-            assert!(!node.open(pool, &session, Open::OrCreate, &caller).await?.new);
+            let opened = node.open(pool, &session, Open::OrCreate, &caller).await?;
+            assert!(!opened.new, "{listed:?}");
             let handle = node.execution(pool, &session, &ExecutionId([9; 16])).await?;
             let seen = handle.wait(Duration::from_secs(30)).await;
             assert_eq!(seen.state, ExecutionState::Ended(Verdict::Exited(0)));

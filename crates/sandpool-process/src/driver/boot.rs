@@ -210,8 +210,12 @@ impl AsyncWrite for Replayed {
 
 impl ProcessDriver {
     pub(super) async fn create_watched(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
-        let limit = self.state().templates.get(pool).map(|template| template.boot_limit);
-        let limit = limit.ok_or_else(|| DriverError::Invalid(format!("there is no pool {pool}")))?;
+        let limit = {
+            let state = self.state();
+            let limit = state.templates.get(pool).map(|template| template.boot_limit);
+            let why = || state.refused.get(pool).cloned().unwrap_or_else(|| format!("there is no pool {pool}"));
+            limit.ok_or_else(|| DriverError::Invalid(why()))?
+        };
         let sandbox =
             Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
         // Known before the launcher knows it, so that its end cannot come first.
