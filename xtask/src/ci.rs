@@ -105,7 +105,8 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
                 clients
             };
             let failed = sums.failed;
-            let output = run_counting(&mut clients(&["--cache-clear"]), sums)?;
+            // Two at a time, a file each, each with a server of its own: most of them wait for something.
+            let output = run_counting(&mut clients(&["--cache-clear", "-n", "2", "--dist", "loadfile"]), sums)?;
             let Err(error) = output.judged else { return Ok(()) };
             let tests = failed_clients(&output.text);
             if tests.is_empty() || tests.len() > MOST_AGAIN {
