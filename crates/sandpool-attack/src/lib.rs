@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! QUIET       Python; harmless where the wall holds                      quiet.rs
+//! CONTAINED   what of QUIET is otherwise in an OCI container             contained.rs
 //! LOUD        Python; does harm, to its own session only                 loud.rs
 //! SCENES      Python in two sessions: what one could see of the other    scenes.rs
 //! COMMANDS    the shell                                                  commands.rs
@@ -14,6 +15,7 @@
 //! layer, and `sandpool doctor --attack`, through the HTTP API of a server of its own.
 
 mod commands;
+mod contained;
 mod egress;
 mod javascript;
 mod loud;
@@ -21,6 +23,7 @@ mod quiet;
 mod scenes;
 
 pub use commands::COMMANDS;
+pub use contained::CONTAINED;
 pub use egress::{ALLOWED, EGRESS};
 pub use javascript::JAVASCRIPT;
 pub use loud::{Keeps, LOUD, Loud};

@@ -105,6 +105,11 @@ impl MadeBy {
         if is_own {
             weaker.retain(|line| !line.starts_with("Landlock"));
         }
+        if *runtime == OciRuntime::Crun {
+            let why = "crun mounts the root anew, without nosuid and nodev: that programs gain no privileges, and that its devices are a user \
+                       namespace's, makes both of no effect";
+            weaker.push(why.to_owned());
+        }
         if let Some(why) = below_floor {
             weaker.insert(0, format!("ACCEPTED BELOW ITS FLOOR by this host's operator: {why}"));
         }

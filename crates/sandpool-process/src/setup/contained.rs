@@ -201,7 +201,8 @@ fn bundle(blueprint: &Blueprint<'_>, runtime: OciRuntime, argv: &[String], progr
             },
             "rlimits": rlimits,
         },
-        "root": { "path": "/root", "readonly": !blueprint.is_container },
+        // What it sees of its image is mounted for reading alone already, with attributes that runc, told so, would drop, and crun else.
+        "root": { "path": "/root", "readonly": runtime != OciRuntime::Runc && !blueprint.is_container },
         "hostname": "sandbox",
         "mounts": mounts,
         "linux": {

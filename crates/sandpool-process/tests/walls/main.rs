@@ -10,10 +10,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpool_attack::{COMMANDS, Keeps, LOUD, Loud, Probe, QUIET, SCENES, Scene, TOOLS};
+use sandpool_attack::{COMMANDS, CONTAINED, Keeps, LOUD, Loud, Probe, QUIET, SCENES, Scene, TOOLS};
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
-use sandpool_node::{Node, NodeError, Start};
+use sandpool_node::{Node, NodeError, OciRuntime, Start};
 use stage::{Outcome, Session, Stage, seen, succeeded};
 
 const LIMITS: Limits = Limits {
@@ -25,7 +25,23 @@ const LIMITS: Limits = Limits {
 };
 
 fn main() -> ExitCode {
+    let is_first =
+        !["launcher", "server", "egress", "--list"].iter().any(|word| std::env::args().any(|arg| arg == *word));
+    if is_first && stage::level::runtime().is_none() && !contained() {
+        return ExitCode::FAILURE;
+    }
     stage::play("walls", &["python", "shell"], tests, |_| Ok(()))
+}
+
+/// The same around containers that runc has made. Whether they hold there.
+fn contained() -> bool {
+    if stage::level::settings().is_none() {
+        println!("test walls of containers ... SKIPPED: nobody has got an OCI runtime: e2e/oci-runtimes");
+        return std::env::var_os("SANDPOOL_MUST").is_none_or(|must| must != "1");
+    }
+    let again = std::env::current_exe().map(std::process::Command::new);
+    let again = again.and_then(|mut again| again.envs([stage::level::variable(OciRuntime::Runc)]).status());
+    again.is_ok_and(|status| status.success())
 }
 
 async fn tests(mut stage: Stage) -> Outcome<()> {
@@ -69,7 +85,9 @@ async fn quiet(stage: &mut Stage, node: &Arc<Node>, pool: &str, group: &str) -> 
     let session = Session::open(node, pool, "quiet").await?;
     let tools = session.code(TOOLS, 30).await?;
     assert!(succeeded(&tools), "{}", seen(&tools));
+    let instead: &[Probe] = if stage::level::runtime().is_some() { CONTAINED } else { &[] };
     for probe in QUIET {
+        let probe = instead.iter().find(|other| other.id == probe.id).unwrap_or(probe);
         let execution = session.code(probe.code, 30).await?;
         stage.judge(&format!("{group}::{}", probe.id), same(probe.safe, &execution));
     }
