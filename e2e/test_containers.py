@@ -1383,6 +1383,38 @@ def test_an_image_that_only_its_registry_has_is_pulled_for_its_pool(served, imag
         pool.native("DELETE")
 
 
+def test_an_image_that_is_pulled_for_a_pool_must_be_signed_where_the_pool_says_so(served, images, far, tmp_path):
+    reference = far("signed", "signed\n")
+    ours, other = (test_images.key_pair(tmp_path, name) for name in ("ours", "other"))
+    pool = Web(served, "signed")
+
+    def applied(key) -> requests.Response:
+        made = of_registry(images, "signed", reference)
+        made["spec"]["imageKey"] = key.with_suffix(".pub").read_text()
+        return pool.native("PUT", json=made)
+
+    def why() -> str:
+        wait_for(lambda: condition(pool, "ImagePulled")["reason"] != "Pulling", "the registry's answer")
+        return condition(pool, "ImagePulled")["message"]
+
+    try:
+        assert applied(ours).status_code == 201
+        assert "not signed" in why(), why()
+        assert "not signed" in check_error(pool.call("GET", "", "user"), 503, "SessionPoolBroken")["message"]
+        asked = requests.get(f"http://{images.registry}/v2/acme/signed/manifests/1", auth=(USER, PASSWORD), timeout=30,
+                             headers={"Accept": "application/vnd.oci.image.manifest.v1+json"})  # fmt: skip
+        test_images.sign(str(images.registry), tmp_path, asked.headers["Docker-Content-Digest"], ours, repository="acme/signed")
+        assert applied(ours).status_code == 200
+        pool.wait_until_full()
+        assert pool.call("GET", "", "user").text == "signed\n"
+        # What is here was signed by somebody else than this pool wants now.
+        assert applied(other).status_code == 200
+        assert "of others" in why(), why()
+        check_error(pool.call("GET", "", "another"), 503, "SessionPoolBroken")
+    finally:
+        pool.native("DELETE")
+
+
 def test_what_is_wrong_with_registry_credentials_is_said_with_its_field(served, images):
     reference = f"{images.registry}/acme/never:1"
     for change, part in (

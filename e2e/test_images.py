@@ -233,14 +233,22 @@ def test_a_pull_that_was_cut_goes_on_from_there(registry, layout, images):
     image("pull", f"{registry}/acme/tool:1", "--username", USER, images=images, input=PASSWORD)
 
 
-def sign(registry: str, place: Path, digest: str, key: Path, about: str | None = None):
+def key_pair(place: Path, name: str) -> Path:
+    """A private key as cosign signs with; the public one is beside it."""
+    key = place / f"{name}.key"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True)
+    subprocess.run(["openssl", "ec", "-in", key, "-pubout", "-out", key.with_suffix(".pub")], check=True, capture_output=True)
+    return key
+
+
+def sign(registry: str, place: Path, digest: str, key: Path, about: str | None = None, repository: str = "acme/tool"):
     """What `cosign sign --key` pushes beside an image: a signed statement about its digest."""
-    statement = json.dumps({"critical": {"identity": {"docker-reference": f"{registry}/acme/tool"},
+    statement = json.dumps({"critical": {"identity": {"docker-reference": f"{registry}/{repository}"},
                                          "image": {"docker-manifest-digest": about or digest},
                                          "type": "cosign container image signature"}, "optional": None}).encode()
     (place / "statement").write_bytes(statement)
     signed = subprocess.run(["openssl", "dgst", "-sha256", "-sign", key, place / "statement"], capture_output=True, check=True).stdout
-    base = f"http://{registry}/v2/acme/tool"
+    base = f"http://{registry}/v2/{repository}"
 
     def push(data: bytes) -> str:
         where = requests.post(f"{base}/blobs/uploads/", auth=(USER, PASSWORD), timeout=30).headers["Location"]
@@ -264,9 +272,7 @@ def sign(registry: str, place: Path, digest: str, key: Path, about: str | None =
 
 def test_an_image_must_be_signed_where_that_is_asked_for(registry, images, tmp_path, start):
     for name in ("ours", "other"):
-        subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", tmp_path / f"{name}.key"], check=True)
-        subprocess.run(["openssl", "ec", "-in", tmp_path / f"{name}.key", "-pubout", "-out", tmp_path / f"{name}.pub"],
-                       check=True, capture_output=True)
+        key_pair(tmp_path, name)
 
     def pull(*words, check=False):
         return image("--json", "pull", f"{registry}/acme/tool:1", "--username", USER, *words, images=images, input=PASSWORD, check=check)
@@ -289,8 +295,43 @@ def test_an_image_must_be_signed_where_that_is_asked_for(registry, images, tmp_p
     assert len(json.loads(pull(*ours, check=True).stdout)["source"]["signedBy"]) == 64
     with pytest.raises(AssertionError, match="another key"):
         start("--images", str(images), config=pool("other.pub"))
-    assert start("--images", str(images), config=pool("ours.pub")).is_ready() in (True, False)
+    server = start("--images", str(images), config=pool("ours.pub"))
+    # The same for a pool that is applied, which brings the key itself.
+    for key, status in (("ours", 201), ("other", 400)):
+        applied = {"apiVersion": "sandpool.dev/v1alpha1", "kind": "SessionPool", "metadata": {"name": key},
+                   "spec": {"containerType": "Shell", "image": "tool", "imageKey": (tmp_path / f"{key}.pub").read_text()}}
+        answer = server.native("PUT", f"/pools/{key}", json=applied)
+        assert answer.status_code == status and ("not known to be signed" in answer.text) == (status == 400), answer.text
+    applied["spec"]["imageKey"] = "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n"
+    answer = server.native("PUT", "/pools/other", json=applied)
+    assert answer.status_code == 400 and answer.json()["error"]["target"] == "spec.imageKey", answer.text
     assert "no public key" in pull("--key", tmp_path / "ours.key").stderr
+
+
+def test_an_image_that_lost_its_name_is_removed_when_nobody_runs_in_it(layout, images, tmp_path, start):
+    def kept() -> set[str]:
+        return {path.name for path in images.iterdir() if len(path.name) == 64}
+
+    def pruned() -> dict:
+        return json.loads(image("--json", "prune", images=images).stdout)
+
+    image("import", layout.place, "--name", "tool", images=images)
+    [before] = kept()
+    server = start("--images", str(images), config=POOL.format(image="tool"))
+    tools = server.pool("tools")
+    assert tools.modern("user", shellCommand="tool")["result"]["stdout"] == "tool 2 fast\n"
+    other = Layout(tmp_path / "other", *tool(), layer(("etc/tool/version", b"3\n", 0o644)), config=SAID)
+    image("import", other.place, "--name", "tool", images=images)
+    assert before in kept() and len(kept()) == 2
+    assert pruned()["keptForServer"] and before in kept(), "a session runs in it"
+    assert tools.modern("user", shellCommand="tool")["result"]["stdout"] == "tool 2 fast\n"
+    server.down()
+    told = pruned()
+    assert (told["keptForServer"], told["removedImages"]) == (False, 1) and told["freedBytes"] > 0, told
+    assert len(kept()) == 1 and before not in kept()
+    assert pruned() == {"freedBytes": 0, "keptForServer": False, "removedImages": 0}
+    again = start("--images", str(images), config=POOL.format(image="tool"))
+    assert again.pool("tools").modern("user", shellCommand="tool")["result"]["stdout"] == "tool 3 fast\n"
 
 
 def test_of_an_image_for_several_machines_this_ones_is_taken(registry, layout, images, tmp_path):

@@ -54,7 +54,7 @@ pub struct Served {
 pub(crate) struct InMemory;
 
 impl Images for InMemory {
-    fn find(&self, name: &str, runtime: &str) -> Result<Found, String> {
+    fn find(&self, name: &str, runtime: &str, _: Option<&str>) -> Result<Found, String> {
         let has = if name == "stranger" { "shell" } else { name };
         let config = ImageConfig { entrypoint: vec!["serve".to_owned()], ..ImageConfig::default() };
         match has == runtime || name == "stranger" && runtime == "container" {
@@ -63,7 +63,11 @@ impl Images for InMemory {
         }
     }
 
-    fn pull(&self, _: &str, _: Option<(String, String)>, _: &dyn Fn(u64, u64)) -> Result<(), String> {
+    fn check_key(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn pull(&self, _: &str, _: Option<(String, String)>, _: Option<&str>, _: &dyn Fn(u64, u64)) -> Result<(), String> {
         Err("there is no registry".to_owned())
     }
 }

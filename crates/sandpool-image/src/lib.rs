@@ -12,7 +12,7 @@ mod builder;
 mod recipe;
 mod servers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -163,6 +163,17 @@ impl ImageError {
         move |source| Self::Io { path, source }
     }
 }
+
+impl Image {
+    /// Whether it was got only because this key had signed it, by [the key's own name](Source::signed_by).
+    #[must_use]
+    pub fn is_signed_by(&self, key: &str) -> bool {
+        self.manifest.source.as_ref().is_some_and(|source| source.signed_by.as_deref() == Some(key))
+    }
+}
+
+/// The file that is locked while sandboxes may run on a store's images.
+const IN_USE: &str = "in-use";
 
 impl Store {
     /// Opens a store; makes its directory when it is not there.
@@ -334,13 +345,62 @@ impl Store {
         fs::remove_file(&link).map_err(ImageError::io(&link))?;
         let in_use = self.list()?.iter().any(|other| other.manifest.digest == image.manifest.digest);
         if !in_use {
-            let directory = self.directory.join(&image.manifest.digest);
-            // Under this name, what is left of it if this is cut short is swept by the next build.
-            let condemned = self.directory.join(format!("{}{}", builder::PARTIAL, image.manifest.digest));
-            fs::rename(&directory, &condemned).map_err(ImageError::io(&directory))?;
-            fs::remove_dir_all(&condemned).map_err(ImageError::io(&condemned))?;
+            self.condemn(&image.manifest.digest)?;
         }
         Ok(true)
+    }
+
+    /// Says that sandboxes may run on the store's images, for as long as the file is open. Where nothing can be written nothing can be
+    /// removed either, and it says nothing.
+    ///
+    /// # Errors
+    /// When it cannot be said.
+    pub fn hold(&self) -> Result<Option<fs::File>, ImageError> {
+        let path = self.directory.join(IN_USE);
+        let file = match fs::File::create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
+            made => made.map_err(ImageError::io(&path))?,
+        };
+        rustix::fs::flock(&file, FlockOperation::LockShared).map_err(|error| ImageError::io(&path)(error.into()))?;
+        Ok(Some(file))
+    }
+
+    /// Removes the images that no name means any more, since another one took it: how many, and their bytes. `None` where there are such
+    /// and somebody holds the store, so that sandboxes may run on them.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or one of them not be removed.
+    pub fn remove_nameless(&self) -> Result<Option<(usize, u64)>, ImageError> {
+        let _lock = self.lock(|| {})?;
+        let named: BTreeSet<String> = self.list()?.into_iter().map(|image| image.manifest.digest).collect();
+        let mut nameless = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(ImageError::io(&self.directory))? {
+            let name = entry.map_err(ImageError::io(&self.directory))?.file_name();
+            let name = name.to_string_lossy().into_owned();
+            if name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) && !named.contains(&name) {
+                nameless.extend(self.by_digest("nameless", &name)?);
+            }
+        }
+        if nameless.is_empty() {
+            return Ok(Some((0, 0)));
+        }
+        let path = self.directory.join(IN_USE);
+        let file = fs::File::create(&path).map_err(ImageError::io(&path))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(None);
+        }
+        for image in &nameless {
+            self.condemn(&image.manifest.digest)?;
+        }
+        Ok(Some((nameless.len(), nameless.iter().map(|image| image.manifest.bytes).sum())))
+    }
+
+    fn condemn(&self, digest: &str) -> Result<(), ImageError> {
+        let directory = self.directory.join(digest);
+        // Under this name, what is left of it if this is cut short is swept by the next build.
+        let condemned = self.directory.join(format!("{}{digest}", builder::PARTIAL));
+        fs::rename(&directory, &condemned).map_err(ImageError::io(&directory))?;
+        builder::remove(&condemned)
     }
 
     /// The image of a recipe as it is now, if it has been built.

@@ -45,6 +45,12 @@ pub struct ObjectMetadata {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// How a key's text begins.
+const PEM: &str = "-----BEGIN ";
+
+/// Bytes of a key's text, or of its file's path, at most.
+const MAX_KEY: usize = 4096;
+
 /// Labels of one object, and annotations, at most.
 const MOST_NOTES: usize = 64;
 
@@ -60,9 +66,9 @@ pub struct PoolObjectSpec {
     /// An image's name; by default the container type's own.
     #[serde(default)]
     pub image: Option<String>,
-    /// A file with the public key that its image must be signed with.
+    /// The public key that its image must be signed with: its text (PEM), or in the configuration file also a file with it.
     #[serde(default)]
-    pub image_key: Option<PathBuf>,
+    pub image_key: Option<String>,
     /// Which wall stands around its sandboxes.
     #[serde(default)]
     pub isolation: IsolationLevel,
@@ -538,8 +544,20 @@ impl PoolObject {
             let why = "speaks over HTTP on loopback, and localServers is false";
             return Err(fault(format!("spec.servers.{name}.http"), why));
         }
+        self.check_key()?;
         secrets::check(spec).map_err(|(field, why)| fault(key(&format!("spec.{field}")), why))?;
         spec.egress().map(drop).map_err(|(field, why)| fault(key(&format!("spec.{field}")), why))
+    }
+
+    /// Whether its key can be one: a text that is one, or a path.
+    fn check_key(&self) -> Result<(), Fault> {
+        match &self.spec.image_key {
+            Some(key) if key.len() > MAX_KEY => Err(fault("spec.imageKey", format!("has more than {MAX_KEY} bytes"))),
+            Some(key) if key.is_empty() => {
+                Err(fault("spec.imageKey", "is empty: leave it out, or give the key's text"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether it can be applied while a server runs: whatever root must do for it at the start cannot be done any more.
@@ -552,7 +570,7 @@ impl PoolObject {
         for (field, is_said) in [
             ("secrets", !spec.secrets.is_empty()),
             ("sessionSecrets", spec.session_secrets),
-            ("imageKey", spec.image_key.is_some()),
+            ("imageKey", spec.image_key.is_some() && self.image_key().is_none()),
         ] {
             if is_said {
                 return Err(fault(format!("spec.{field}"), of_file));
@@ -651,6 +669,12 @@ impl PoolObject {
     pub fn reference(&self) -> Option<&str> {
         self.spec.custom_container_template.as_ref()?;
         Some(self.image()).filter(|image| container::registry(image).is_some())
+    }
+
+    /// The text of the key that its image must be signed with, where it is not in a file.
+    #[must_use]
+    pub fn image_key(&self) -> Option<&str> {
+        self.spec.image_key.as_deref().filter(|key| key.trim_start().starts_with(PEM))
     }
 
     /// As whom: user and password.

@@ -31,14 +31,21 @@ const WRITTEN: Duration = Duration::from_secs(10);
 
 /// Finds images that are there.
 pub trait Images: Send + Sync + 'static {
-    /// The image of this name. It must hold this runtime (`python`, `node`, `shell`; or `container`, which is any).
+    /// The image of this name. It must hold this runtime (`python`, `node`, `shell`; or `container`, which is any), and be known to be
+    /// signed with this key (PEM), if there is one.
     ///
     /// # Errors
     /// Why it cannot be used, as the rest of a sentence.
-    fn find(&self, name: &str, runtime: &str) -> Result<Found, String>;
+    fn find(&self, name: &str, runtime: &str, key: Option<&str>) -> Result<Found, String>;
 
-    /// Gets an image from its registry, as this user with this password. Waits for it. `progress` hears how many bytes are here, and of
-    /// how many.
+    /// Whether this is a public key as images are signed with (PEM).
+    ///
+    /// # Errors
+    /// Why not, as the rest of a sentence.
+    fn check_key(&self, key: &str) -> Result<(), String>;
+
+    /// Gets an image from its registry, as this user with this password, and only if it is signed with this key, if there is one. Waits
+    /// for it. `progress` hears how many bytes are here, and of how many.
     ///
     /// # Errors
     /// Why it is not here.
@@ -46,6 +53,7 @@ pub trait Images: Send + Sync + 'static {
         &self,
         reference: &str,
         credentials: Option<(String, String)>,
+        key: Option<&str>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<(), String>;
 }
@@ -298,7 +306,7 @@ impl Prepared {
 /// What an object means here.
 fn made(object: &PoolObject, images: &dyn Images) -> Result<(PoolSpec, PoolFace), Fault> {
     let runtime = object.spec.container_type.runtime().word();
-    let found = images.find(object.image(), runtime);
+    let found = images.find(object.image(), runtime, object.image_key());
     let field = match object.spec.custom_container_template {
         Some(_) => "spec.customContainerTemplate.containers[0].image",
         None => "spec.image",
@@ -394,6 +402,9 @@ impl Pools {
         }
         object.check()?;
         object.check_applied()?;
+        if let Some(key) = object.image_key() {
+            self.inner.images.check_key(key).map_err(|why| fault("spec.imageKey", why))?;
+        }
         let (object, made) = self.made(object).await?;
         let (spec, face, broken) = match made {
             Ok((spec, face)) => (spec, face, None),
@@ -492,9 +503,10 @@ impl Pools {
             // Never closed.
             let _turn = pools.inner.pulling.acquire().await;
             let (images, credentials) = (Arc::clone(&pools.inner.images), kept.object.registry_credentials());
+            let key = kept.object.image_key().map(str::to_owned);
             let (telling, called) = (pools.clone(), name.clone());
             let pulling = tokio::task::spawn_blocking(move || {
-                images.pull(&reference, credentials, &|here, of| {
+                images.pull(&reference, credentials, key.as_deref(), &|here, of| {
                     telling.is_at(&called, attempt, Pull::Coming(here, of));
                 })
             });

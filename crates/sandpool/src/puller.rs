@@ -46,6 +46,8 @@ const MOST: u64 = 16 << 30;
 struct Order {
     reference: String,
     credentials: Option<(String, String)>,
+    /// What it must be signed with (PEM).
+    key: Option<String>,
 }
 
 /// How it goes.
@@ -167,7 +169,7 @@ fn say(mut stream: &UnixStream, news: &News) {
 }
 
 fn get(images: &Path, order: Order, told: &dyn Fn(&News)) -> Result<String, Failure> {
-    let Order { reference, credentials } = order;
+    let Order { reference, credentials, key } = order;
     let parsed = registry::parse(&reference).map_err(foreign::explain_oci)?;
     let store = Store::open(images).map_err(explain)?;
     let name = match store.meant(&reference).map_err(explain)? {
@@ -177,7 +179,7 @@ fn get(images: &Path, order: Order, told: &dyn Fn(&News)) -> Result<String, Fail
     let blobs = store.directory().join(BLOBS);
     let _lock = Blobs::open(&blobs).and_then(|blobs| blobs.lock()).map_err(foreign::explain_oci)?;
     let (came, total, told_at) = (Cell::new(0), Cell::new(0), Cell::new(0));
-    let task = Task::Fetch { reference, credentials, blobs, most: MOST };
+    let task = Task::Fetch { reference, credentials, key, blobs, most: MOST };
     let done = have_done(&task, |said| match said {
         Said::Total(bytes) => total.set(*bytes),
         Said::Came(bytes) => {
@@ -211,12 +213,13 @@ pub(crate) fn pull(
     run: &Path,
     reference: &str,
     credentials: Option<(String, String)>,
+    key: Option<&str>,
     progress: &dyn Fn(u64, u64),
 ) -> Result<(), String> {
     let gone = |error: std::io::Error| format!("what pulls images does not answer ({error}): start the server again");
     let place = Place::open(run).map_err(gone)?;
     let stream = UnixStream::connect(place.path()).map_err(gone)?;
-    let order = Order { reference: reference.to_owned(), credentials };
+    let order = Order { reference: reference.to_owned(), credentials, key: key.map(str::to_owned) };
     let mut line = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
     line.push(b'\n');
     (&stream).write_all(&line).map_err(gone)?;

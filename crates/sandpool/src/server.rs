@@ -12,6 +12,7 @@ use sandpool_driver::levels::Levels;
 use sandpool_http::{App, Listener};
 use sandpool_node::{Deed, Node, NodeConfig};
 use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
+use sandpool_oci::signature::Key;
 use sandpool_process::ProcessDriver;
 use sandpool_telemetry::{Exporter, LogLayer};
 use serde::{Deserialize, Serialize};
@@ -309,7 +310,8 @@ struct ImageStore {
 }
 
 impl sandpool_objects::Images for ImageStore {
-    fn find(&self, name: &str, runtime: &str) -> Result<Found, String> {
+    fn find(&self, name: &str, runtime: &str, key: Option<&str>) -> Result<Found, String> {
+        let key = key.map(parsed).transpose()?;
         let directory = self.directory.as_deref().ok_or("names an image, and no directory of images is set")?;
         let unreadable = |error: &dyn std::fmt::Display| format!("names an image that the server cannot read: {error}");
         let store = sandpool_image::Store::open(directory).map_err(|error| unreadable(&error))?;
@@ -325,18 +327,32 @@ impl sandpool_objects::Images for ImageStore {
         if runtime != "container" && image.manifest.runtime != runtime {
             return Err(format!("is {name:?}, which has {}, and this pool needs {runtime}", image.manifest.runtime));
         }
+        if let Some(key) = key
+            && !image.is_signed_by(key.id())
+        {
+            return Err(format!("is {name:?}, which is not known to be signed with the pool's imageKey"));
+        }
         let image = Image::from(image);
         Ok(Found { rootfs: image.rootfs.clone(), metadata: image.metadata(), config: image.config })
+    }
+
+    fn check_key(&self, key: &str) -> Result<(), String> {
+        parsed(key).map(drop)
     }
 
     fn pull(
         &self,
         reference: &str,
         credentials: Option<(String, String)>,
+        key: Option<&str>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<(), String> {
-        crate::puller::pull(&self.run, reference, credentials, progress)
+        crate::puller::pull(&self.run, reference, credentials, key, progress)
     }
+}
+
+fn parsed(key: &str) -> Result<Key, String> {
+    Key::parse(key).map_err(|error| format!("is no key that images are signed with: {error}"))
 }
 
 fn tls_config(

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit};
 use sandpool_oci::blobs::Blobs;
 use sandpool_oci::registry::{self, Access, Credentials, Progress};
+use sandpool_oci::signature::Key;
 use sandpool_oci::unpack::{Limits, Unpacked, has_program, make_inside, unpack, write_inside};
 use sandpool_oci::{Bundle, Layer};
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,14 @@ pub(crate) enum Task {
     /// Takes an image out of an archive into the blobs.
     Import { path: PathBuf, wanted: Option<String>, blobs: PathBuf, most: u64 },
     /// Gets an image's parts from its registry into the blobs.
-    Fetch { reference: String, credentials: Option<(String, String)>, blobs: PathBuf, most: u64 },
+    Fetch {
+        reference: String,
+        credentials: Option<(String, String)>,
+        /// What it must be signed with (PEM).
+        key: Option<String>,
+        blobs: PathBuf,
+        most: u64,
+    },
     /// Unpacks layers into an empty directory.
     Unpack { blobs: PathBuf, layers: Vec<Layer>, root: PathBuf, limits: Limits, env: Vec<(String, String)> },
 }
@@ -85,11 +93,12 @@ fn work(say: &dyn Fn(&Said)) -> anyhow::Result<Said> {
             let bundle = sandpool_oci::archive::import(&path, wanted.as_deref(), &blobs, most)?;
             Ok(Said::Imported(bundle))
         }
-        Task::Fetch { reference, credentials, blobs, most } => {
+        Task::Fetch { reference, credentials, key, blobs, most } => {
             sandpool_process::confine_proxy(&blobs)?;
             let credentials =
                 credentials.map_or(Credentials::None, |(user, password)| Credentials::Basic(user, password));
-            let access = Access { credentials, ..Access::default() };
+            let key = key.as_deref().map(Key::parse).transpose()?;
+            let access = Access { credentials, key, ..Access::default() };
             let blobs = Blobs::open(&blobs)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok(Said::Imported(runtime.block_on(fetched(&reference, &access, &blobs, most, say))?))

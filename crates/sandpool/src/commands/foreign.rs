@@ -88,19 +88,26 @@ pub(crate) fn import(
     }
 }
 
-/// Removes parts that no image is made of: of images that were removed, and of pulls that were not finished.
+/// Removes images that no name means any more, and parts that no image is made of: of images that were removed, and of pulls that were not
+/// finished.
 pub(crate) fn prune(context: &Context, directory: &Path) -> Outcome {
     let store = open(directory)?;
     let blobs = Blobs::open(&store.directory().join(BLOBS)).map_err(explain_oci)?;
     let _lock = blobs.lock().map_err(explain_oci)?;
+    let nameless = store.remove_nameless().map_err(explain)?;
     let images = store.list().map_err(explain)?;
     let parts = images.into_iter().filter_map(|image| image.manifest.source).flat_map(|source| source.parts);
     let used: BTreeSet<String> = parts.collect();
-    let freed = blobs.keep_only(&used).map_err(explain_oci)?;
+    let (removed, bytes) = nameless.unwrap_or_default();
+    let freed = bytes + blobs.keep_only(&used).map_err(explain_oci)?;
     if context.json {
-        print::json(&serde_json::json!({ "freedBytes": freed }))?;
-    } else {
-        print::out(&format!("freed {}\n", human_bytes(freed)))?;
+        let is_kept = nameless.is_none();
+        print::json(&serde_json::json!({ "freedBytes": freed, "removedImages": removed, "keptForServer": is_kept }))?;
+        return Ok(0);
+    }
+    print::out(&format!("freed {}\n", human_bytes(freed)))?;
+    if nameless.is_none() {
+        print::note("images that have lost their names stay: a server runs with them. Stop it, and prune again.");
     }
     Ok(0)
 }

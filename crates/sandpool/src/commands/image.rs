@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use indicatif::{ProgressBar, ProgressStyle};
 use sandpool_image::{ImageError, Progress, Recipe, ServerPackage, Store, recipe, recipes};
 use sandpool_objects::PoolObject;
+use sandpool_oci::signature::Key;
 use serde_json::{Value, json};
 
 use super::{Outcome, foreign};
@@ -80,18 +81,25 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
 
 /// A pool that says who must have signed its image gets no other.
 fn signed(pool: &PoolObject, image: &sandpool_image::Image) -> Result<(), Failure> {
-    let Some(file) = &pool.spec.image_key else { return Ok(()) };
-    let key = foreign::key_of(file)?;
-    let signed_by = image.manifest.source.as_ref().and_then(|source| source.signed_by.as_deref());
-    if signed_by == Some(key.id()) {
+    let (key, file) = match (pool.image_key(), &pool.spec.image_key) {
+        (_, None) => return Ok(()),
+        (Some(text), _) => {
+            let unusable =
+                |error| Failure::usage(format!("pool {}: imageKey is no key", pool.metadata.name)).because(error);
+            (Key::parse(text).map_err(unusable)?, "KEY.pub")
+        }
+        (None, Some(file)) => (foreign::key_of(Path::new(file))?, file.as_str()),
+    };
+    if image.is_signed_by(key.id()) {
         return Ok(());
     }
-    let (pool, file) = (&pool.metadata.name, file.display());
-    Err(Failure::usage(format!("pool {pool}: the image {} is not known to be signed with {file}", image.name))
-        .because(
-            signed_by
-                .map_or("it was got without a look at signatures", |_| "another key was asked for when it was got"),
-        )
+    let pool = &pool.metadata.name;
+    let is_signed = image.manifest.source.as_ref().is_some_and(|source| source.signed_by.is_some());
+    Err(Failure::usage(format!("pool {pool}: the image {} is not known to be signed with its imageKey", image.name))
+        .because(match is_signed {
+            true => "another key was asked for when it was got",
+            false => "it was got without a look at signatures",
+        })
         .advise(format!("sandpool image pull REFERENCE --key {file} --name {}", image.name)))
 }
 

@@ -130,17 +130,19 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
             return Err(Failure::new(format!("another process is starting on {}", home.path().display())));
         }
     };
+    let of_images = start.settings.images.clone().unwrap_or_else(|| home.images());
+    // Open for as long as there are sandboxes.
+    let in_use = sandpool_image::Store::open(&of_images).and_then(|store| store.hold()).map_err(image::explain)?;
     let images = image::prepare(&start.settings)?;
     let listeners = Listeners::bind(&start.settings)?;
     if start.detach {
-        drop((lock, listeners));
+        drop((lock, listeners, in_use));
         return detach(start);
     }
     let record = listeners.record()?;
     let mut settings = start.settings.clone();
     let trust = secrets::install(home, &mut settings, egress)?;
     write_run_files(start, settings, &record, &images, server)?;
-    let of_images = start.settings.images.clone().unwrap_or_else(|| home.images());
     crate::puller::start(home, &of_images, server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
@@ -172,7 +174,7 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
     let _ = std::fs::remove_file(home.egress().join(sandpool_egress::secrets::FILE));
     // Nobody runs here any more. If this fails, the record names a process that is gone, which says the same.
     let _ = std::fs::remove_file(home.server_record_path());
-    drop(lock);
+    drop((lock, in_use));
     Ok(code)
 }
 
