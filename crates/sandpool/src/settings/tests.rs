@@ -73,7 +73,7 @@ fn unknown_keys_are_errors_that_name_their_path() {
     check(
         "listn: 127.0.0.1:1",
         &expect![
-            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `previewHost`, `egressLimits`, `metrics`, `pools`"
+            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `previewHost`, `egressLimits`, `metrics`, `ociRuntimes`, `pools`"
         ],
     );
     check(
