@@ -69,7 +69,7 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) telemetry: telemetry::TelemetrySettings,
     /// The OCI runtimes of pools with `isolation: container`, where they are not in the usual places or need a word.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default)]
     pub(crate) oci_runtimes: BTreeMap<OciRuntime, OciSettings>,
     /// The pools.
     #[serde(default = "default_pools")]
