@@ -1407,10 +1407,15 @@ def test_an_image_that_is_pulled_for_a_pool_must_be_signed_where_the_pool_says_s
         assert applied(ours).status_code == 200
         pool.wait_until_full()
         assert pool.call("GET", "", "user").text == "signed\n"
-        # What is here was signed by somebody else than this pool wants now.
-        assert applied(other).status_code == 200
+        # What it runs was signed by somebody else than it wants now.
+        assert check_error(applied(other), 409)["error"]["target"] == "spec.imageKey"
+        assert pool.native("DELETE").status_code == 204
+        assert applied(other).status_code == 201
         assert "of others" in why(), why()
         check_error(pool.call("GET", "", "another"), 503, "SessionPoolBroken")
+        bad = of_registry(images, "signed", reference)
+        bad["spec"]["imageKey"] = "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n"
+        assert check_error(pool.native("PUT", json=bad), 400)["error"]["target"] == "spec.imageKey"
     finally:
         pool.native("DELETE")
 

@@ -431,6 +431,13 @@ impl Pools {
                 let why = "a pool keeps its wall, which its sessions were promised: remove it, and make it anew";
                 return Err(PoolsError::Conflict(Some("spec.isolation".to_owned()), why.to_owned()));
             }
+            Some(kept)
+                if kept.object.image_key() != object.image_key() && kept.broken.is_none() && broken.is_some() =>
+            {
+                let why =
+                    "the image that it runs is not known to be signed with this key: remove the pool, and make it anew";
+                return Err(PoolsError::Conflict(Some("spec.imageKey".to_owned()), why.to_owned()));
+            }
             Some(kept) if kept.object == object && kept.broken.is_none() && self.is_made_of(&name, &spec) => {
                 if !dry_run {
                     self.pull(&name, kept);
