@@ -188,8 +188,9 @@ fn server(args: &[OsString]) -> Outcome<()> {
 
 async fn tests(images: &Path) -> Outcome<()> {
     let driver = ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?).await?;
-    let killer = UnixStream::from(sandpool_sys::workload::inherited(4)?);
-    let lives = File::from(sandpool_sys::workload::inherited(5)?);
+    // What `inherit` gives follows what every server has.
+    let killer = UnixStream::from(sandpool_sys::workload::inherited(sandpool_process::HEARING_FD + 1)?);
+    let lives = File::from(sandpool_sys::workload::inherited(sandpool_process::HEARING_FD + 2)?);
     let pool = PoolName::parse("shell")?;
     let template = Template {
         pool: pool.clone(),
