@@ -31,7 +31,7 @@ PROGRAM = os.environ.get("SANDPOOL_BIN", "")
 CLEAN = {
     name: value
     for name, value in os.environ.items()
-    if name in ("SANDPOOL_IMAGES",) or not re.match(r"SANDPOOL_|AZURE_|IDENTITY_|MSI_|ACA_|RUST_LOG", name)
+    if name in ("SANDPOOL_IMAGES",) or not re.match(r"SANDPOOL_|AZURE_|IDENTITY_|MSI_|ACA_|RUST_LOG|COLUMNS$|LINES$", name)
 }
 
 

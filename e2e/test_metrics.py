@@ -47,6 +47,7 @@ pools:
   - metadata: {{ name: shell }}
     spec:
       containerType: Shell
+      egress: {{ mode: open }}
       scaleConfiguration: {{ readySessionInstances: 1 }}
 """
 

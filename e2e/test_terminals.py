@@ -420,12 +420,14 @@ def test_a_terminal_that_is_hung_up_leaves_nothing_behind(server, session):
         assert terminal.ended()["outcome"] == "cancelled"
     # Not the command that looks for them.
     assert run(server, session, "pgrep -f 'sleep 3141[5-7]' || echo none") == "none"
-    deeds = [record for record in journal(server) if record.get("session") == session or session in json.dumps(record)]
-    assert [word for word in ("terminal.opened", "terminal.ended") if any(word in json.dumps(deed) for deed in deeds)] == [
-        "terminal.opened",
-        "terminal.ended",
-    ]
-    assert not any("31415" in json.dumps(deed) for deed in deeds)
+
+    def deeds() -> list[dict]:
+        return [record for record in journal(server) if record.get("session") == session or session in json.dumps(record)]
+
+    # They are written a moment after they were answered.
+    for word in ("terminal.opened", "terminal.ended"):
+        wait_for(lambda: any(word in json.dumps(deed) for deed in deeds()), word)
+    assert not any("31415" in json.dumps(deed) for deed in deeds())
 
 
 def journal(server) -> list[dict]:

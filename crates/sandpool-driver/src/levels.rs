@@ -8,11 +8,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_wire::agent::Activation;
-use sandpool_wire::egress::{Policy, SecretValue};
+use sandpool_wire::egress::{Policy, SecretValue, Told};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{Change, Description, Driver, DriverError, GoneReason, Owner, Sandbox, Stream, Template, Usage};
@@ -230,6 +231,18 @@ impl Driver for Levels {
 
     async fn entrust(&self, id: SandboxId, secrets: &[SecretValue]) -> Result<(), DriverError> {
         self.of(id).await?.entrust(id, secrets).await
+    }
+
+    async fn decided(&self) -> Told {
+        let mut waiting: Vec<_> = self.drivers.iter().map(|(_, driver)| driver.decided()).collect();
+        std::future::poll_fn(|context| {
+            let told = waiting.iter_mut().find_map(|told| match told.as_mut().poll(context) {
+                Poll::Ready(told) => Some(told),
+                Poll::Pending => None,
+            });
+            told.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {

@@ -73,8 +73,9 @@ struct Inner {
 pub struct NodeConfig {
     /// The pools that are there from the start. When they have their ready sandboxes, the node is ready.
     pub pools: Vec<PoolSpec>,
-    /// Pools that were applied to a node before this one. One that cannot be made is there all the same, and says why.
-    pub applied: Vec<PoolSpec>,
+    /// Pools that were applied to a node before this one, and why there can be no sandbox of one, where that is known. One that cannot be
+    /// made is there all the same, and says why.
+    pub applied: Vec<(PoolSpec, Option<String>)>,
     /// The tenants that have a quota or a weight of their own.
     pub tenants: Vec<Tenant>,
     /// What the host's monotonic clock says now (`CLOCK_MONOTONIC` of Linux). It goes on from server to server, so that sessions
@@ -186,13 +187,16 @@ impl Node {
             };
             node.change_pools().insert(name, pool);
         }
-        for spec in config.applied {
+        for (spec, broken) in config.applied {
             let name = spec.name.clone();
-            let ensured = driver.ensure_pool(&template(&spec)).await;
+            let broken = match broken {
+                Some(why) => Some(why),
+                None => driver.ensure_pool(&template(&spec)).await.err().map(|error| error.to_string()),
+            };
             let pool = node.new_pool(spec, false);
-            if let Err(error) = ensured {
-                tracing::error!(pool = %name, "an applied pool cannot be made: {error}");
-                pool.is_broken(error.to_string());
+            if let Some(why) = broken {
+                tracing::error!(pool = %name, "an applied pool cannot be made: {why}");
+                pool.is_broken(why);
             }
             node.change_pools().entry(name).or_insert(pool);
         }

@@ -189,8 +189,8 @@ struct Written {
 pub struct Prepared {
     /// Those of the configuration.
     pub declared: Vec<PoolSpec>,
-    /// Those that were applied.
-    pub applied: Vec<PoolSpec>,
+    /// Those that were applied, and why one cannot be made.
+    pub applied: Vec<(PoolSpec, Option<String>)>,
     kept: BTreeMap<PoolName, Kept>,
     defaults: BTreeMap<PoolName, (Kept, PoolSpec)>,
 }
@@ -271,11 +271,8 @@ impl Prepared {
                     continue;
                 }
             };
-            if let Some(why) = &broken {
-                tracing::error!(pool = %name, "no sandbox of an applied pool can be made: {why}");
-            }
             self.declared.retain(|declared| declared.name != name);
-            self.applied.push(spec);
+            self.applied.push((spec, broken.clone()));
             let created = UNIX_EPOCH + Duration::from_secs(created);
             let (origin, face) = (Origin::Applied, Arc::new(face));
             let kept = Kept { object, origin, generation, uid, created, face, broken };
