@@ -197,14 +197,19 @@ impl Agent {
         loop {
             self.tick(Instant::now());
             self.pump();
-            for (stream, port) in self.container.as_mut().map(Container::through).unwrap_or_default() {
-                self.connect(stream, port);
-            }
+            self.let_through();
             for (owner, events) in self.wait()? {
                 if !self.ready(owner, events, Instant::now()) {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Connects those who need wait for it no longer.
+    fn let_through(&mut self) {
+        for (stream, port) in self.container.as_mut().map(Container::through).unwrap_or_default() {
+            self.connect(stream, port);
         }
     }
 
@@ -616,6 +621,8 @@ impl Agent {
     }
 
     fn over(&mut self, reason: &str, by_itself: bool) {
+        // Who hears of it may end all of this: whoever has waited has an answer before.
+        self.let_through();
         let mut reason = reason.to_owned();
         reason.truncate(reason.floor_char_boundary(REASON));
         for stream in self.streams.values_mut() {
