@@ -46,14 +46,18 @@ fn directory(context: &Context, asked: Option<&Path>) -> PathBuf {
     asked.map_or_else(|| context.home.images(), Path::to_owned)
 }
 
-/// Builds what is missing of the images of these pools. No thread is left behind.
-pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
+/// Where a server's images are.
+pub(crate) fn store(settings: &Settings) -> Result<Store, Failure> {
     let directory = settings.images.as_deref().ok_or_else(|| Failure::new("no directory of images is set"))?;
-    let store = Store::open(directory).map_err(explain)?;
+    Store::open(directory).map_err(explain)
+}
+
+/// Builds what is missing of the images of these pools. No thread is left behind.
+pub(crate) fn prepare(store: &Store, settings: &Settings) -> Result<Images, Failure> {
     let names: BTreeSet<&str> = settings.pools.iter().map(|pool| pool.image()).collect();
     // An image that has no recipe can only be there already.
     let wanted: Vec<_> = names.iter().filter_map(|name| recipe(name).ok()).collect();
-    build_missing(&store, &wanted)?;
+    build_missing(store, &wanted)?;
     let mut images = Images::new();
     for pool in &settings.pools {
         let name = pool.image();
@@ -73,7 +77,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Images, Failure> {
                 image.manifest.runtime
             )));
         }
-        let image = with_servers(&store, image, &pool.server_packages())?;
+        let image = with_servers(store, image, &pool.server_packages())?;
         images.insert(pool.metadata.name.clone(), Image::from(image));
     }
     Ok(images)

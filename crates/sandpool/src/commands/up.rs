@@ -130,10 +130,10 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
             return Err(Failure::new(format!("another process is starting on {}", home.path().display())));
         }
     };
-    let of_images = start.settings.images.clone().unwrap_or_else(|| home.images());
+    let store = image::store(&start.settings)?;
     // Open for as long as there are sandboxes.
-    let in_use = sandpool_image::Store::open(&of_images).and_then(|store| store.hold()).map_err(image::explain)?;
-    let images = image::prepare(&start.settings)?;
+    let in_use = store.hold().map_err(image::explain)?;
+    let images = image::prepare(&store, &start.settings)?;
     let listeners = Listeners::bind(&start.settings)?;
     if start.detach {
         drop((lock, listeners, in_use));
@@ -143,11 +143,11 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
     let mut settings = start.settings.clone();
     let trust = secrets::install(home, &mut settings, egress)?;
     write_run_files(start, settings, &record, &images, server)?;
-    crate::puller::start(home, &of_images, server)?;
+    crate::puller::start(home, store.directory(), server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
         home: home.path().to_owned(),
-        images: of_images,
+        images: store.directory().to_owned(),
         runtimes: sandpool_process::oci::find(&start.settings.oci_runtimes),
         trust,
         max_sandboxes: MAX_SANDBOXES,
