@@ -41,6 +41,8 @@ pub(crate) enum Call {
         local_servers: bool,
         /// What its sandboxes may reach, as the egress proxy reads it; `None` for nothing, and no way out at all.
         egress: Option<Vec<u8>>,
+        /// For sandboxes around machines: the image as a block device; `rootfs` is then their VMM's, and the limits are the machine's.
+        machine_image: Option<String>,
     },
     RemovePool {
         pool: String,
@@ -206,6 +208,8 @@ pub(crate) struct Record {
     pub(crate) id: Id,
     pub(crate) pool: String,
     pub(crate) purpose: Purpose,
+    /// It is around a machine.
+    pub(crate) is_machine: bool,
     pub(crate) owner: Option<Vec<u8>>,
     pub(crate) activated: bool,
     pub(crate) leaving: bool,
@@ -335,6 +339,7 @@ mod tests {
                     limits: Limits::default().into(),
                     local_servers: true,
                     egress: Some(vec![1, 2, 3]),
+                    machine_image: Some("/images/a.erofs".to_owned()),
                 },
             ];
             for call in calls {
@@ -378,6 +383,7 @@ mod tests {
             id: [255; 16],
             pool: "p".repeat(63),
             purpose: Purpose::Session,
+            is_machine: true,
             owner: Some(vec![255; sandpool_driver::MAX_RECORD]),
             activated: true,
             leaving: true,

@@ -1,6 +1,7 @@
 //! The Driver seam over the control socket: what the server knows of its launcher's sandboxes.
 
 mod boot;
+mod machines;
 mod port;
 mod stream;
 
@@ -8,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -26,6 +28,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::control::{self, Answer, Call, FromLauncher, Purpose, Record, Refusal, ToLauncher, Why};
 use boot::Dialled;
+pub use machines::{EMULATED, MachineDriver, Machines};
 use stream::AgentStream;
 
 /// The longest wait for the launcher's answer. It builds a sandbox in milliseconds.
@@ -47,6 +50,8 @@ pub struct ProcessDriver {
     next_request: AtomicU32,
     state: Mutex<State>,
     changes: broadcast::Sender<Change>,
+    /// The same, of sandboxes around machines: [`MachineDriver`] is theirs.
+    machine_changes: broadcast::Sender<Change>,
     closed: watch::Sender<bool>,
     this: Weak<Self>,
 }
@@ -56,6 +61,8 @@ struct State {
     waiting: HashMap<u32, oneshot::Sender<Reply>>,
     known: HashMap<SandboxId, Known>,
     templates: HashMap<PoolName, Template>,
+    /// Those of them whose sandboxes are around machines.
+    machines: HashSet<PoolName>,
     /// Pools whose zygotes are kept fresh.
     fresh: HashSet<PoolName>,
 }
@@ -72,6 +79,8 @@ type Reply = (Result<Answer, Refusal>, Option<OwnedFd>);
 #[derive(Debug)]
 struct Known {
     sandbox: Sandbox,
+    /// It is around a machine.
+    is_machine: bool,
     /// The stream that told of its readiness, until somebody dials.
     stream: Option<Dialled>,
     /// Why we ask for its end, when it is more than "destroyed".
@@ -103,6 +112,7 @@ impl ProcessDriver {
             next_request: AtomicU32::new(1),
             state: Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
+            machine_changes: broadcast::channel(CHANGES).0,
             closed: watch::channel(false).0,
             this: Weak::clone(this),
         });
@@ -123,7 +133,7 @@ impl ProcessDriver {
                 owner: record.owner.map(|record| Owner { record }),
                 activated: record.activated,
             };
-            driver.state().known.insert(id, Known { sandbox, stream: None, fate: None });
+            driver.state().known.insert(id, Known { sandbox, is_machine: record.is_machine, stream: None, fate: None });
             tokio::spawn(Arc::clone(&driver).watch_boot(id, REDIAL));
         }
         Ok(driver)
@@ -164,15 +174,21 @@ impl ProcessDriver {
     }
 
     fn gone(&self, id: SandboxId, why: Why) {
-        let fate = self.state().known.remove(&id).and_then(|known| known.fate);
+        let known = self.state().known.remove(&id);
+        let is_machine = known.as_ref().is_some_and(|known| known.is_machine);
+        let fate = known.and_then(|known| known.fate);
         let reason = fate.unwrap_or(match why {
             Why::Destroyed => GoneReason::Destroyed,
             Why::OutOfMemory => GoneReason::OutOfMemory,
             Why::Died(how) => GoneReason::Died(how),
             Why::BootFailed(why) => GoneReason::BootFailed(why),
         });
+        self.tell(is_machine, Change::Gone { id, reason });
+    }
+
+    fn tell(&self, is_machine: bool, change: Change) {
         // Nobody may be watching.
-        let _ = self.changes.send(Change::Gone { id, reason });
+        let _ = if is_machine { &self.machine_changes } else { &self.changes }.send(change);
     }
 
     async fn ask(&self, call: Call) -> Result<(Answer, Option<OwnedFd>), DriverError> {
@@ -240,36 +256,38 @@ impl ProcessDriver {
         }
     }
 
-    fn changed(&self, sandbox: &Sandbox) {
-        // Nobody may be watching.
-        let _ = self.changes.send(Change::Upsert(sandbox.clone()));
-    }
-}
-
-#[async_trait]
-impl Driver for ProcessDriver {
-    fn describe(&self) -> Description {
-        crate::host::describe()
+    fn changed(&self, known: &Known) {
+        self.tell(known.is_machine, Change::Upsert(known.sandbox.clone()));
     }
 
-    async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
-        let rootfs = template.rootfs.to_str().ok_or_else(|| {
-            DriverError::Invalid(format!("the image's path {} is not UTF-8", template.rootfs.display()))
-        })?;
+    async fn ensure(&self, template: &Template, machine: Option<(&Path, &Path)>) -> Result<(), DriverError> {
+        let text = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.ok_or_else(|| DriverError::Invalid(format!("the image's path {} is not UTF-8", path.display())))
+        };
         let call = Call::EnsurePool {
             pool: template.pool.to_string(),
             runtime: template.runtime,
-            rootfs: rootfs.to_owned(),
+            rootfs: text(machine.map_or(&template.rootfs, |(root, _)| root))?,
             limits: template.limits.into(),
             local_servers: template.local_servers,
             egress: template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?,
+            machine_image: machine.map(|(_, image)| text(image)).transpose()?,
         };
         let has_zygote = match self.ask(call).await?.0 {
             Answer::Pool { has_zygote } => has_zygote,
             _ => return Err(unavailable(&"the launcher answered something else")),
         };
-        self.state().templates.insert(template.pool.clone(), template.clone());
-        let can_be_frozen = template.runtime == Runtime::Python;
+        {
+            let mut state = self.state();
+            state.templates.insert(template.pool.clone(), template.clone());
+            match machine {
+                Some(_) => state.machines.insert(template.pool.clone()),
+                None => state.machines.remove(&template.pool),
+            };
+        }
+        // A machine is frozen whatever is in it: that is not begun yet.
+        let can_be_frozen = machine.is_some() || template.runtime == Runtime::Python;
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());
         }
@@ -283,8 +301,46 @@ impl Driver for ProcessDriver {
         Ok(())
     }
 
+    async fn list_those(&self, are_machines: bool) -> Result<Vec<Sandbox>, DriverError> {
+        let records = self.records().await?;
+        let state = self.state();
+        let asked = |record: &Record| record.purpose == Purpose::Session && record.is_machine == are_machines;
+        let sandboxes = records.into_iter().filter(asked).filter_map(|record| {
+            let known = state.known.get(&SandboxId(record.id)).map(|known| &known.sandbox);
+            let phase = known.map_or(Phase::Booting, |known| known.phase);
+            Some(Sandbox {
+                id: SandboxId(record.id),
+                pool: PoolName::parse(&record.pool).ok()?,
+                phase: match (record.lost, record.leaving) {
+                    (true, _) => Phase::Lost,
+                    (false, true) => Phase::Leaving,
+                    (false, false) => phase,
+                },
+                boot_id: known.and_then(|known| known.boot_id),
+                owner: record.owner.map(|record| Owner { record }),
+                activated: record.activated,
+            })
+        });
+        Ok(sandboxes.collect())
+    }
+}
+
+#[async_trait]
+impl Driver for ProcessDriver {
+    fn describe(&self) -> Description {
+        crate::host::describe()
+    }
+
+    async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
+        self.ensure(template, None).await
+    }
+
     async fn remove_pool(&self, pool: &PoolName) -> Result<(), DriverError> {
-        self.state().templates.remove(pool);
+        {
+            let mut state = self.state();
+            state.templates.remove(pool);
+            state.machines.remove(pool);
+        }
         self.ask(Call::RemovePool { pool: pool.to_string() }).await.map(drop)
     }
 
@@ -332,25 +388,7 @@ impl Driver for ProcessDriver {
     }
 
     async fn list(&self) -> Result<Vec<Sandbox>, DriverError> {
-        let records = self.records().await?;
-        let state = self.state();
-        let sandboxes = records.into_iter().filter(|record| record.purpose == Purpose::Session).filter_map(|record| {
-            let known = state.known.get(&SandboxId(record.id)).map(|known| &known.sandbox);
-            let phase = known.map_or(Phase::Booting, |known| known.phase);
-            Some(Sandbox {
-                id: SandboxId(record.id),
-                pool: PoolName::parse(&record.pool).ok()?,
-                phase: match (record.lost, record.leaving) {
-                    (true, _) => Phase::Lost,
-                    (false, true) => Phase::Leaving,
-                    (false, false) => phase,
-                },
-                boot_id: known.and_then(|known| known.boot_id),
-                owner: record.owner.map(|record| Owner { record }),
-                activated: record.activated,
-            })
-        });
-        Ok(sandboxes.collect())
+        self.list_those(false).await
     }
 
     fn watch(&self) -> broadcast::Receiver<Change> {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
+use sandpool_driver::{Change, Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -215,9 +215,10 @@ impl ProcessDriver {
         let sandbox =
             Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
         // Known before the launcher knows it, so that its end cannot come first.
+        let is_machine = self.state().machines.contains(pool);
         let is_new = !self.state().known.contains_key(&id);
         if is_new {
-            self.state().known.insert(id, Known { sandbox: sandbox.clone(), stream: None, fate: None });
+            self.state().known.insert(id, Known { sandbox: sandbox.clone(), is_machine, stream: None, fate: None });
         }
         let created = self.ask(Call::Create { id: id.0, pool: pool.to_string(), purpose: Purpose::Session }).await;
         if !is_new {
@@ -227,7 +228,7 @@ impl ProcessDriver {
             self.state().known.remove(&id);
             return Err(error);
         }
-        self.changed(&sandbox);
+        self.tell(is_machine, Change::Upsert(sandbox));
         if let Some(driver) = self.this.upgrade() {
             tokio::spawn(driver.watch_boot(id, limit));
         }
@@ -314,7 +315,7 @@ impl ProcessDriver {
                     known.sandbox.phase = Phase::Ready;
                     known.sandbox.boot_id = Some(dialled.boot_id);
                     known.stream = Some(dialled);
-                    self.changed(&known.sandbox);
+                    self.changed(known);
                 }
                 return;
             }
@@ -341,7 +342,7 @@ impl ProcessDriver {
         let mut state = self.state();
         let known = state.known.get_mut(&id).ok_or_else(|| DriverError::Gone(id.to_string()))?;
         change(&mut known.sandbox);
-        self.changed(&known.sandbox);
+        self.changed(known);
         Ok(())
     }
 

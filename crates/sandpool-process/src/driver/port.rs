@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use rustix::net::{AddressFamily, SocketType};
 use sandpool_driver::{DriverError, Stream};
@@ -9,6 +10,7 @@ use sandpool_sys::packet;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 
+use super::stream::AgentStream;
 use super::unavailable;
 
 /// Takes the connection that the agent hands over on this stream, once it is made. Whoever calls sets the limit.
@@ -22,22 +24,36 @@ pub(super) async fn take(stream: OwnedFd, port: u16) -> Result<Stream, DriverErr
     };
     #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
     let stream = AsyncFd::new(stream).map_err(|error| unavailable(&error))?;
-    let mut said = [0; 8];
-    let (length, mut fds) = loop {
+    // Byte by byte: after a yes without a connection, what follows is that one's own.
+    let mut said = Vec::new();
+    let connection = loop {
         let mut ready = stream.readable().await.map_err(|error| unavailable(&error))?;
-        match packet::receive(stream.get_ref(), &mut said) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+        let mut byte = [0];
+        match packet::receive(stream.get_ref(), &mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+                continue;
+            }
             Err(error) => return Err(unavailable(&error)),
-            Ok(received) => break received,
+            Ok((0, _)) => return Err(unavailable(&"the agent handed over no connection")),
+            Ok((_, mut fds)) => {
+                said.push(byte[0]);
+                match (said.as_slice(), fds.pop()) {
+                    ([0], Some(connection)) => break connection,
+                    // A machine's: it is made inside, and passed on here.
+                    ([1], None) => {
+                        let stream = AgentStream::new(UnixStream::from(stream.into_inner()));
+                        return stream.map(|stream| Box::new(stream) as Stream).map_err(|error| unavailable(&error));
+                    }
+                    ([a, b, c, d], None) => {
+                        let number = i32::from_be_bytes([*a, *b, *c, *d]);
+                        return Err(refused(&io::Error::from_raw_os_error(number)));
+                    }
+                    ([0, ..], None) => {}
+                    _ => return Err(unavailable(&"the agent handed over no connection")),
+                }
+            }
         }
-    };
-    let connection = match (&said[..length], fds.pop()) {
-        ([0], Some(connection)) => connection,
-        ([a, b, c, d], None) => {
-            let number = i32::from_be_bytes([*a, *b, *c, *d]);
-            return Err(refused(&io::Error::from_raw_os_error(number)));
-        }
-        _ => return Err(unavailable(&"the agent handed over no connection")),
     };
     // It comes out of a sandbox: it is a TCP connection, or nothing.
     let is_tcp = matches!(rustix::net::sockopt::socket_type(&connection), Ok(SocketType::STREAM))

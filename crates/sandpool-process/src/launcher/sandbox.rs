@@ -17,7 +17,7 @@ use super::egress::Gate;
 use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
 use crate::control::{Answer, FromLauncher, Id, Purpose, Record, Refusal, Why};
-use crate::setup::{Blueprint, WayOut, Zygote, become_sandbox};
+use sandpool_walls::setup::{Blueprint, Inherited, WayOut, Zygote, become_sandbox};
 
 /// The longest sentence taken from a start that failed, in bytes.
 const MAX_WORDS: usize = 2048;
@@ -42,6 +42,8 @@ const CALM_LOOKS: u32 = 4;
 pub(super) struct Live {
     pub(super) slot: u32,
     pub(super) pool: String,
+    /// A machine runs in it.
+    pub(super) is_machine: bool,
     pub(super) owner: Option<Vec<u8>>,
     pub(super) activated: bool,
     pub(super) group: Group,
@@ -295,11 +297,12 @@ impl Launcher {
                     rootfs: &pool.rootfs,
                     rootfs_is: pool.rootfs_is,
                     trust: self.config.trust.get(name).map(|trust| (trust, nonce)),
-                    runtime: pool.runtime.word(),
+                    words: &pool.words(),
                     limits,
+                    disk: None,
                     local_servers: pool.local_servers,
                     is_container: pool.runtime == Runtime::Container,
-                    filters: &self.filters,
+                    filters: if pool.machine.is_some() { &self.vmm_filters } else { &self.filters },
                     way_out: match (&handover, &pool.egress) {
                         (Some((_, there)), _) => WayOut::Listeners(there),
                         (None, Some(_)) => WayOut::FilesOnly,
@@ -312,7 +315,12 @@ impl Launcher {
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     // None of the other sandboxes' descriptors, of which there may be more than one sandbox may have.
                     let own = [&go_in, &words_out, &agents_end, &self.agent].into_iter();
-                    let own = own.chain(&zygote).chain(&pool.zygote).chain(handover.as_ref().map(|(_, there)| there));
+                    let image = pool.machine.as_ref().map(|machine| &machine.image);
+                    let own = own
+                        .chain(image)
+                        .chain(&zygote)
+                        .chain(&pool.zygote)
+                        .chain(handover.as_ref().map(|(_, there)| there));
                     let own = own.map(AsFd::as_fd);
                     if sys::close_all_but(&own.chain(entrance.descriptors()).collect::<Vec<_>>()).is_err() {
                         return;
@@ -334,7 +342,11 @@ impl Launcher {
                         };
                         // Where the kernel has no such files, it makes way for nobody.
                         let turns = group.turns().ok().map(|files| (files, group.whole_share(&limits)));
-                        Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), agents_end, zygote, turns))
+                        // A keeper does not know what its machine computes for.
+                        let turns = turns.filter(|_| image.is_none());
+                        let image = image.map(OwnedFd::try_clone).transpose()?;
+                        let inherited = Inherited { control: agents_end, image, zygote, turns };
+                        Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), inherited))
                     };
                     say(&start().unwrap_or_else(|error| error.to_string()));
                 }));
@@ -344,6 +356,7 @@ impl Launcher {
         let live = Live {
             slot,
             pool: name.to_owned(),
+            is_machine: pool.machine.is_some(),
             owner: None,
             activated: false,
             group: group.clone(),
@@ -477,8 +490,8 @@ impl Launcher {
         };
         let (pool, peak) = (live.pool, live.group.memory_peak());
         if live.activated && !matches!(why, Why::Destroyed) {
-            let (pool, owner, purpose) = (pool.clone(), live.owner, Purpose::Session);
-            self.lost.add(Record { id, pool, purpose, owner, activated: true, leaving: false, lost: true });
+            let (pool, owner, purpose, is_machine) = (pool.clone(), live.owner, Purpose::Session, live.is_machine);
+            self.lost.add(Record { id, pool, purpose, is_machine, owner, activated: true, leaving: false, lost: true });
         }
         if let Some(Making { file, is_complete: true }) = &live.zygote {
             self.keep(&pool, file);

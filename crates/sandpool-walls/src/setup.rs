@@ -26,14 +26,13 @@ use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox;
 
 use crate::confine::{self, NEWEST};
-use crate::launcher::Trust;
 use crate::seccomp::Filters;
 
 /// The uid and gid of pid 1 inside a sandbox (ID2).
-pub(crate) const AGENT: u32 = 998;
+pub const AGENT: u32 = 998;
 
 /// The uid and gid of everything that a session runs (ID2).
-pub(crate) const WORKLOAD: u32 = 1000;
+pub const WORKLOAD: u32 = 1000;
 
 /// Where host, image and new root meet while a sandbox is built: a directory that every host has.
 const SITE: &str = "/tmp";
@@ -42,7 +41,7 @@ const SITE: &str = "/tmp";
 const SHM: u64 = 64 << 20;
 
 /// What is masked in /proc (FS6): it tells of the host, or acts on it.
-pub(crate) const MASKED: [&str; 41] = [
+pub const MASKED: [&str; 41] = [
     "kcore",
     "keys",
     "key-users",
@@ -97,34 +96,53 @@ const AUTHORITY: &str = "etc/ssl/sandpool.pem";
 const MAX_BUNDLE: u64 = 1 << 20;
 
 /// What a sandbox is built in holds so many bytes (FS1).
-pub(crate) const SITE_SIZE: u64 = 1 << 20;
+pub const SITE_SIZE: u64 = 1 << 20;
 
 /// What can only be read in /proc (FS6).
 const READ_ONLY: [&str; 6] = ["sys", "bus", "fs", "irq", "driver", "tty"];
 
 /// The newest version of Landlock whose rights are used, where the kernel has them.
-pub(crate) const LANDLOCK: i32 = NEWEST as i32;
+pub const LANDLOCK: i32 = NEWEST as i32;
+
+/// Makes, for a sandbox that is told from others by these bytes, the certificate (PEM) of an authority that it trusts.
+pub struct Trust(pub Box<Certify>);
+
+/// See [`Trust`].
+pub type Certify = dyn Fn(&[u8; 16]) -> io::Result<String>;
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trust")
+    }
+}
 
 /// What a sandbox is built from.
-pub(crate) struct Blueprint<'a> {
-    pub(crate) rootfs: &'a Path,
+pub struct Blueprint<'a> {
+    /// Its image's root.
+    pub rootfs: &'a Path,
     /// Device and inode of `rootfs`, as they were when the pool was made.
-    pub(crate) rootfs_is: (u64, u64),
+    pub rootfs_is: (u64, u64),
     /// What it trusts besides its image's certificates, and what tells it from others there.
-    pub(crate) trust: Option<(&'a Trust, [u8; 16])>,
-    pub(crate) runtime: &'static str,
-    pub(crate) limits: Limits,
+    pub trust: Option<(&'a Trust, [u8; 16])>,
+    /// The first words of its first process's arguments.
+    pub words: &'a [String],
+    /// What it may use.
+    pub limits: Limits,
+    /// What is mounted at `/mnt/data`, which belongs to [`WORKLOAD`] there; `None` for memory.
+    pub disk: Option<BorrowedFd<'a>>,
     /// LL2: whether programs may listen and connect on loopback.
-    pub(crate) local_servers: bool,
+    pub local_servers: bool,
     /// Its root can be written to, within its disk, and any port can be listened at.
-    pub(crate) is_container: bool,
-    pub(crate) filters: &'a Filters,
-    pub(crate) way_out: WayOut<'a>,
+    pub is_container: bool,
+    /// Its system calls.
+    pub filters: &'a Filters,
+    /// What leads out of it.
+    pub way_out: WayOut<'a>,
 }
 
 /// Whether anything is reached from a sandbox, and how.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum WayOut<'a> {
+pub enum WayOut<'a> {
     /// Its network is empty.
     None,
     /// Its network is empty, but its files are those of one with a way out: a zygote's is that of the sandboxes that start from it.
@@ -133,24 +151,41 @@ pub(crate) enum WayOut<'a> {
     Listeners(&'a OwnedFd),
 }
 
-/// The file of a pool's zygote, and what the agent does with it.
-pub(crate) enum Zygote {
+/// The file of a pool's zygote, and what the first process does with it.
+pub enum Zygote {
+    /// It writes it.
     Freeze(OwnedFd),
+    /// It starts from it.
     Thaw(OwnedFd),
 }
 
+/// The descriptors of a sandbox's first process from 3 on, in this order. Its arguments say which of them it has.
+pub struct Inherited {
+    /// Where streams arrive.
+    pub control: OwnedFd,
+    /// The image that a machine has as its disk.
+    pub image: Option<OwnedFd>,
+    /// Its pool's zygote.
+    pub zygote: Option<Zygote>,
+    /// Three files of its control group, and what is its whole share.
+    pub turns: Option<([OwnedFd; 3], String)>,
+}
+
 /// Builds the sandbox around the calling process and becomes its agent. Comes back only with what went wrong.
-pub(crate) fn become_sandbox(
+pub fn become_sandbox(
     blueprint: &Blueprint<'_>,
     (agent, tree): (OwnedFd, Option<OwnedFd>),
-    control: OwnedFd,
-    zygote: Option<Zygote>,
-    turns: Option<([OwnedFd; 3], String)>,
+    inherited: Inherited,
 ) -> String {
     let built = build(blueprint, tree).and_then(|()| {
         let text = |text: &str| CString::new(text).map_err(io::Error::from);
-        let mut argv = vec![text("sandpool-agent")?, text(blueprint.runtime)?];
+        let Inherited { control, image, zygote, turns } = inherited;
+        let mut argv = vec![text("sandpool-agent")?];
+        for word in blueprint.words {
+            argv.push(text(word)?);
+        }
         let mut keep = vec![control];
+        keep.extend(image);
         match zygote {
             None => {}
             Some(Zygote::Freeze(file)) => {
@@ -187,7 +222,7 @@ fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
 }
 
 /// All that is built before the agent is started and filtered; `tree` is the image with its owners mapped.
-pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()> {
+pub fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::reset_signals();
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
@@ -222,7 +257,7 @@ pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Res
 }
 
 /// Takes the place of root in namespaces that the process was cloned into.
-pub(crate) fn enter_namespaces() -> io::Result<()> {
+pub fn enter_namespaces() -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::new_network_and_cgroup_namespaces().map_err(step("the network and cgroup namespaces"))?;
     become_id(0).map_err(step("the user namespace"))?;
@@ -316,7 +351,7 @@ fn tmpfs(size: u64, owner: u32, mode: &str, attributes: MountAttrFlags) -> io::R
     new_mount("tmpfs", &options, attributes)
 }
 
-fn attach(mount: &OwnedFd, place: &str) -> io::Result<()> {
+fn attach(mount: impl AsFd, place: &str) -> io::Result<()> {
     rustix::mount::move_mount(mount.as_fd(), "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|error| failed(place, &io::Error::from(error)))
 }
@@ -333,9 +368,9 @@ fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
 }
 
 /// A bounded file system to build in, where nothing that is mounted reaches the host's own tree (FS1).
-pub(crate) fn make_site(size: u64) -> io::Result<()> {
+pub fn make_site(size: u64) -> io::Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    attach(&tmpfs(size, 0, "755", PLAIN)?, SITE)?;
+    attach(tmpfs(size, 0, "755", PLAIN)?, SITE)?;
     std::env::set_current_dir(SITE)
 }
 
@@ -350,7 +385,7 @@ fn overlay(layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
 /// The same, with a layer over them for what the sandbox writes: a file system in memory, of the size of its disk.
 fn writable_overlay(blueprint: &Blueprint<'_>, layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     make_directory("written")?;
-    attach(&tmpfs(blueprint.limits.data, 0, "755", PLAIN)?, "written")?;
+    attach(tmpfs(blueprint.limits.data, 0, "755", PLAIN)?, "written")?;
     for directory in ["written/upper", "written/work"] {
         make_directory(directory)?;
     }
@@ -370,14 +405,14 @@ fn proc() -> io::Result<OwnedFd> {
 }
 
 /// Whether [`build`]'s overlay can be made here, of `layer` and the site.
-pub(crate) fn try_overlay(layer: &Path) -> io::Result<()> {
+pub fn try_overlay(layer: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let (top, layer) = (rustix::fs::open(".", flags, Mode::empty())?, rustix::fs::open(layer, flags, Mode::empty())?);
     overlay(&[top.as_fd(), layer.as_fd()]).map(drop)
 }
 
 /// Whether [`build`]'s /proc can be made here.
-pub(crate) fn try_proc() -> io::Result<()> {
+pub fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
@@ -423,13 +458,13 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     if let Some(tree) = tree {
         make_directory("image")?;
         attach(&tree, "image")?;
-        attach(&writable_overlay(blueprint, &[top.as_fd(), tree.as_fd()])?, "root")?;
+        attach(writable_overlay(blueprint, &[top.as_fd(), tree.as_fd()])?, "root")?;
     } else {
-        attach(&overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
+        attach(overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
     }
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
+    attach(tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
     for device in ["null", "zero", "full", "random", "urandom"] {
         fs::write(format!("root/dev/{device}"), "")?;
         let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
@@ -449,15 +484,18 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     }
     let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("max", "64")];
     let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
-    attach(&new_mount("devpts", &terminals, quiet)?, "root/dev/pts")?;
-    attach(&tmpfs(SHM.min(blueprint.limits.memory / 2), WORKLOAD, "1777", PLAIN | no_exec)?, "root/dev/shm")?;
+    attach(new_mount("devpts", &terminals, quiet)?, "root/dev/pts")?;
+    attach(tmpfs(SHM.min(blueprint.limits.memory / 2), WORKLOAD, "1777", PLAIN | no_exec)?, "root/dev/shm")?;
     // FS4.
     // Whom a container's program runs as is known only to its image.
     let whose = if blueprint.is_container { "1777" } else { "755" };
-    attach(&tmpfs(blueprint.limits.data, WORKLOAD, whose, PLAIN)?, "root/mnt/data")?;
-    attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
-    attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
-    attach(&proc()?, "root/proc")?;
+    match blueprint.disk {
+        Some(disk) => attach(disk, "root/mnt/data")?,
+        None => attach(tmpfs(blueprint.limits.data, WORKLOAD, whose, PLAIN)?, "root/mnt/data")?,
+    }
+    attach(tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
+    attach(tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
+    attach(proc()?, "root/proc")?;
     mask_proc()?;
     // `/dev` itself holds no file anybody may write to; its submounts keep their own rules.
     remount_read_only("root/dev", PLAIN | no_exec)?;

@@ -31,6 +31,19 @@ impl Filters {
     /// # Errors
     /// `Unsupported` on an instruction set that has no list yet.
     pub fn compile() -> io::Result<Self> {
+        Self::compile_with(&[libc::SYS_seccomp])
+    }
+
+    /// Compiles those for VMMs, which put a narrower filter of their own over them.
+    ///
+    /// # Errors
+    /// As [`Filters::compile`].
+    pub fn compile_for_vmm() -> io::Result<Self> {
+        Self::compile_with(&[])
+    }
+
+    /// With these calls refused besides the privileged ones.
+    fn compile_with(refused: &[i64]) -> io::Result<Self> {
         if std::env::consts::ARCH != "x86_64" {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "no system call list for this instruction set"));
         }
@@ -45,7 +58,7 @@ impl Filters {
             Ok(tree::compile(&verdicts.collect::<io::Result<_>>()?, otherwise))
         };
         let known: Vec<i64> = [ALLOWED, CONDITIONAL, BY_NUMBER].concat();
-        let privileged: Vec<i64> = [PRIVILEGED, &[libc::SYS_seccomp]].concat();
+        let privileged: Vec<i64> = [PRIVILEGED, refused].concat();
         let programs = vec![
             whole(&known, Verdict::Allow, Verdict::Errno(libc::ENOSYS))?,
             // `sync` would flush the disks of the whole host: it has "worked".
