@@ -52,7 +52,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn build(crates: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    for source in ["sandpool-agent", "sandpool-wire", "sandpool-sys", "sandpool-wall"] {
+    for source in ["sandpool-agent", "sandpool-vm", "sandpool-walls", "sandpool-wire", "sandpool-core", "sandpool-sys"]
+    {
         for part in ["src", "Cargo.toml", "build.rs", "runners"] {
             let path = crates.join(source).join(part);
             if path.exists() {

@@ -37,20 +37,24 @@ const LICENCES: [&str; 14] = [
 const MAX_DUPLICATES: usize = 30;
 
 /// The arrows between rooms: a crate and the only rooms it may enter.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("sandpool-core", &[]),
     ("sandpool-wire", &[]),
     ("sandpool-sys", &[]),
     ("sandpool-telemetry", &[]),
-    ("sandpool-wall", &["sandpool-sys"]),
     ("sandpool-driver", &["sandpool-core", "sandpool-wire"]),
-    ("sandpool-agent", &["sandpool-wire", "sandpool-sys", "sandpool-wall"]),
+    ("sandpool-walls", &["sandpool-core", "sandpool-sys"]),
+    ("sandpool-vm", &["sandpool-core", "sandpool-wire", "sandpool-sys", "sandpool-walls"]),
+    ("sandpool-agent", &["sandpool-wire", "sandpool-sys", "sandpool-walls", "sandpool-vm"]),
     ("sandpool-attack", &[]),
     ("sandpool-console", &[]),
     ("sandpool-image", &[]),
     ("sandpool-bench", &["sandpool-sys"]),
     ("sandpool-egress", &["sandpool-core", "sandpool-wire", "sandpool-sys"]),
-    ("sandpool-process", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys", "sandpool-wall"]),
+    (
+        "sandpool-process",
+        &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-sys", "sandpool-walls", "sandpool-vm"],
+    ),
     ("sandpool-store", &["sandpool-core"]),
     ("sandpool-node", &["sandpool-core", "sandpool-wire", "sandpool-driver", "sandpool-store", "sandpool-telemetry"]),
     ("sandpool-objects", &["sandpool-core", "sandpool-wire", "sandpool-egress", "sandpool-image", "sandpool-node"]),

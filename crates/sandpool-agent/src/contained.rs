@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet};
 use sandpool_sys::workload::{self, Identity};
-use sandpool_wall::Policy;
+use sandpool_walls::landlock::Policy;
 
 /// Whom the agent is (ID2).
 const AGENT: Identity = Identity { uid: 998, gid: 998 };
@@ -68,7 +68,7 @@ impl Contained {
             workload::become_with(AGENT, kept()).map_err(step("another user"))?;
         } else {
             secure().map_err(step("its capabilities"))?;
-            sandpool_wall::restrict(self.policy).map_err(step("Landlock"))?;
+            sandpool_walls::landlock::restrict(self.policy).map_err(step("Landlock"))?;
             let filters = whole(&self.filters).map_err(step("the system call filters"))?;
             workload::install_filters(&filters).map_err(step("the system call filters"))?;
         }

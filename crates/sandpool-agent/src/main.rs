@@ -4,6 +4,9 @@
 //! socket; the file of the pool's zygote, to be written or to be started from; and three files of its control group ([`Files`]). In a container
 //! an OCI runtime starts it, with `contained=...` and what [`sandpool_agent::contained`] takes; and outside of that it is what starts the runtime
 //! (`shim`, [`sandpool_agent::shim`]).
+//!
+//! Around a machine it is started as `sandpool-agent keeper MACHINE... [freeze|thaw]`, with its control socket, the image's disk and the
+//! file of the template; inside it, the kernel starts it without arguments.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ use sandpool_agent::shim;
 use sandpool_agent::turn::{Files, Turn};
 use sandpool_agent::zygote::Zygote;
 use sandpool_sys::workload::{self, Identity};
+use sandpool_vm::keeper::{self, Template};
+use sandpool_vm::machine::Machine;
 use sandpool_wire::agent::Runtime;
 
 /// Where the launcher puts the control socket. What else it gives follows, in the order of the words.
@@ -30,16 +35,42 @@ const WORKLOAD: Identity = Identity { uid: 1000, gid: 1000 };
 const IMAGE_FILE_LIMIT: u64 = 64 * 1024;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("shim") {
-        return shim::run(std::env::args_os().skip(2));
+    if sandpool_vm::guest::is_here() {
+        sandpool_vm::guest::run();
+        return ExitCode::FAILURE;
     }
-    match serve() {
+    let started = match std::env::args().nth(1).as_deref() {
+        Some("shim") => return shim::run(std::env::args_os().skip(2)),
+        Some("keeper") => keep(),
+        _ => serve(),
+    };
+    match started {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sandpool-agent: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Keeps a machine, as the first process of the sandbox around it.
+fn keep() -> std::io::Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let mut words: Vec<String> = std::env::args().skip(2).collect();
+    let control = workload::inherited(CONTROL)?;
+    let image = workload::inherited(CONTROL + 1)?;
+    words.retain(|word| !word.starts_with("turns="));
+    let template = match words.last().map(String::as_str) {
+        Some("freeze") => Some(Template::Make(workload::inherited(CONTROL + 2)?)),
+        Some("thaw") => Some(Template::Use(workload::inherited(CONTROL + 2)?)),
+        _ => None,
+    };
+    words.truncate(words.len() - usize::from(template.is_some()));
+    let machine = Machine::parse(words.iter().map(String::as_str))
+        .ok_or_else(|| std::io::Error::other(format!("what machine is {}?", words.join(" "))))?;
+    workload::set_file_identity(WORKLOAD)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    keeper::run(keeper::Config { machine, control, image, template })
 }
 
 fn serve() -> std::io::Result<()> {

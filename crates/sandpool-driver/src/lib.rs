@@ -193,6 +193,8 @@ pub enum Isolation {
     Process,
     /// The same sandboxes through an OCI runtime, this one, or the first that is good enough here.
     Container(Option<OciRuntime>),
+    /// A machine for each sandbox: a kernel of its own behind a VMM, and the process level's walls around that and inside.
+    Microvm,
 }
 
 impl Isolation {
@@ -202,6 +204,7 @@ impl Isolation {
         match self {
             Self::Process => "process",
             Self::Container(_) => "container",
+            Self::Microvm => "microvm",
         }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum Call {
         container: Option<Option<OciRuntime>>,
         /// What its sandboxes may reach, as the egress proxy reads it; `None` for nothing, and no way out at all.
         egress: Option<Vec<u8>>,
+        /// For sandboxes around machines: the image as a block device; `rootfs` is then their VMM's, and the limits are the machine's.
+        machine_image: Option<String>,
     },
     RemovePool {
         pool: String,
@@ -385,6 +387,7 @@ mod tests {
                     local_servers: true,
                     container: Some(Some(OciRuntime::Crun)),
                     egress: Some(vec![1, 2, 3]),
+                    machine_image: Some("/images/a.erofs".to_owned()),
                 },
             ];
             for call in calls {

@@ -1,6 +1,7 @@
 //! The Driver seam over the control socket: what the server knows of its launcher's sandboxes.
 
 mod boot;
+mod machines;
 mod port;
 mod proof;
 mod stream;
@@ -9,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -21,6 +23,7 @@ use sandpool_driver::{
     Template, Usage,
 };
 use sandpool_sys::packet;
+use sandpool_vm::prepared::Prepared;
 use sandpool_wire::agent::{Activation, Runtime};
 use sandpool_wire::egress::{MAX_TOLD, Policy, SecretValue, Told};
 use tokio::io::unix::AsyncFd;
@@ -49,6 +52,8 @@ pub struct ProcessDriver {
     state: Mutex<State>,
     changes: broadcast::Sender<Change>,
     closed: watch::Sender<bool>,
+    /// Where images are, and what machines are made of.
+    images: PathBuf,
     this: Weak<Self>,
 }
 
@@ -57,6 +62,8 @@ struct State {
     waiting: HashMap<u32, oneshot::Sender<Reply>>,
     known: HashMap<SandboxId, Known>,
     templates: HashMap<PoolName, Template>,
+    /// What those of them are made from whose sandboxes are around machines.
+    machines: HashMap<PoolName, Prepared>,
     /// Pools whose zygotes are kept fresh.
     fresh: HashSet<PoolName>,
     /// Which OCI runtime makes the sandboxes of those pools that one does.
@@ -108,11 +115,11 @@ fn packets(number: i32) -> io::Result<OwnedFd> {
 }
 
 impl ProcessDriver {
-    /// Takes up the conversation with the launcher, and with the sandboxes that are already there.
+    /// Takes up the conversation with the launcher, and with the sandboxes that are already there. `images` are the launcher's.
     ///
     /// # Errors
     /// `Unavailable` when the launcher does not answer.
-    pub async fn connect(control: OwnedFd, hears: OwnedFd) -> Result<Arc<Self>, DriverError> {
+    pub async fn connect(control: OwnedFd, hears: OwnedFd, images: &Path) -> Result<Arc<Self>, DriverError> {
         #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
         let watched = |fd| AsyncFd::new(fd).map_err(|error| unavailable(&error));
         let (socket, hears) = (watched(control)?, watched(hears)?);
@@ -123,6 +130,7 @@ impl ProcessDriver {
             state: Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
             closed: watch::channel(false).0,
+            images: images.to_owned(),
             this: Weak::clone(this),
         });
         tokio::spawn(Arc::clone(&driver).listen());
@@ -183,15 +191,20 @@ impl ProcessDriver {
     }
 
     fn gone(&self, id: SandboxId, why: Why) {
-        let fate = self.state().known.remove(&id).and_then(|known| known.fate);
+        let known = self.state().known.remove(&id);
+        let fate = known.and_then(|known| known.fate);
         let reason = fate.unwrap_or(match why {
             Why::Destroyed => GoneReason::Destroyed,
             Why::OutOfMemory => GoneReason::OutOfMemory,
             Why::Died(how) => GoneReason::Died(how),
             Why::BootFailed(why) => GoneReason::BootFailed(why),
         });
+        self.tell(Change::Gone { id, reason });
+    }
+
+    fn tell(&self, change: Change) {
         // Nobody may be watching.
-        let _ = self.changes.send(Change::Gone { id, reason });
+        let _ = self.changes.send(change);
     }
 
     async fn ask(&self, call: Call) -> Result<(Answer, Option<OwnedFd>), DriverError> {
@@ -259,9 +272,8 @@ impl ProcessDriver {
         }
     }
 
-    fn changed(&self, sandbox: &Sandbox) {
-        // Nobody may be watching.
-        let _ = self.changes.send(Change::Upsert(sandbox.clone()));
+    fn changed(&self, known: &Known) {
+        self.tell(Change::Upsert(known.sandbox.clone()));
     }
 }
 
@@ -276,14 +288,20 @@ impl Driver for ProcessDriver {
         let template = state.templates.get(pool);
         match state.made_by.get(pool) {
             Some(made_by) => made_by.describe(template.is_some_and(|template| template.egress.is_some())),
-            None => crate::host::describe(),
+            None => state.machines.get(pool).map_or_else(crate::host::describe, machines::describe),
         }
     }
 
     async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
-        let rootfs = template.rootfs.to_str().ok_or_else(|| {
-            DriverError::Invalid(format!("the image's path {} is not UTF-8", template.rootfs.display()))
-        })?;
+        let machine = match template.isolation {
+            Isolation::Microvm => Some(machines::of(&self.images, template)?),
+            Isolation::Process | Isolation::Container(_) => None,
+        };
+        let (machine, machine_image) = machine.unzip();
+        let rootfs = machine.as_ref().map_or(&template.rootfs, |machine| &machine.root);
+        let rootfs = rootfs
+            .to_str()
+            .ok_or_else(|| DriverError::Invalid(format!("the image's path {} is not UTF-8", rootfs.display())))?;
         let egress = template.egress.as_ref().map(Policy::encode).transpose().map_err(DriverError::Invalid)?;
         let call = |pool: String| Call::EnsurePool {
             pool,
@@ -292,12 +310,13 @@ impl Driver for ProcessDriver {
             limits: template.limits.into(),
             local_servers: template.local_servers,
             container: match template.isolation {
-                Isolation::Process => None,
+                Isolation::Process | Isolation::Microvm => None,
                 Isolation::Container(wanted) => Some(wanted),
             },
             egress: egress.clone(),
+            machine_image: machine_image.clone(),
         };
-        if template.isolation != Isolation::Process {
+        if let Isolation::Container(_) = template.isolation {
             let (driver, pool, limit) = (self.shared()?, template.pool.clone(), template.boot_limit);
             let call = call(control::of_proof(pool.as_str()));
             let proved = whole(async move { driver.prove(&pool, call, limit).await }).await;
@@ -322,8 +341,17 @@ impl Driver for ProcessDriver {
                 Some(made_by) => drop(state.made_by.insert(template.pool.clone(), made_by)),
                 None => drop(state.made_by.remove(&template.pool)),
             }
+            match machine {
+                Some(machine) => drop(state.machines.insert(template.pool.clone(), machine)),
+                None => drop(state.machines.remove(&template.pool)),
+            }
         }
-        let can_be_frozen = template.runtime == Runtime::Python && template.isolation == Isolation::Process;
+        // A machine is frozen whatever is in it: that is not begun yet.
+        let can_be_frozen = match template.isolation {
+            Isolation::Process => template.runtime == Runtime::Python,
+            Isolation::Container(_) => false,
+            Isolation::Microvm => true,
+        };
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());
         }
@@ -343,6 +371,7 @@ impl Driver for ProcessDriver {
             state.templates.remove(pool);
             state.made_by.remove(pool);
             state.refused.remove(pool);
+            state.machines.remove(pool);
         }
         self.ask(Call::RemovePool { pool: pool.to_string() }).await.map(drop)
     }
@@ -393,7 +422,8 @@ impl Driver for ProcessDriver {
     async fn list(&self) -> Result<Vec<Sandbox>, DriverError> {
         let records = self.records().await?;
         let state = self.state();
-        let sandboxes = records.into_iter().filter(|record| record.purpose == Purpose::Session).filter_map(|record| {
+        let asked = |record: &Record| record.purpose == Purpose::Session;
+        let sandboxes = records.into_iter().filter(asked).filter_map(|record| {
             let known = state.known.get(&SandboxId(record.id)).map(|known| &known.sandbox);
             let phase = known.map_or(Phase::Booting, |known| known.phase);
             Some(Sandbox {

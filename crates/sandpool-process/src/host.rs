@@ -15,8 +15,8 @@ use sandpool_driver::Description;
 use serde::Serialize;
 
 use crate::cgroup::Groups;
-use crate::seccomp::Filters;
-use crate::setup;
+use sandpool_walls::seccomp::Filters;
+use sandpool_walls::setup;
 
 /// What one line of a report says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

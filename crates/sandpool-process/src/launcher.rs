@@ -37,6 +37,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 use sandpool_core::limits::Limits;
 use sandpool_sys::counters::Counters;
 use sandpool_sys::sandbox as sys;
+use sandpool_vm::machine::Machine;
 use sandpool_wire::agent::Runtime;
 use sandpool_wire::egress::MAX_POLICY;
 
@@ -44,11 +45,12 @@ use crate::cgroup::Groups;
 use crate::control::{Answer, Call, FromLauncher, Id, MadeBy, PAGE, Record, Refusal, ToLauncher, Why, WireUsage};
 use crate::host;
 use crate::oci::{self, OciRuntime, Program, Runtimes};
-use crate::seccomp::Filters;
 use admission::{Admission, Expected};
 use egress::{Egress, Gate};
 use lingering::Lingering;
 use sandbox::Live;
+use sandpool_walls::seccomp::Filters;
+pub use sandpool_walls::setup::Trust;
 use seeds::Seeds;
 use server::Server;
 use slots::Slots;
@@ -110,18 +112,6 @@ pub struct LauncherConfig {
     pub grace: Duration,
 }
 
-/// Makes, for a sandbox that is told from others by these bytes, the certificate (PEM) of an authority that it trusts.
-pub struct Trust(pub Box<Certify>);
-
-/// See [`Trust`].
-pub type Certify = dyn Fn(&[u8; 16]) -> io::Result<String>;
-
-impl std::fmt::Debug for Trust {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Trust")
-    }
-}
-
 /// How the server, or the egress proxy, is started: this program's own file, as another user.
 #[derive(Debug)]
 pub struct ServerProcess {
@@ -153,9 +143,45 @@ struct Pool {
     zygote: Option<OwnedFd>,
     /// What its sandboxes may reach, as the egress proxy reads it.
     egress: Option<Vec<u8>>,
+    /// What its sandboxes keep, when they are around machines.
+    machine: Option<PoolMachine>,
+}
+
+/// What runs in the sandboxes of a pool of machines.
+struct PoolMachine {
+    machine: Machine,
+    /// The image as a block device, open for reading alone; and device and inode of its file.
+    image: OwnedFd,
+    image_is: (u64, u64),
+}
+
+impl PoolMachine {
+    /// # Errors
+    /// Why there can be no such machine.
+    fn new(machine: Machine, image: &str, images: &Path) -> Result<Self, String> {
+        machine.check()?;
+        let found = std::fs::canonicalize(image).map_err(|error| format!("{image}: {error}"))?;
+        if found != Path::new(image) || !found.starts_with(images) {
+            return Err(format!("{image} is no image: its own path must lie below {}", images.display()));
+        }
+        let file = File::open(&found).map_err(|error| format!("{image}: {error}"))?;
+        let meta = file.metadata().map_err(|error| format!("{image}: {error}"))?;
+        if !meta.is_file() {
+            return Err(format!("{image} is no file"));
+        }
+        Ok(Self { machine, image: file.into(), image_is: (meta.dev(), meta.ino()) })
+    }
 }
 
 impl Pool {
+    /// The arguments of its sandboxes' first processes, without what depends on their purpose.
+    fn words(&self) -> Vec<String> {
+        match &self.machine {
+            None => vec![self.runtime.word().to_owned()],
+            Some(PoolMachine { machine, .. }) => [vec!["keeper".to_owned()], machine.words()].concat(),
+        }
+    }
+
     /// Whether its image is the one that was there when the pool was made.
     fn is_as_it_was(&self) -> bool {
         std::fs::metadata(&self.rootfs).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.rootfs_is)
@@ -222,6 +248,8 @@ struct Launcher {
     filters_file: OwnedFd,
     /// The release of the host's kernel.
     release: String,
+    /// Those of sandboxes around machines.
+    vmm_filters: Filters,
     groups: Groups,
     epoll: OwnedFd,
     signals: OwnedFd,
@@ -345,8 +373,9 @@ impl Launcher {
             slots: Slots::new(config.max_sandboxes.saturating_add(seeds::MOST)),
             _lock: lock,
             agent,
-            filters,
+            filters: Filters::compile()?,
             filters_file,
+            vmm_filters: Filters::compile_for_vmm()?,
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
             groups,
             epoll,
@@ -528,9 +557,14 @@ impl Launcher {
     /// Answers a call; `None` when the answer comes later.
     fn call(&mut self, request: u32, call: Call) -> Option<(Result<Answer, Refusal>, Option<OwnedFd>)> {
         let result = match call {
-            Call::EnsurePool { pool, runtime, rootfs, limits, local_servers, container, egress } => {
-                self.ensure_pool(&pool, runtime, &rootfs, (limits.check(), local_servers, container), egress)
-            }
+            Call::EnsurePool { pool, runtime, rootfs, limits, local_servers, container, egress, machine_image } => self
+                .ensure_pool(
+                    &pool,
+                    runtime,
+                    (&rootfs, machine_image),
+                    (limits.check(), local_servers, container),
+                    egress,
+                ),
             Call::RemovePool { pool } => {
                 self.remove_pool(&pool);
                 Ok(Answer::Done)
@@ -597,16 +631,19 @@ impl Launcher {
         &mut self,
         name: &str,
         runtime: Runtime,
-        rootfs: &str,
+        (rootfs, machine_image): (&str, Option<String>),
         (limits, local_servers, container): (Result<Limits, String>, bool, Option<Option<OciRuntime>>),
         egress: Option<Vec<u8>>,
     ) -> Result<Answer, Refusal> {
-        let limits = limits.map_err(Refusal::Invalid)?;
+        let mut limits = limits.map_err(Refusal::Invalid)?;
         let program = container.map(|wanted| oci::choose(&self.config.runtimes, wanted).cloned()).transpose();
         let program = program.map_err(Refusal::Invalid)?;
         if !local_servers && program.as_ref().is_some_and(|program| program.runtime == OciRuntime::Runsc) {
             let why = "localServers: false needs Landlock, and gVisor's kernel has none";
             return Err(Refusal::Invalid(why.to_owned()));
+        }
+        if egress.is_some() && machine_image.is_some() {
+            return Err(Refusal::Invalid("nothing can be reached from a machine yet".to_owned()));
         }
         if egress.as_ref().is_some_and(|policy| policy.len() > MAX_POLICY) {
             return Err(Refusal::Invalid("what may be reached is said with too many words".to_owned()));
@@ -627,6 +664,14 @@ impl Launcher {
         if !meta.is_dir() || !Path::new(&found).join("usr").is_dir() {
             return Err(Refusal::Invalid(format!("{} holds no root file system", found.display())));
         }
+        let machine = match machine_image {
+            None => None,
+            Some(image) => {
+                let machine = Machine { runtime, limits, local_servers };
+                limits = machine.around();
+                Some(PoolMachine::new(machine, &image, &images).map_err(Refusal::Invalid)?)
+            }
+        };
         if !self.pools.values().any(|pool| pool.rootfs == rootfs) {
             warmth::keep(&rootfs);
         }
@@ -642,6 +687,7 @@ impl Launcher {
                 && pool.local_servers == local_servers
                 && pool.program == program
                 && pool.egress.is_some() == egress.is_some()
+                && same_machine(pool.machine.as_ref(), machine.as_ref())
         });
         if is_known
             && let Some(pool) = self.pools.get_mut(name)
@@ -659,12 +705,14 @@ impl Launcher {
                 (old.runtime, old.rootfs_is, old.egress.is_some()) == (runtime, rootfs_is, egress.is_some())
                     && old.program.is_none()
                     && program.is_none()
+                    && same_machine(old.machine.as_ref(), machine.as_ref())
             };
             // Those that are there keep their way out, with the rules of now.
             let is_ruled_anew = old.as_ref().is_some_and(|old| old.egress != egress);
             let zygote = old.filter(is_alike).and_then(|old| old.zygote);
-            let expected = Expected::new(runtime, limits.memory);
-            let pool = Pool { runtime, rootfs, rootfs_is, limits, local_servers, program, expected, zygote, egress };
+            let expected = Expected::new(runtime, machine.is_some(), limits.memory);
+            let pool =
+                Pool { runtime, rootfs, rootfs_is, limits, local_servers, program, expected, zygote, egress, machine };
             self.pools.insert(name.to_owned(), pool);
             if is_ruled_anew {
                 self.rule_pool(name);
@@ -723,6 +771,12 @@ impl Launcher {
         sandboxes.truncate(PAGE);
         Answer::Page { sandboxes, more }
     }
+}
+
+/// Whether two pools' sandboxes keep the same machines, or none.
+fn same_machine(one: Option<&PoolMachine>, other: Option<&PoolMachine>) -> bool {
+    let what = |pool: &PoolMachine| (pool.machine, pool.image_is);
+    one.map(what) == other.map(what)
 }
 
 /// Lets this process, and the server, have as many descriptors as so many sandboxes need.

@@ -4,22 +4,19 @@
 //! launcher   root, one thread: builds sandboxes, owns them, restarts the server
 //! driver     in the server: the Driver seam, over the control socket
 //! host       what this host can do: `sandpool doctor`, and why a pool is refused
-//! seccomp    the system calls a sandbox may make
 //! ```
 
 mod cgroup;
-mod confine;
+mod contained;
 mod control;
 mod driver;
 pub mod host;
 pub mod launcher;
 pub mod oci;
-pub mod seccomp;
-mod setup;
 
-pub use confine::{confine, confine_proxy};
 pub use control::is_packet;
 pub use driver::{ProcessDriver, control as take_control, hearing as take_hearing};
+pub use sandpool_walls::{confine, confine_proxy};
 
 /// What the host's monotonic clock says now.
 #[must_use]

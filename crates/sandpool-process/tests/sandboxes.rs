@@ -4,14 +4,15 @@
 
 #[path = "stage/agent.rs"]
 mod agent;
+#[path = "stage/bare.rs"]
+mod bare;
 #[path = "stage/level.rs"]
 mod level;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,19 +22,14 @@ use std::time::Duration;
 
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey};
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_driver::contract::Harness;
-use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Phase, Start, Template};
+use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Start, Template};
 use sandpool_node::{Caller, ExecuteRequest, ExecutionState, Node, NodeConfig, NodeError, Open, PoolSpec};
 use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
 use sandpool_process::oci::OciRuntime;
-use sandpool_wire::agent::{
-    Activation, Call, Event, Execute, FromAgent, Outcome as Verdict, Runtime, Stdin, ToAgent, Work,
-};
-use sandpool_wire::frame;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use sandpool_wire::agent::{Activation, Outcome as Verdict, Runtime, Stdin, Work};
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+use bare::{Outcome, Real, id, killer, ready, shell};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -64,18 +60,9 @@ fn start() -> Outcome<()> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let images = std::fs::canonicalize(target)?.join("images");
     std::fs::create_dir_all(&images)?;
-    let rootfs = images.join("shell");
-    if !rootfs.exists() {
-        let partial = images.join("partial");
-        let made = Command::new("mmdebstrap").args(["--quiet", "--variant=minbase", "trixie"]).arg(&partial).status();
-        match made {
-            Ok(status) if status.success() => std::fs::rename(&partial, &rootfs)?,
-            Ok(status) => return Err(format!("mmdebstrap: {status}").into()),
-            Err(error) => {
-                println!("test sandboxes ... SKIPPED: mmdebstrap cannot be run ({error}); apt-get install mmdebstrap");
-                return Ok(());
-            }
-        }
+    if let Err(why) = agent::image(&images) {
+        println!("test sandboxes ... SKIPPED: {why}");
+        return Ok(());
     }
     let agent = agent::build(target)?;
     let mut levels = vec![None];
@@ -146,35 +133,6 @@ fn inherit(home: &Path) -> Outcome<Vec<OwnedFd>> {
     Ok(vec![ours.into(), lives.into()])
 }
 
-/// Kills, for the server that may not, the first processes of all sandboxes, whenever it is asked to.
-fn killer() -> Outcome<()> {
-    let mut asked = UnixStream::from(rustix::stdio::stdin().try_clone_to_owned()?);
-    let launcher = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()).ok_or("no launcher")?;
-    let me = rustix::process::getpid().as_raw_nonzero().get();
-    while asked.read(&mut [0])? == 1 {
-        let mut killed = Vec::new();
-        for entry in std::fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-            let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let is_server = arguments.split(|byte| *byte == 0).nth(1) == Some(b"server");
-            if parent == Some(launcher) && pid != me && !is_server {
-                let pid = rustix::process::Pid::from_raw(pid).ok_or("no process")?;
-                // It may have ended by itself.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                killed.push(entry.path());
-            }
-        }
-        // Until the launcher knows: it must not give out a sandbox made ahead that is at its end.
-        while killed.iter().any(|process| process.exists()) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        asked.write_all(b"!")?;
-    }
-    Ok(())
-}
-
 fn server(args: &[OsString]) -> Outcome<()> {
     let images = PathBuf::from(args.get(2).cloned().unwrap_or_default());
     // The launcher must not start a server again whose test has failed.
@@ -187,7 +145,8 @@ fn server(args: &[OsString]) -> Outcome<()> {
 }
 
 async fn tests(images: &Path) -> Outcome<()> {
-    let driver = ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?).await?;
+    let driver =
+        ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?, images).await?;
     // What `inherit` gives follows what every server has.
     let killer = UnixStream::from(sandpool_sys::workload::inherited(sandpool_process::HEARING_FD + 1)?);
     let lives = File::from(sandpool_sys::workload::inherited(sandpool_process::HEARING_FD + 2)?);
@@ -222,43 +181,11 @@ async fn tests(images: &Path) -> Outcome<()> {
     println!("test changed_pool ... ok");
     node(&driver, &template).await?;
     println!("test node ... ok");
-    let harness = Real { driver: Arc::clone(&driver), template: template.clone(), killer };
+    let harness = Real { driver: Arc::clone(&driver) as Arc<dyn Driver>, template: template.clone(), killer };
     sandpool_driver::contract::run(&harness).await;
     println!("test contract ... ok");
     // From here on this program goes from life to life.
     later_life(0, &driver, &template).await
-}
-
-/// The contract's way to real sandboxes.
-struct Real {
-    driver: Arc<ProcessDriver>,
-    template: Template,
-    killer: UnixStream,
-}
-
-#[async_trait::async_trait]
-impl Harness for Real {
-    fn driver(&self) -> Arc<dyn Driver> {
-        Arc::clone(&self.driver) as Arc<dyn Driver>
-    }
-
-    fn template(&self) -> Template {
-        self.template.clone()
-    }
-
-    fn endless(&self) -> Work {
-        Work::Shell { command: "echo on; exec sleep 1000".to_owned(), stdin: Stdin::Empty }
-    }
-
-    fn changes_kept(&self) -> usize {
-        4096
-    }
-
-    async fn kill(&self, _id: SandboxId) {
-        let mut killer = &self.killer;
-        killer.write_all(b"!").expect("the killer listens");
-        killer.read_exact(&mut [0]).expect("the killer has done it");
-    }
 }
 
 /// This server dies, as if by accident. Its launcher starts it again.
@@ -288,25 +215,25 @@ async fn later_life(life: u64, driver: &Arc<ProcessDriver>, template: &Template)
         }
         1 => {
             assert_eq!(only(200)?.owner, None);
-            ready(driver, &mut watch, id(200)).await?;
+            ready(driver.as_ref(), &mut watch, id(200)).await?;
             driver.assign(id(200), &mine).await?;
             die()
         }
         2 => {
             let found = only(200)?;
             assert!(found.owner.as_ref() == Some(&mine) && !found.activated, "{found:?}");
-            ready(driver, &mut watch, id(200)).await?;
+            ready(driver.as_ref(), &mut watch, id(200)).await?;
             let other = driver.assign(id(200), &Owner { record: b"other".to_vec() }).await;
             assert!(matches!(other, Err(DriverError::Conflict(_))), "{other:?}");
             driver.assign(id(200), &mine).await?;
             driver.activate(id(200), &Activation { env: vec![("SAID".into(), "hello".into())], seed: [1; 32] }).await?;
-            assert_eq!(shell(driver, id(200), "echo $SAID | tee kept").await?, "hello\n");
+            assert_eq!(shell(driver.as_ref(), id(200), "echo $SAID | tee kept").await?, "hello\n");
             die()
         }
         3 => {
             let found = only(200)?;
             assert!(found.owner.as_ref() == Some(&mine) && found.activated, "{found:?}");
-            ready(driver, &mut watch, id(200)).await?;
+            ready(driver.as_ref(), &mut watch, id(200)).await?;
             let again = driver.activate(id(200), &Activation::default()).await;
             assert!(matches!(again, Err(DriverError::Conflict(_))), "{again:?}");
             driver.destroy(id(200)).await?;
@@ -325,7 +252,7 @@ async fn later_life(life: u64, driver: &Arc<ProcessDriver>, template: &Template)
             println!("of 16 sandboxes that were asked for, {} were begun", listed.len());
             for sandbox in &listed {
                 driver.create(sandbox.id, pool).await?;
-                ready(driver, &mut watch, sandbox.id).await?;
+                ready(driver.as_ref(), &mut watch, sandbox.id).await?;
                 driver.destroy(sandbox.id).await?;
             }
             assert_eq!(driver.list().await?, []);
@@ -357,56 +284,10 @@ async fn later_life(life: u64, driver: &Arc<ProcessDriver>, template: &Template)
     }
 }
 
-fn id(number: u8) -> SandboxId {
-    SandboxId([number; 16])
-}
-
-async fn ready(
-    driver: &ProcessDriver,
-    watch: &mut tokio::sync::broadcast::Receiver<Change>,
-    which: SandboxId,
-) -> Outcome<()> {
-    loop {
-        if driver.list().await?.iter().any(|sandbox| sandbox.id == which && sandbox.phase == Phase::Ready) {
-            return Ok(());
-        }
-        match tokio::time::timeout(Duration::from_secs(30), watch.recv()).await?? {
-            Change::Gone { id, reason } if id == which => return Err(format!("it is gone: {reason:?}").into()),
-            _ => {}
-        }
-    }
-}
-
 async fn gone(watch: &mut tokio::sync::broadcast::Receiver<Change>, which: SandboxId) -> Outcome<GoneReason> {
     loop {
         match tokio::time::timeout(Duration::from_secs(30), watch.recv()).await?? {
             Change::Gone { id, reason } if id == which => return Ok(reason),
-            _ => {}
-        }
-    }
-}
-
-/// Runs a command; answers its standard output once it has ended.
-async fn shell(driver: &ProcessDriver, which: SandboxId, command: &str) -> Outcome<String> {
-    let mut stream = driver.dial(which).await?;
-    let execute = Execute {
-        exec: [7; 16],
-        work: Work::Shell { command: command.to_owned(), stdin: Stdin::Empty },
-        timeout_ms: 30_000,
-        output_limit: 1 << 20,
-    };
-    let call = ToAgent::Call { request: 1, call: Call::Execute(execute) };
-    stream.write_all(&frame::encode(&call)?).await?;
-    let mut out = Vec::new();
-    loop {
-        let mut header = [0; frame::HEADER];
-        stream.read_exact(&mut header).await?;
-        let mut body = vec![0; frame::body_length(header)?];
-        stream.read_exact(&mut body).await?;
-        match frame::decode::<FromAgent>(&body)? {
-            FromAgent::Event { event: Event::Stdout(data) | Event::Stderr(data), .. } => out.extend(data),
-            FromAgent::Event { event: Event::Finished { .. }, .. } => return Ok(String::from_utf8(out)?),
-            FromAgent::Reply { result: Err(refusal), .. } => return Err(refusal.into()),
             _ => {}
         }
     }
@@ -443,7 +324,7 @@ async fn one_life(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
     let mut watch = driver.watch();
     driver.create(id(1), pool).await?;
     driver.create(id(1), pool).await?;
-    ready(driver, &mut watch, id(1)).await?;
+    ready(driver.as_ref(), &mut watch, id(1)).await?;
     let owner = Owner { record: b"me".to_vec() };
     let before = shares()?;
     assert!(!before.is_empty() && before.iter().all(|share| *share < 100), "what is nobody's comes last: {before:?}");
@@ -458,7 +339,7 @@ async fn one_life(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
     let again = driver.activate(id(1), &Activation::default()).await;
     assert!(matches!(again, Err(DriverError::Conflict(_))), "{again:?}");
     let seen = shell(
-        driver,
+        driver.as_ref(),
         id(1),
         "echo $SAID; id -u; id -G; hostname; pwd; cat /proc/self/uid_map; ls /proc | grep -c '^[0-9]'",
     )
@@ -478,20 +359,20 @@ async fn one_life(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
 async fn out_of_memory(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
     let mut watch = driver.watch();
     driver.create(id(2), pool).await?;
-    ready(driver, &mut watch, id(2)).await?;
+    ready(driver.as_ref(), &mut watch, id(2)).await?;
     driver.assign(id(2), &Owner { record: b"me".to_vec() }).await?;
     driver.activate(id(2), &Activation::default()).await?;
     let bomb = "perl -e '$x = q(x) x 400_000_000; print length $x'; echo after";
     if level::runtime() == Some(OciRuntime::Runsc) {
         // All of it is one process of the host's.
-        let seen = shell(driver, id(2), bomb).await;
+        let seen = shell(driver.as_ref(), id(2), bomb).await;
         assert!(seen.is_err(), "{seen:?}");
         let gone = Change::Gone { id: id(2), reason: GoneReason::OutOfMemory };
         while watch.recv().await? != gone {}
         return Ok(driver.destroy(id(2)).await?);
     }
     // The command is killed, and the sandbox lives on.
-    let seen = shell(driver, id(2), bomb).await?;
+    let seen = shell(driver.as_ref(), id(2), bomb).await?;
     assert!(seen.contains("after"), "{seen}");
     let usage = driver.usage(id(2)).await?;
     assert!(usage.oom_kills > Some(0), "{seen} {usage:?}");
@@ -504,7 +385,7 @@ async fn many(driver: &Arc<ProcessDriver>, pool: &PoolName) -> Outcome<()> {
         driver.create(id(number), pool).await?;
     }
     for number in 10..50 {
-        ready(driver, &mut watch, id(number)).await?;
+        ready(driver.as_ref(), &mut watch, id(number)).await?;
     }
     assert_eq!(driver.list().await?.len(), 40);
     for number in 10..50 {
@@ -525,10 +406,10 @@ async fn changed_pool(driver: &Arc<ProcessDriver>, template: &Template) -> Outco
         for number in 0..6 {
             let which = id(70 + u8::try_from(round)? * 10 + number);
             driver.create(which, &template.pool).await?;
-            ready(driver, &mut watch, which).await?;
+            ready(driver.as_ref(), &mut watch, which).await?;
             driver.assign(which, &Owner { record: b"me".to_vec() }).await?;
             driver.activate(which, &Activation::default()).await?;
-            let seen = shell(driver, which, "df -B1 --output=size /mnt/data | tail -n 1").await?;
+            let seen = shell(driver.as_ref(), which, "df -B1 --output=size /mnt/data | tail -n 1").await?;
             assert_eq!(seen.trim(), data.to_string(), "{which} {seen}");
             used.push(which);
         }

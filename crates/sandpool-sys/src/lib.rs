@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod frozen;
+pub mod machine;
 pub mod network;
 pub mod packet;
 pub mod sandbox;

@@ -201,9 +201,13 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
         listeners.push(Listener::Tls(tls, config));
     }
 
-    let driver = ProcessDriver::connect(inherited.control, inherited.hears)
-        .await
-        .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
+    let driver = ProcessDriver::connect(
+        inherited.control,
+        inherited.hears,
+        settings.images.as_deref().unwrap_or(Path::new("/")),
+    )
+    .await
+    .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
     let mut pools = declared(&settings, &images, of_file)?;
     let of_images = ImageStore { directory: settings.images.clone(), run: context.home.run() };
     let store_of_images: Arc<dyn sandpool_objects::Images> = Arc::new(of_images);
@@ -219,7 +223,7 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
         identities: Some(auth.clone()),
     };
     // Every level's driver has its place here.
-    let levels = Levels::new(vec![(vec!["process", "container"], driver.clone())]);
+    let levels = Levels::new(vec![(vec!["process", "container", "microvm"], driver.clone())]);
     let node = Node::start(config, Arc::new(levels))
         .await
         .map_err(|error| Failure::new("the pools do not start").caused_by(&error))?;

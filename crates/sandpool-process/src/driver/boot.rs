@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
+use sandpool_driver::{Change, Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -231,7 +231,7 @@ impl ProcessDriver {
             self.state().known.remove(&id);
             return Err(error);
         }
-        self.changed(&sandbox);
+        self.tell(Change::Upsert(sandbox));
         if let Some(driver) = self.this.upgrade() {
             tokio::spawn(driver.watch_boot(id, limit));
         }
@@ -318,7 +318,7 @@ impl ProcessDriver {
                     known.sandbox.phase = Phase::Ready;
                     known.sandbox.boot_id = Some(dialled.boot_id);
                     known.stream = Some(dialled);
-                    self.changed(&known.sandbox);
+                    self.changed(known);
                 }
                 return;
             }
@@ -345,7 +345,7 @@ impl ProcessDriver {
         let mut state = self.state();
         let known = state.known.get_mut(&id).ok_or_else(|| DriverError::Gone(id.to_string()))?;
         change(&mut known.sandbox);
-        self.changed(&known.sandbox);
+        self.changed(known);
         Ok(())
     }
 

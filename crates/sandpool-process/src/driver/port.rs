@@ -2,15 +2,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType};
 use sandpool_driver::{DriverError, Stream};
 use sandpool_sys::packet;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::stream::AgentStream;
@@ -48,33 +46,42 @@ enum Taken {
     /// The connection itself.
     Connection(OwnedFd),
     /// What it brings, since the agent cannot hand it over.
-    Relayed(Relayed),
+    Relayed(AgentStream),
 }
 
 async fn taken(stream: OwnedFd, port: u16) -> Result<Taken, DriverError> {
     #[expect(deprecated, reason = "what it fears is a descriptor that changes; an `OwnedFd` does not")]
     let stream = AsyncFd::new(stream).map_err(|error| unavailable(&error))?;
-    let mut said = [0; 8];
-    let (length, mut fds) = loop {
+    // Byte by byte: after a yes without a connection, what follows is that one's own.
+    let mut said = Vec::new();
+    let connection = loop {
         let mut ready = stream.readable().await.map_err(|error| unavailable(&error))?;
-        match packet::receive(stream.get_ref(), &mut said) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+        let mut byte = [0];
+        match packet::receive(stream.get_ref(), &mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+                continue;
+            }
             Err(error) => return Err(unavailable(&error)),
-            Ok(received) => break received,
+            Ok((0, _)) => return Err(unavailable(&"the agent handed over no connection")),
+            Ok((_, mut fds)) => {
+                said.push(byte[0]);
+                match (said.as_slice(), fds.pop()) {
+                    ([0], Some(connection)) => break connection,
+                    // It cannot be handed over: what follows is what it brings, and what is written goes to it.
+                    ([1], None) => {
+                        let relayed = AgentStream::new(UnixStream::from(stream.into_inner()));
+                        return relayed.map(Taken::Relayed).map_err(|error| unavailable(&error));
+                    }
+                    ([a, b, c, d], None) => {
+                        let number = i32::from_be_bytes([*a, *b, *c, *d]);
+                        return Err(refused(port, &io::Error::from_raw_os_error(number)));
+                    }
+                    ([0, ..], None) => {}
+                    _ => return Err(unavailable(&"the agent handed over no connection")),
+                }
+            }
         }
-    };
-    let connection = match (&said[..length], fds.pop()) {
-        ([0], Some(connection)) => connection,
-        // It cannot hand over: what follows is what the connection brings, and what is written goes to it.
-        ([1, first @ ..], None) => {
-            let rest = AgentStream::new(stream.into_inner().into()).map_err(|error| unavailable(&error))?;
-            return Ok(Taken::Relayed(Relayed { first: io::Cursor::new(first.to_vec()), rest }));
-        }
-        ([a, b, c, d], None) => {
-            let number = i32::from_be_bytes([*a, *b, *c, *d]);
-            return Err(refused(port, &io::Error::from_raw_os_error(number)));
-        }
-        _ => return Err(unavailable(&"the agent handed over no connection")),
     };
     // It comes out of a sandbox: it is a TCP connection, or nothing.
     let is_tcp = matches!(rustix::net::sockopt::socket_type(&connection), Ok(SocketType::STREAM))
@@ -96,37 +103,5 @@ async fn made(connection: OwnedFd) -> io::Result<TcpStream> {
             connection.set_nodelay(true)?;
             Ok(connection)
         }
-    }
-}
-
-/// A connection that the agent passes on, some of whose bytes have come already.
-struct Relayed {
-    first: io::Cursor<Vec<u8>>,
-    rest: AgentStream,
-}
-
-impl AsyncRead for Relayed {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = out.filled().len();
-        // A cursor is always ready; at its end it adds nothing.
-        let first = Pin::new(&mut self.first).poll_read(context, out);
-        if out.filled().len() > before || out.remaining() == 0 {
-            return first;
-        }
-        Pin::new(&mut self.rest).poll_read(context, out)
-    }
-}
-
-impl AsyncWrite for Relayed {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.rest).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.rest).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.rest).poll_shutdown(context)
     }
 }

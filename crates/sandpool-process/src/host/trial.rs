@@ -16,8 +16,8 @@ use sandpool_sys::sandbox::{self as sys, Cloned};
 
 use super::Line;
 use crate::cgroup::Groups;
-use crate::seccomp::Filters;
-use crate::setup::{self, Blueprint, WayOut};
+use sandpool_walls::seccomp::Filters;
+use sandpool_walls::setup::{self, Blueprint, WayOut};
 
 /// The longest that one child may take. It takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -269,7 +269,8 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
             rootfs: &rootfs,
             rootfs_is: (meta.dev(), meta.ino()),
             trust: None,
-            runtime: "shell",
+            words: &["shell".to_owned()],
+            disk: None,
             limits: Limits { memory: 64 << 20, data: 1 << 20, tmp: 1 << 20, ..Limits::default() },
             local_servers: true,
             is_container: false,

@@ -16,9 +16,9 @@ use sandpool_wire::agent::Runtime;
 use super::egress::Gate;
 use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
+use crate::contained::{Contained, become_container};
 use crate::control::{Answer, FromLauncher, Id, Purpose, Record, Refusal, Why};
-use crate::setup::contained::{Contained, become_container};
-use crate::setup::{Blueprint, WayOut, Zygote, become_sandbox};
+use sandpool_walls::setup::{Blueprint, Inherited, WayOut, Zygote, become_sandbox};
 
 /// The longest sentence taken from a start that failed, in bytes.
 const MAX_WORDS: usize = 2048;
@@ -302,11 +302,12 @@ impl Launcher {
                     rootfs: &pool.rootfs,
                     rootfs_is: pool.rootfs_is,
                     trust: self.config.trust.get(name).map(|trust| (trust, nonce)),
-                    runtime: pool.runtime.word(),
+                    words: &pool.words(),
                     limits,
+                    disk: None,
                     local_servers: pool.local_servers,
                     is_container: pool.runtime == Runtime::Container,
-                    filters: &self.filters,
+                    filters: if pool.machine.is_some() { &self.vmm_filters } else { &self.filters },
                     way_out: match (&handover, &pool.egress) {
                         (Some((_, there)), _) => WayOut::Listeners(there),
                         (None, Some(_)) => WayOut::FilesOnly,
@@ -319,7 +320,12 @@ impl Launcher {
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     // None of the other sandboxes' descriptors, of which there may be more than one sandbox may have.
                     let own = [&go_in, &words_out, &agents_end, &self.agent, &self.filters_file].into_iter();
-                    let own = own.chain(&zygote).chain(&pool.zygote).chain(handover.as_ref().map(|(_, there)| there));
+                    let image = pool.machine.as_ref().map(|machine| &machine.image);
+                    let own = own
+                        .chain(image)
+                        .chain(&zygote)
+                        .chain(&pool.zygote)
+                        .chain(handover.as_ref().map(|(_, there)| there));
                     let own = own.map(AsFd::as_fd);
                     if sys::close_all_but(&own.chain(entrance.descriptors()).collect::<Vec<_>>()).is_err() {
                         return;
@@ -346,7 +352,11 @@ impl Launcher {
                             let contained = Contained { program, release: &self.release, agent, filters };
                             return Ok(become_container(&blueprint, contained, tree, agents_end, turns, &words));
                         }
-                        Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), agents_end, zygote, turns))
+                        // A keeper does not know what its machine computes for.
+                        let turns = turns.filter(|_| image.is_none());
+                        let image = image.map(OwnedFd::try_clone).transpose()?;
+                        let inherited = Inherited { control: agents_end, image, zygote, turns };
+                        Ok(become_sandbox(&blueprint, (self.agent.try_clone()?, tree), inherited))
                     };
                     say(&start().unwrap_or_else(|error| error.to_string()));
                 }));

@@ -1,4 +1,4 @@
-//! The program that sandboxes run, for tests that start a launcher.
+//! The program that sandboxes run, and what they see, for tests that start a launcher.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,4 +23,22 @@ pub(crate) fn build(target: &Path) -> io::Result<PathBuf> {
     } else {
         Err(io::Error::other("no agent"))
     }
+}
+
+/// The image `shell`, made once below `images`.
+#[allow(dead_code, reason = "other tests use images that exist")]
+pub(crate) fn image(images: &Path) -> io::Result<PathBuf> {
+    let rootfs = images.join("shell");
+    if !rootfs.exists() {
+        let partial = images.join("partial");
+        let made = Command::new("mmdebstrap").args(["--quiet", "--variant=minbase", "trixie"]).arg(&partial).status();
+        let made = made.map_err(|error| {
+            io::Error::other(format!("mmdebstrap cannot be run ({error}); apt-get install mmdebstrap"))
+        })?;
+        if !made.success() {
+            panic!("mmdebstrap: {made}");
+        }
+        std::fs::rename(&partial, &rootfs)?;
+    }
+    Ok(rootfs)
 }

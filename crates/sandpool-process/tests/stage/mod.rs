@@ -264,7 +264,7 @@ fn launcher(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
     let rootfs = PathBuf::from(args.get(5).cloned().unwrap_or_default());
     // The store: the image's directory is below it, and its root file system below that.
-    let images = rootfs.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
+    let images = store_of(&rootfs).to_owned();
     let records = home.join("egress");
     let server = [OsString::from("server"), home.join("post").into_os_string()];
     run(LauncherConfig {
@@ -317,10 +317,17 @@ fn egress(args: &[OsString]) -> Outcome<()> {
     ))?)
 }
 
+/// The directory of all images, by one's root file system.
+fn store_of(rootfs: &Path) -> &Path {
+    rootfs.ancestors().nth(2).unwrap_or(Path::new("/"))
+}
+
 fn server<F: Future<Output = Outcome<()>>>(args: &[OsString], tests: impl FnOnce(Stage) -> F) -> Outcome<()> {
     let post = PathBuf::from(args.get(2).cloned().unwrap_or_default());
     let images = args[3..].chunks_exact(2);
-    let images = images.map(|pair| (pair[0].to_string_lossy().into_owned(), pair[1].clone().into())).collect();
+    let images: BTreeMap<String, PathBuf> =
+        images.map(|pair| (pair[0].to_string_lossy().into_owned(), pair[1].clone().into())).collect();
+    let store = images.values().next().map_or(Path::new("/"), |rootfs| store_of(rootfs)).to_owned();
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
     // The launcher must not start a server again whose test has failed.
     std::panic::set_hook(Box::new(|panic| {
@@ -330,7 +337,8 @@ fn server<F: Future<Output = Outcome<()>>>(args: &[OsString], tests: impl FnOnce
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let driver =
-            ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?).await?;
+            ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?, &store)
+                .await?;
         tests(Stage { driver, images, post, began: Instant::now(), passed: 0, failed: 0 }).await
     })
 }

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use crate::landlock::{NEWEST, ruleset};
 use landlock::{Access, AccessFs, PathBeneath, PathFd, RulesetCreatedAttr, RulesetError};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use sandpool_wall::{NEWEST, ruleset};
 
 use crate::seccomp::Filters;
 

@@ -38,6 +38,19 @@ impl Filters {
     /// # Errors
     /// `Unsupported` on an instruction set that has no list yet.
     pub fn compile() -> io::Result<Self> {
+        Self::compile_with(&[libc::SYS_seccomp])
+    }
+
+    /// Compiles those for VMMs, which put a narrower filter of their own over them.
+    ///
+    /// # Errors
+    /// As [`Filters::compile`].
+    pub fn compile_for_vmm() -> io::Result<Self> {
+        Self::compile_with(&[])
+    }
+
+    /// With these calls refused besides the privileged ones.
+    fn compile_with(refused: &[i64]) -> io::Result<Self> {
         if std::env::consts::ARCH != "x86_64" {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "no system call list for this instruction set"));
         }
@@ -53,7 +66,7 @@ impl Filters {
         };
         let numbers = |calls: &[Call]| -> Vec<i64> { calls.iter().map(|(_, number)| *number).collect() };
         let known = numbers(&[ALLOWED, CONDITIONAL, BY_NUMBER].concat());
-        let privileged = [numbers(PRIVILEGED), vec![libc::SYS_seccomp]].concat();
+        let privileged = [numbers(PRIVILEGED), refused.to_vec()].concat();
         let programs = vec![
             whole(&known, Verdict::Allow, Verdict::Errno(libc::ENOSYS))?,
             // `sync` would flush the disks of the whole host: it has "worked".
@@ -94,7 +107,7 @@ impl Filters {
     }
 
     /// The names of the calls that are on the allow list.
-    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    pub fn names() -> impl Iterator<Item = &'static str> {
         let all = [ALLOWED, CONDITIONAL, BY_NUMBER].into_iter().flatten();
         all.map(|(name, _)| name.trim_start_matches("SYS_"))
     }

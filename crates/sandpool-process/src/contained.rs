@@ -21,12 +21,13 @@ use rustix::process::Resource;
 use sandpool_sys::sandbox;
 use serde_json::{Value, json};
 
-use super::{
-    AGENT, Blueprint, MASKED, PLAIN, PROGRAM, READ_ONLY, SHM, WORKLOAD, bind, enter, failed, layers, make_directory,
-    new_mount, of_processes, pivot, proc, tie,
+use sandpool_walls::seccomp::Filters;
+use sandpool_walls::setup::{
+    AGENT, Blueprint, MASKED, PLAIN, PROGRAM, READ_ONLY, SHM, WORKLOAD, WayOut, attach, bind, enter, failed, layers,
+    make_directory, new_mount, of_processes, pivot, proc, tie,
 };
+
 use crate::oci::{OciRuntime, Program};
-use crate::seccomp::Filters;
 
 /// Where the runtime finds what it is told, in its own root.
 const BUNDLE: &str = "/bundle";
@@ -65,7 +66,7 @@ pub(crate) fn become_container(
         drop(image);
         // The agent's descriptors, from 3 on, in the order of its words; the last is what is executed.
         let mut keep = vec![control, agent.try_clone()?, filters];
-        let mut argv = vec!["sandpool-agent".to_owned(), blueprint.runtime.to_owned()];
+        let mut argv = [&["sandpool-agent".to_owned()], blueprint.words].concat();
         let policy = blueprint.policy().word();
         argv.push(match program.runtime {
             OciRuntime::Runsc => format!("contained=own:{release}"),
@@ -85,7 +86,7 @@ pub(crate) fn become_container(
         rustix::stdio::dup2_stdout(words)?;
         rustix::stdio::dup2_stderr(words)?;
         tie()?;
-        let leads_out = matches!(blueprint.way_out, super::WayOut::Listeners(_));
+        let leads_out = matches!(blueprint.way_out, WayOut::Listeners(_));
         let line = program.words(BUNDLE, keep.len(), leads_out);
         let shim = ["sandpool-agent", "shim"].map(str::to_owned).into_iter().chain(line);
         let argv = shim.map(|word| CString::new(word).map_err(io::Error::from)).collect::<io::Result<Vec<_>>>()?;
@@ -129,11 +130,11 @@ fn root(program: &Program) -> io::Result<()> {
         fs::write(format!("dev/{device}"), "")?;
         bind(&format!("/dev/{device}"), &format!("dev/{device}"), quiet)?;
     }
-    super::attach(&proc()?, "proc")?;
+    attach(&proc()?, "proc")?;
     // Runtimes look which control groups there are. They are in the sandbox's already, and can make no others; where there is no such file
     // system they say so.
     let groups = new_mount("cgroup2", &[], read_only | MountAttrFlags::MOUNT_ATTR_NOEXEC);
-    let _ = groups.and_then(|groups| super::attach(&groups, "sys/fs/cgroup"));
+    let _ = groups.and_then(|groups| attach(&groups, "sys/fs/cgroup"));
     symlink("/proc/self/fd", "dev/fd")?;
     pivot(".")
 }

@@ -8,8 +8,6 @@
 //! with a sentence for the operator; the order follows `isolation.md`'s specification, whose identifiers (FS2, ID4,
 //! ...) are named at the steps.
 
-pub(crate) mod contained;
-
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -25,25 +23,24 @@ use rustix::process::{Gid, Resource, Rlimit, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use sandpool_core::limits::Limits;
 use sandpool_sys::sandbox;
-use sandpool_wall::{NEWEST, Policy};
 
-use crate::launcher::Trust;
+use crate::landlock::{self, NEWEST, Policy};
 use crate::seccomp::Filters;
 
 /// The uid and gid of pid 1 inside a sandbox (ID2).
-pub(crate) const AGENT: u32 = 998;
+pub const AGENT: u32 = 998;
 
 /// The uid and gid of everything that a session runs (ID2).
-pub(crate) const WORKLOAD: u32 = 1000;
+pub const WORKLOAD: u32 = 1000;
 
 /// Where host, image and new root meet while a sandbox is built: a directory that every host has.
 const SITE: &str = "/tmp";
 
 /// Bytes on `/dev/shm`.
-const SHM: u64 = 64 << 20;
+pub const SHM: u64 = 64 << 20;
 
 /// What is masked in /proc (FS6): it tells of the host, or acts on it.
-pub(crate) const MASKED: [&str; 41] = [
+pub const MASKED: [&str; 41] = [
     "kcore",
     "keys",
     "key-users",
@@ -92,7 +89,7 @@ pub(crate) const MASKED: [&str; 41] = [
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// Where a sandbox has the agent that can only be executed by its name.
-const PROGRAM: &str = "/etc/sandpool-agent";
+pub const PROGRAM: &str = "/etc/sandpool-agent";
 
 /// Where a sandbox has the certificate of its own authority alone; agents look for it.
 const AUTHORITY: &str = "etc/ssl/sandpool.pem";
@@ -101,33 +98,54 @@ const AUTHORITY: &str = "etc/ssl/sandpool.pem";
 const MAX_BUNDLE: u64 = 1 << 20;
 
 /// What a sandbox is built in holds so many bytes (FS1).
-pub(crate) const SITE_SIZE: u64 = 1 << 20;
+pub const SITE_SIZE: u64 = 1 << 20;
 
 /// What can only be read in /proc (FS6).
-const READ_ONLY: [&str; 6] = ["sys", "bus", "fs", "irq", "driver", "tty"];
+pub const READ_ONLY: [&str; 6] = ["sys", "bus", "fs", "irq", "driver", "tty"];
 
 /// The newest version of Landlock whose rights are used, where the kernel has them.
-pub(crate) const LANDLOCK: i32 = NEWEST as i32;
+pub const LANDLOCK: i32 = NEWEST as i32;
+
+/// Makes, for a sandbox that is told from others by these bytes, the certificate (PEM) of an authority that it trusts.
+pub struct Trust(pub Box<Certify>);
+
+/// See [`Trust`].
+pub type Certify = dyn Fn(&[u8; 16]) -> io::Result<String>;
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trust")
+    }
+}
 
 /// What a sandbox is built from.
-pub(crate) struct Blueprint<'a> {
-    pub(crate) rootfs: &'a Path,
+pub struct Blueprint<'a> {
+    /// Its image's root.
+    pub rootfs: &'a Path,
     /// Device and inode of `rootfs`, as they were when the pool was made.
-    pub(crate) rootfs_is: (u64, u64),
+    pub rootfs_is: (u64, u64),
     /// What it trusts besides its image's certificates, and what tells it from others there.
-    pub(crate) trust: Option<(&'a Trust, [u8; 16])>,
-    pub(crate) runtime: &'static str,
-    pub(crate) limits: Limits,
+    pub trust: Option<(&'a Trust, [u8; 16])>,
+    /// The first words of its first process's arguments.
+    pub words: &'a [String],
+    /// What it may use.
+    pub limits: Limits,
+    /// What is mounted at `/mnt/data`, which belongs to [`WORKLOAD`] there; `None` for memory.
+    pub disk: Option<BorrowedFd<'a>>,
     /// LL2: whether programs may listen and connect on loopback.
-    pub(crate) local_servers: bool,
+    pub local_servers: bool,
     /// Its root can be written to, within its disk, and any port can be listened at.
-    pub(crate) is_container: bool,
-    pub(crate) filters: &'a Filters,
-    pub(crate) way_out: WayOut<'a>,
+    pub is_container: bool,
+    /// Its system calls.
+    pub filters: &'a Filters,
+    /// What leads out of it.
+    pub way_out: WayOut<'a>,
 }
 
 impl Blueprint<'_> {
-    fn policy(&self) -> Policy {
+    /// What Landlock shall hold it to.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
         let leads_out = !matches!(self.way_out, WayOut::None);
         Policy { local_servers: self.local_servers, leads_out, is_container: self.is_container }
     }
@@ -135,7 +153,7 @@ impl Blueprint<'_> {
 
 /// Whether anything is reached from a sandbox, and how.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum WayOut<'a> {
+pub enum WayOut<'a> {
     /// Its network is empty.
     None,
     /// Its network is empty, but its files are those of one with a way out: a zygote's is that of the sandboxes that start from it.
@@ -144,24 +162,41 @@ pub(crate) enum WayOut<'a> {
     Listeners(&'a OwnedFd),
 }
 
-/// The file of a pool's zygote, and what the agent does with it.
-pub(crate) enum Zygote {
+/// The file of a pool's zygote, and what the first process does with it.
+pub enum Zygote {
+    /// It writes it.
     Freeze(OwnedFd),
+    /// It starts from it.
     Thaw(OwnedFd),
 }
 
+/// The descriptors of a sandbox's first process from 3 on, in this order. Its arguments say which of them it has.
+pub struct Inherited {
+    /// Where streams arrive.
+    pub control: OwnedFd,
+    /// The image that a machine has as its disk.
+    pub image: Option<OwnedFd>,
+    /// Its pool's zygote.
+    pub zygote: Option<Zygote>,
+    /// Three files of its control group, and what is its whole share.
+    pub turns: Option<([OwnedFd; 3], String)>,
+}
+
 /// Builds the sandbox around the calling process and becomes its agent. Comes back only with what went wrong.
-pub(crate) fn become_sandbox(
+pub fn become_sandbox(
     blueprint: &Blueprint<'_>,
     (agent, tree): (OwnedFd, Option<OwnedFd>),
-    control: OwnedFd,
-    zygote: Option<Zygote>,
-    turns: Option<([OwnedFd; 3], String)>,
+    inherited: Inherited,
 ) -> String {
     let built = build(blueprint, tree).and_then(|()| {
         let text = |text: &str| CString::new(text).map_err(io::Error::from);
-        let mut argv = vec![text("sandpool-agent")?, text(blueprint.runtime)?];
+        let Inherited { control, image, zygote, turns } = inherited;
+        let mut argv = vec![text("sandpool-agent")?];
+        for word in blueprint.words {
+            argv.push(text(word)?);
+        }
         let mut keep = vec![control];
+        keep.extend(image);
         match zygote {
             None => {}
             Some(Zygote::Freeze(file)) => {
@@ -193,12 +228,13 @@ pub(crate) fn become_sandbox(
     }
 }
 
-fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
+/// An error with what was tried.
+pub fn failed(what: &str, error: &impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("{what}: {error}"))
 }
 
 /// All that is built before the agent is started and filtered; `tree` is the image with its owners mapped.
-pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()> {
+pub fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     let image = enter(blueprint)?;
     mounts(blueprint, &image, tree).map_err(step("the file system"))?;
@@ -208,11 +244,11 @@ pub(crate) fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Res
     sandbox::redirect_standard_streams(null)?;
     privileges().map_err(step("privileges"))?;
     tie()?;
-    sandpool_wall::restrict(blueprint.policy()).map_err(step("Landlock"))
+    landlock::restrict(blueprint.policy()).map_err(step("Landlock"))
 }
 
 /// What ends with the launcher, gains no privilege, and shares no core with others.
-fn tie() -> io::Result<()> {
+pub fn tie() -> io::Result<()> {
     // ID7: after the last change of ids, which would clear it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
@@ -223,7 +259,7 @@ fn tie() -> io::Result<()> {
 }
 
 /// Takes the place of root in the sandbox's namespaces, and makes its network what it shall be; answers the image's root.
-fn enter(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
+pub fn enter(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::reset_signals();
     // While still the host's root in name (not in power: no capability of the host is left), so that a state
@@ -246,7 +282,7 @@ fn enter(blueprint: &Blueprint<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Takes the place of root in namespaces that the process was cloned into.
-pub(crate) fn enter_namespaces() -> io::Result<()> {
+pub fn enter_namespaces() -> io::Result<()> {
     let step = |what: &'static str| move |error: io::Error| failed(what, &error);
     sandbox::new_network_and_cgroup_namespaces().map_err(step("the network and cgroup namespaces"))?;
     become_id(0).map_err(step("the user namespace"))?;
@@ -313,10 +349,11 @@ fn become_id(id: u32) -> io::Result<()> {
     if now == (uid, uid, gid) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+/// What every mount of a sandbox has.
+pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
 /// Makes a file system with its attributes in place before anybody can reach it (FS3).
-fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let at = |what: &str, error: rustix::io::Errno| failed(&format!("{kind} ({what})"), &io::Error::from(error));
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| at("open", error))?;
     rustix::mount::fsconfig_set_string(context.as_fd(), "source", "sandpool").map_err(|error| at("source", error))?;
@@ -340,13 +377,17 @@ fn tmpfs(size: u64, owner: u32, mode: &str, attributes: MountAttrFlags) -> io::R
     new_mount("tmpfs", &options, attributes)
 }
 
-fn attach(mount: &OwnedFd, place: &str) -> io::Result<()> {
+/// Attaches a mount at a place.
+///
+/// # Errors
+/// Where the kernel does not.
+pub fn attach(mount: impl AsFd, place: &str) -> io::Result<()> {
     rustix::mount::move_mount(mount.as_fd(), "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|error| failed(place, &io::Error::from(error)))
 }
 
 /// Puts `from` (below the present root) also at `place`, with further attributes.
-fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
+pub fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
@@ -357,9 +398,9 @@ fn bind(from: &str, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
 }
 
 /// A bounded file system to build in, where nothing that is mounted reaches the host's own tree (FS1).
-pub(crate) fn make_site(size: u64) -> io::Result<()> {
+pub fn make_site(size: u64) -> io::Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    attach(&tmpfs(size, 0, "755", PLAIN)?, SITE)?;
+    attach(tmpfs(size, 0, "755", PLAIN)?, SITE)?;
     std::env::set_current_dir(SITE)
 }
 
@@ -374,7 +415,7 @@ fn overlay(layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
 /// The same, with a layer over them for what the sandbox writes: a file system in memory, of the size of its disk.
 fn writable_overlay(blueprint: &Blueprint<'_>, layers: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     make_directory("written")?;
-    attach(&tmpfs(blueprint.limits.data, 0, "755", PLAIN)?, "written")?;
+    attach(tmpfs(blueprint.limits.data, 0, "755", PLAIN)?, "written")?;
     for directory in ["written/upper", "written/work"] {
         make_directory(directory)?;
     }
@@ -389,25 +430,30 @@ fn writable_overlay(blueprint: &Blueprint<'_>, layers: &[BorrowedFd<'_>]) -> io:
 }
 
 /// FS6: a /proc of this pid namespace.
-fn proc() -> io::Result<OwnedFd> {
+pub fn proc() -> io::Result<OwnedFd> {
     new_mount("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)
 }
 
 /// Whether [`build`]'s overlay can be made here, of `layer` and the site.
-pub(crate) fn try_overlay(layer: &Path) -> io::Result<()> {
+pub fn try_overlay(layer: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let (top, layer) = (rustix::fs::open(".", flags, Mode::empty())?, rustix::fs::open(layer, flags, Mode::empty())?);
     overlay(&[top.as_fd(), layer.as_fd()]).map(drop)
 }
 
 /// Whether [`build`]'s /proc can be made here.
-pub(crate) fn try_proc() -> io::Result<()> {
+pub fn try_proc() -> io::Result<()> {
     proc().map(drop)
 }
 
 /// Makes a site, and in it at `root` what a sandbox sees of its image, with what that lacks (and `program` at
 /// [`PROGRAM`]): no file system of its own is in it yet.
-fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>, program: Option<&[u8]>) -> io::Result<()> {
+pub fn layers(
+    blueprint: &Blueprint<'_>,
+    image: &OwnedFd,
+    tree: Option<OwnedFd>,
+    program: Option<&[u8]>,
+) -> io::Result<()> {
     // What the image may lack, in a layer of its own: bounded, and read-only before anybody runs.
     let of_trust = if blueprint.trust.is_some() { 2 * MAX_BUNDLE } else { 0 };
     make_site(SITE_SIZE + of_trust + program.map_or(0, |program| program.len() as u64))?;
@@ -454,9 +500,9 @@ fn layers(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>, pro
     if let Some(tree) = tree {
         make_directory("image")?;
         attach(&tree, "image")?;
-        attach(&writable_overlay(blueprint, &[top.as_fd(), tree.as_fd()])?, "root")?;
+        attach(writable_overlay(blueprint, &[top.as_fd(), tree.as_fd()])?, "root")?;
     } else {
-        attach(&overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
+        attach(overlay(&[top.as_fd(), image.as_fd()])?, "root")?;
     }
     Ok(())
 }
@@ -465,7 +511,7 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     layers(blueprint, image, tree, None)?;
     // FS5, while the host's devices can still be seen.
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    attach(&tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
+    attach(tmpfs(64 << 10, 0, "755", PLAIN | no_exec)?, "root/dev")?;
     for device in ["null", "zero", "full", "random", "urandom"] {
         fs::write(format!("root/dev/{device}"), "")?;
         let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
@@ -485,15 +531,18 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     }
     let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("max", "64")];
     let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
-    attach(&new_mount("devpts", &terminals, quiet)?, "root/dev/pts")?;
-    attach(&tmpfs(SHM.min(blueprint.limits.memory / 2), WORKLOAD, "1777", PLAIN | no_exec)?, "root/dev/shm")?;
+    attach(new_mount("devpts", &terminals, quiet)?, "root/dev/pts")?;
+    attach(tmpfs(SHM.min(blueprint.limits.memory / 2), WORKLOAD, "1777", PLAIN | no_exec)?, "root/dev/shm")?;
     // FS4.
     // Whom a container's program runs as is known only to its image.
     let whose = if blueprint.is_container { "1777" } else { "755" };
-    attach(&tmpfs(blueprint.limits.data, WORKLOAD, whose, PLAIN)?, "root/mnt/data")?;
-    attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
-    attach(&tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
-    attach(&proc()?, "root/proc")?;
+    match blueprint.disk {
+        Some(disk) => attach(disk, "root/mnt/data")?,
+        None => attach(tmpfs(blueprint.limits.data, WORKLOAD, whose, PLAIN)?, "root/mnt/data")?,
+    }
+    attach(tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
+    attach(tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;
+    attach(proc()?, "root/proc")?;
     mask_proc()?;
     // `/dev` itself holds no file anybody may write to; its submounts keep their own rules.
     remount_read_only("root/dev", PLAIN | no_exec)?;
@@ -502,7 +551,7 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
 }
 
 /// No path of the host survives: the old root is stacked upon the new one, and taken away from there.
-fn pivot(new_root: &str) -> io::Result<()> {
+pub fn pivot(new_root: &str) -> io::Result<()> {
     std::env::set_current_dir(new_root)?;
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
@@ -510,7 +559,11 @@ fn pivot(new_root: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn make_directory(path: &str) -> io::Result<()> {
+/// Makes a directory, unless there is one.
+///
+/// # Errors
+/// Where the kernel does not.
+pub fn make_directory(path: &str) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, &error)),
         _ => Ok(()),
@@ -557,7 +610,7 @@ fn mask_proc() -> io::Result<()> {
 }
 
 /// RS5: what one process may use, and its ceiling.
-fn of_processes(limits: &Limits) -> [(Resource, u64, u64); 10] {
+pub fn of_processes(limits: &Limits) -> [(Resource, u64, u64); 10] {
     // One page more than the largest disk, so that a full disk says so (ENOSPC) before this limit ends the writer.
     let largest_file = limits.data.max(limits.tmp) + 4096;
     [

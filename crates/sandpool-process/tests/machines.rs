@@ -1,0 +1,255 @@
+//! Real machines: this program starts itself as a launcher, which starts it again as the server, as `sandboxes` does.
+//!
+//! Needs root, QEMU, `mkfs.erofs` and a kernel from Debian's archive; says so when it skips. Where there is no processor that
+//! runs guests, QEMU emulates one.
+
+#[path = "stage/agent.rs"]
+mod agent;
+#[path = "stage/bare.rs"]
+mod bare;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sandpool_core::ids::{PoolName, SandboxId};
+use sandpool_core::limits::Limits;
+use sandpool_driver::{Driver, DriverError, Isolation, Owner, Start, Template};
+use sandpool_process::ProcessDriver;
+use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
+use sandpool_process::oci::Runtimes;
+use sandpool_vm::build;
+use sandpool_wire::agent::{Activation, Runtime};
+use sandpool_wire::egress::Policy;
+
+use tokio::io::AsyncReadExt;
+
+use bare::{Outcome, Real, id, killer, ready, shell};
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let word = args.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    let done = match word {
+        "launcher" => return launcher(&args),
+        "server" => server(&args),
+        "killer" => killer(),
+        // What cargo's other tools ask of every test program.
+        "--list" => Ok(()),
+        _ => start(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("machines: {error}");
+            // The launcher must not start this server again.
+            ExitCode::from(78)
+        }
+    }
+}
+
+fn start() -> Outcome<()> {
+    if !rustix::process::getuid().is_root() {
+        println!("test machines ... SKIPPED: needs root");
+        return Ok(());
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let images = std::fs::canonicalize(target)?.join("images");
+    std::fs::create_dir_all(&images)?;
+    let rootfs = match agent::image(&images) {
+        Ok(rootfs) => rootfs,
+        Err(why) => {
+            println!("test machines ... SKIPPED: {why}");
+            return Ok(());
+        }
+    };
+    let agent = agent::build(target)?;
+    let made =
+        std::fs::read(&agent).and_then(|agent| build::prepare(&images, &agent)).and_then(|_| build::disk(&rootfs));
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            println!("test machines ... SKIPPED: {error}");
+            return Ok(());
+        }
+        made => made?,
+    }
+    let home = target.join(format!("home-{}", std::process::id()));
+    std::fs::create_dir_all(&home)?;
+    let launcher = Command::new(std::env::current_exe()?).arg("launcher").args([&home, &images, &agent]).status()?;
+    std::fs::remove_dir_all(&home)?;
+    if launcher.success() { Ok(()) } else { Err(format!("the launcher ended with {launcher}").into()) }
+}
+
+fn launcher(args: &[OsString]) -> ExitCode {
+    let [home, images, agent] = [2, 3, 4].map(|index| PathBuf::from(args.get(index).cloned().unwrap_or_default()));
+    let Ok(agent) = std::fs::read(agent) else { return ExitCode::FAILURE };
+    tracing_subscriber::fmt().init();
+    let Ok(inherit) = inherit() else { return ExitCode::FAILURE };
+    run(LauncherConfig {
+        trust: BTreeMap::new(),
+        egress_memory: 1 << 30,
+        agent: Box::leak(agent.into_boxed_slice()),
+        home,
+        images,
+        runtimes: Runtimes::default(),
+        max_sandboxes: 300,
+        memory_reserve: None,
+        server: ServerProcess {
+            uid: 65_534,
+            gid: 65_534,
+            args: [vec!["server".into()], args[3..].to_vec()].concat(),
+            env: Vec::new(),
+            inherit,
+        },
+        egress: None,
+        grace: Duration::from_secs(5),
+    })
+}
+
+/// The way to the killer.
+fn inherit() -> Outcome<Vec<OwnedFd>> {
+    let (ours, killers) = UnixStream::pair()?;
+    Command::new(std::env::current_exe()?).arg("killer").stdin(OwnedFd::from(killers)).spawn()?;
+    Ok(vec![ours.into()])
+}
+
+fn server(args: &[OsString]) -> Outcome<()> {
+    // The launcher must not start a server again whose test has failed.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::exit(78);
+    }));
+    let path = |index: usize| PathBuf::from(args.get(index).cloned().unwrap_or_default());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(tests(&path(2)))
+}
+
+async fn tests(images: &Path) -> Outcome<()> {
+    let driver =
+        ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?, images).await?;
+    let driver: Arc<dyn Driver> = driver;
+    let killer = UnixStream::from(sandpool_sys::workload::inherited(5)?);
+    let template = Template {
+        pool: PoolName::parse("shell")?,
+        runtime: Runtime::Shell,
+        rootfs: images.join("shell"),
+        isolation: Isolation::Microvm,
+        limits: Limits { memory: 128 << 20, data: 32 << 20, tmp: 8 << 20, ..Limits::default() },
+        boot_limit: Duration::from_secs(120),
+        local_servers: true,
+        main: None,
+        start: Start::Cold,
+        egress: None,
+    };
+    let booted = one_machine(&driver, &template).await?;
+    println!("test one_machine ... ok");
+    let template = Template { start: Start::Zygote, ..template };
+    // Its template is made here, which no machine waits for.
+    driver.ensure_pool(&template).await?;
+    let restored = one_machine(&driver, &template).await?;
+    println!("test one_machine_from_a_template ... ok: ready after {restored:?}, and {booted:?} when it booted");
+    clones(&driver, &template).await?;
+    println!("test clones ... ok");
+    wrong_machines(&driver, &template).await?;
+    println!("test wrong_machines ... ok");
+    let harness = Real { driver, template, killer };
+    sandpool_driver::contract::run(&harness).await;
+    println!("test contract ... ok");
+    Ok(())
+}
+
+/// A machine that is somebody's.
+async fn given(driver: &Arc<dyn Driver>, template: &Template, which: SandboxId) -> Outcome<()> {
+    let mut watch = driver.watch();
+    driver.create(which, &template.pool).await?;
+    ready(driver.as_ref(), &mut watch, which).await?;
+    driver.assign(which, &Owner { record: b"me".to_vec() }).await?;
+    driver.activate(which, &Activation { env: vec![("SAID".into(), "hello".into())], seed: [1; 32] }).await?;
+    Ok(())
+}
+
+/// What a session sees of its machine. Answers how long that took to be ready.
+async fn one_machine(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<Duration> {
+    driver.ensure_pool(template).await?;
+    let which = id(if template.start == Start::Cold { 1 } else { 2 });
+    let began = Instant::now();
+    given(driver, template, which).await?;
+    let took = began.elapsed();
+    let run = async |command: &str| shell(driver.as_ref(), which, command).await;
+    // The same sandbox as at the process level ...
+    let inside =
+        run("echo $SAID; id -u; id -G; hostname; pwd; grep -c . /proc/net/dev; ls /dev | grep -cE 'vd|vport|kvm'")
+            .await?;
+    assert_eq!(inside, "hello\n1000\n1000\nsandbox\n/mnt/data\n3\n0\n");
+    let walls = run("grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'").await?;
+    assert_eq!(walls, "CapEff:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n");
+    // ... on another kernel than ours ...
+    let ours = rustix::system::uname().release().to_string_lossy().into_owned();
+    let theirs = run("uname -r; cat /proc/version").await?;
+    assert!(theirs.contains("cloud") && !theirs.contains(&ours), "{theirs}");
+    // ... at our time ...
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let clock: u64 = run("date +%s").await?.trim().parse()?;
+    assert!(clock.abs_diff(now) < 120, "{clock} {now}");
+    // ... with a disk that ends where its limit is.
+    let full = run("dd if=/dev/zero of=big bs=1M count=100 2>&1 | grep -c 'No space'; stat -c %s big; rm big; touch after && echo more").await?;
+    let words: Vec<&str> = full.split_whitespace().collect();
+    assert!(matches!(words.as_slice(), ["1", _, "more"]), "{full}");
+    let size: u64 = words[1].parse()?;
+    assert!(size > template.limits.data / 2 && size < template.limits.data, "{full}");
+    // Connections to its ports are made inside, and passed on.
+    let server = "perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Listen => 1, LocalAddr => \"127.0.0.1:8123\"); \
+                  $c = $s->accept; print $c \"from inside\"' > /dev/null 2>&1 & \
+                  until grep -q ':1FBB' /proc/net/tcp; do sleep 0.05; done";
+    run(server).await?;
+    let mut said = String::new();
+    driver.connect(which, 8123).await?.read_to_string(&mut said).await?;
+    assert_eq!(said, "from inside");
+    let nobody = driver.connect(which, 8124).await.err();
+    assert!(matches!(nobody, Some(DriverError::Refused(_))), "{nobody:?}");
+    let usage = driver.usage(which).await?;
+    assert!(usage.pids >= 2 && usage.memory > 0, "{usage:?}");
+    driver.destroy(which).await?;
+    Ok(took)
+}
+
+/// Machines that go on from one template have nothing in common of what must not be drawn twice.
+async fn clones(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<()> {
+    let mut drawn = std::collections::BTreeSet::new();
+    for number in 10..18 {
+        given(driver, template, id(number)).await?;
+        let draw =
+            "cat /proc/sys/kernel/random/uuid; od -An -N16 -tx1 /dev/urandom; mktemp -u; stat -f -c %i /mnt/data";
+        let lines = shell(driver.as_ref(), id(number), draw).await?;
+        assert_eq!(lines.lines().count(), 4, "{lines}");
+        for line in lines.lines() {
+            assert!(drawn.insert(line.to_owned()), "drawn twice: {line}");
+        }
+    }
+    for number in 10..18 {
+        driver.destroy(id(number)).await?;
+    }
+    Ok(())
+}
+
+/// What cannot be a machine is refused, and says why.
+async fn wrong_machines(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<()> {
+    let small = Limits { memory: 32 << 20, ..template.limits };
+    let wrong = [
+        (Template { limits: small, ..template.clone() }, "memory"),
+        (Template { runtime: Runtime::Container, ..template.clone() }, "custom containers"),
+        (Template { egress: Some(Policy::default()), ..template.clone() }, "nothing can be reached"),
+        (Template { rootfs: "/nowhere/else".into(), ..template.clone() }, "else.erofs"),
+    ];
+    for (wrong, why) in wrong {
+        let answer = driver.ensure_pool(&wrong).await;
+        let says = |error: &DriverError| matches!(error, DriverError::Invalid(_)) && error.to_string().contains(why);
+        assert!(answer.as_ref().is_err_and(says), "{why}: {answer:?}");
+    }
+    Ok(())
+}

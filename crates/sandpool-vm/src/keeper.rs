@@ -1,0 +1,329 @@
+//! The keeper: the first process of the process-level sandbox in which a VMM runs.
+//!
+//! ```text
+//! launcher --streams--> keeper --[port]--> first program inside --> agent
+//!                         |  \
+//!                         |   disk (a file in the sandbox's memory), the image (a descriptor, for reading)
+//!                         VMM, as the workload's user, behind the sandbox's filter and its own
+//! ```
+//!
+//! To the launcher it is what an agent is: it takes streams, and ends with what it keeps. What it reads comes out of a machine
+//! that may be anybody's: [`Mux`](crate::mux::Mux) bounds and judges it. Of the machine's template it is the maker, and says of
+//! that what an agent says of a zygote.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{WaitOptions, WaitStatus};
+use sandpool_sys::workload::{self, Identity, Workload};
+use sandpool_walls::setup::WORKLOAD;
+use sandpool_wire::agent::{FromAgent, PROTOCOL};
+use sandpool_wire::frame;
+
+use crate::machine::Machine;
+use crate::mux::{Resume, Side};
+use crate::relay::{News, Relay, Source};
+use crate::vmm::{Begin, PLATFORM, Parts, Platform, Qemu, Running, Vmm};
+
+/// The session's disk, where the sandbox has memory for it.
+const DISK: &str = "/mnt/data/disk";
+
+/// What makes a file system. No journal: the disk's life is as long as its machine's.
+const MAKER: [&str; 9] = [
+    "/usr/sbin/mke2fs",
+    "-q",
+    "-F",
+    "-t",
+    "ext4",
+    "-m0",
+    "-O^has_journal,^resize_inode",
+    "-Elazy_itable_init=1,nodiscard",
+    DISK,
+];
+
+/// Bytes kept of what the VMM said last.
+const LAST_WORDS: usize = 1024;
+
+/// What to do with the pool's template.
+#[derive(Debug)]
+pub enum Template {
+    /// Make it: this file is empty.
+    Make(OwnedFd),
+    /// Go on from it.
+    Use(OwnedFd),
+}
+
+/// What a keeper is started with.
+#[derive(Debug)]
+pub struct Config {
+    /// The machine.
+    pub machine: Machine,
+    /// Where streams arrive, as at an agent.
+    pub control: OwnedFd,
+    /// The image, as a block device.
+    pub image: OwnedFd,
+    /// Without one the machine boots.
+    pub template: Option<Template>,
+}
+
+/// Keeps a machine until it ends, or its launcher does.
+///
+/// # Errors
+/// Why there is no machine, or not any more.
+pub fn run(config: Config) -> io::Result<()> {
+    let Config { machine, control, image, template } = config;
+    workload::ignore_write_signals();
+    let is_maker = matches!(template, Some(Template::Make(_)));
+    if !is_maker {
+        // Made ahead of those who ask: a machine is dear to keep, and begun when it is first wanted.
+        poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
+    }
+    let children = workload::child_signal()?;
+    let mut keeper = Keeper { control, children, said: Vec::new(), waiting: Vec::new(), running: None };
+    let done = keeper.keep(machine, &image, template.as_ref());
+    if let Err(error) = &done {
+        // Also those that have come and were not looked at.
+        while keeper.take_stream() == Taken::One {}
+        keeper.tell(&FromAgent::Broken { reason: keeper.why(error), by_itself: false });
+    }
+    done
+}
+
+struct Keeper {
+    control: OwnedFd,
+    children: OwnedFd,
+    /// What the VMM said last.
+    said: Vec<u8>,
+    /// Streams of which the machine has not heard: until it is what it is to be.
+    waiting: Vec<(Vec<u8>, OwnedFd)>,
+    running: Option<Running>,
+}
+
+/// What came from the launcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    One,
+    None,
+    /// It is gone.
+    End,
+}
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Control,
+    Children,
+    Words,
+    Relay(Source),
+}
+
+impl Keeper {
+    fn keep(&mut self, machine: Machine, image: &OwnedFd, template: Option<&Template>) -> io::Result<()> {
+        let platform = std::fs::read(PLATFORM).map_err(|error| about(PLATFORM, &error))?;
+        let platform: Platform = serde_json::from_slice(&platform).map_err(io::Error::other)?;
+        make_disk(machine.limits.data).map_err(|error| about("the disk", &error))?;
+        let vmm = Qemu { platform };
+        let parts = Parts { machine, image, disk: Path::new(DISK) };
+        let begin = match template {
+            None => Begin::Boot,
+            Some(Template::Make(file)) => Begin::Template(file),
+            Some(Template::Use(file)) => Begin::Restore(file),
+        };
+        let running = vmm.begin(&parts, &begin).map_err(|error| about("the VMM", &error))?;
+        let mut relay = Relay::new(Side::Keeper, running.port.try_clone()?);
+        self.running = Some(running);
+        let is_maker = matches!(begin, Begin::Template(_));
+        if !is_maker {
+            relay.mux.resume(own()?);
+        }
+        // Of a template's maker: whether the file is complete. Of another's: whether its agent takes streams.
+        let (mut is_made, mut serves) = (false, false);
+        loop {
+            if serves {
+                for (word, fd) in self.waiting.drain(..) {
+                    relay.open(fd, &word);
+                }
+            }
+            relay.flush().or_else(|error| self.end_of(error))?;
+            for (owner, events) in self.wait(&relay)? {
+                match owner {
+                    Owner::Control => {
+                        if self.take_stream() == Taken::End {
+                            return Ok(());
+                        }
+                        if is_made {
+                            self.tell_made(machine);
+                        }
+                    }
+                    Owner::Children => self.reap()?,
+                    Owner::Words => {
+                        self.listen();
+                    }
+                    Owner::Relay(source) => {
+                        let mut news = relay.ready(source, events).or_else(|error| self.end_of(error))?;
+                        while let Some(one) = news {
+                            match one {
+                                News::Broken(why) => return Err(io::Error::other(why)),
+                                News::Up if is_maker && !is_made => {
+                                    if let (Some(running), Begin::Template(file)) = (&mut self.running, &begin) {
+                                        let made = vmm.snapshot(&parts, running, file);
+                                        made.map_err(|error| about("the template", &error))?;
+                                    }
+                                    is_made = true;
+                                    self.tell_made(machine);
+                                }
+                                News::Serves => serves = true,
+                                News::Up | News::Resume(_) => {}
+                            }
+                            news = relay.go_on();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&self, relay: &Relay) -> io::Result<Vec<(Owner, PollFlags)>> {
+        let own = [(Owner::Control, self.control.as_fd()), (Owner::Children, self.children.as_fd())];
+        let own = own.into_iter().chain(self.running.iter().map(|running| (Owner::Words, running.words.as_fd())));
+        let all = own.map(|(owner, fd)| (owner, fd, PollFlags::IN));
+        let all = all.chain(relay.descriptors().map(|(source, fd, flags)| (Owner::Relay(source), fd, flags)));
+        let (owners, mut fds): (Vec<_>, Vec<_>) =
+            all.map(|(owner, fd, flags)| (owner, PollFd::from_borrowed_fd(fd, flags))).unzip();
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        let events = fds.iter().map(PollFd::revents);
+        Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
+    }
+
+    /// Takes one stream from the launcher.
+    fn take_stream(&mut self) -> Taken {
+        let mut word = [0; 4];
+        match sandpool_sys::packet::receive(&self.control, &mut word) {
+            Ok((0, _)) => Taken::End,
+            Ok((length, mut fds)) => {
+                if let Some(fd) = fds.pop().filter(|fd| rustix::io::ioctl_fionbio(fd, true).is_ok()) {
+                    self.waiting.push((word[..length].to_vec(), fd));
+                }
+                Taken::One
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Taken::None,
+            Err(_) => Taken::End,
+        }
+    }
+
+    /// Says to whoever asked for a template that it is there, as an agent says that a zygote is.
+    fn tell_made(&mut self, machine: Machine) {
+        let (boot_id, version) = ([0; 16], String::new());
+        self.tell(&FromAgent::Hello { protocol: PROTOCOL, boot_id, runtime: machine.runtime, version });
+        self.tell(&FromAgent::Ready);
+    }
+
+    /// Says something on the streams that the machine has not heard of.
+    fn tell(&mut self, message: &FromAgent) {
+        let Ok(bytes) = frame::encode(message) else { return };
+        for (_, fd) in self.waiting.iter().filter(|(word, _)| word == b"D") {
+            // Who has gone need not hear it. A new stream has room for it.
+            let _ = fd.try_clone().map(|fd| UnixStream::from(fd).write_all(&bytes));
+        }
+    }
+
+    /// Keeps what the VMM says last. Whether there may be more.
+    fn listen(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        match self.running.as_ref().map(|running| rustix::io::read(&running.words, &mut buffer)) {
+            Some(Ok(count @ 1..)) => {
+                self.said.extend_from_slice(&buffer[..count]);
+                let over = self.said.len().saturating_sub(LAST_WORDS);
+                self.said.drain(..over);
+                true
+            }
+            // Its end follows.
+            _ => false,
+        }
+    }
+
+    fn reap(&mut self) -> io::Result<()> {
+        workload::clear_child_signal(&self.children);
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or_default();
+            if self.running.as_ref().is_some_and(|running| running.pid == pid) {
+                while self.listen() {}
+                return Err(io::Error::other(format!("the machine has ended ({})", how(status))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The port is of no use any more: mostly since the VMM has ended, which says more.
+    fn end_of<T>(&mut self, error: io::Error) -> io::Result<T> {
+        let limit = rustix::event::Timespec { tv_sec: 2, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(&self.children, PollFlags::IN)], Some(&limit));
+        self.reap()?;
+        Err(error)
+    }
+
+    /// Why there is no machine, with what its VMM said last.
+    fn why(&self, error: &io::Error) -> String {
+        match String::from_utf8_lossy(&self.said).trim() {
+            "" => error.to_string(),
+            said => format!("{error}: {said}"),
+        }
+    }
+}
+
+fn about(what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+fn how(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (_, Some(signal)) => format!("signal {signal}"),
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// What makes this machine one of its own.
+fn own() -> io::Result<Resume> {
+    let mut seed = [0; 32];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+    Ok(Resume { seed, epoch_ns: u64::try_from(now.as_nanos()).map_err(io::Error::other)? })
+}
+
+/// Makes an empty disk of so many bytes. It takes up what is written to it.
+fn make_disk(size: u64) -> io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(DISK, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::ftruncate(&file, size >> 12 << 12)?;
+    drop(file);
+    let (read, said) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let pid = workload::spawn(Workload {
+        argv: MAKER.map(Into::into).to_vec(),
+        file: None,
+        env: Vec::new(),
+        directory: "/".into(),
+        identity: Some(Identity { uid: WORKLOAD, gid: WORKLOAD }),
+        stdio: [null.try_clone()?, null, said],
+        pass: Vec::new(),
+        terminal: false,
+    })?;
+    let mut words = String::new();
+    io::Read::read_to_string(&mut io::Read::take(std::fs::File::from(read), LAST_WORDS as u64), &mut words)?;
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    match rustix::process::waitpid(pid, WaitOptions::empty())? {
+        Some((_, status)) if status.exit_status() == Some(0) => Ok(()),
+        Some((_, status)) => Err(io::Error::other(format!("{}: {}", how(status), words.trim()))),
+        None => Err(io::ErrorKind::NotFound.into()),
+    }
+}

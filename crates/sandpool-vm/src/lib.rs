@@ -1,0 +1,19 @@
+//! Machines: what they are, the keeper around each one's VMM, and the first program inside.
+//!
+//! ```text
+//! keeper   first process of a process-level sandbox: starts the VMM in it, and passes streams on
+//! vmm      VMMs behind one trait
+//! mux      many streams over the one port of a machine; relay: with their sockets
+//! guest    inside: from a kernel to a sandbox with the agent
+//! prepared what of that is there; for those who declare pools
+//! build    what machines are made of: kernel, first root file system, the VMM's root, images' disks
+//! ```
+
+pub mod build;
+pub mod guest;
+pub mod keeper;
+pub mod machine;
+pub mod mux;
+pub mod prepared;
+pub mod relay;
+pub mod vmm;

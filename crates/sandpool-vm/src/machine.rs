@@ -1,0 +1,145 @@
+//! What a machine is, in words: as its keeper is started with, and as its kernel is told.
+
+use sandpool_core::limits::Limits;
+use sandpool_wire::agent::Runtime;
+
+/// Memory that a VMM needs for itself, in bytes: QEMU's own, its translated code where it emulates, and the buffers of streams.
+const VMM_MEMORY: u64 = 192 << 20;
+
+/// Processes of a VMM: its threads, and the keeper.
+const VMM_PROCESSES: u32 = 64;
+
+/// The least memory in which Debian's kernel starts a session's programs, in bytes.
+pub const LEAST_MEMORY: u64 = 96 << 20;
+
+/// The smallest disk that can be formatted, in bytes.
+pub const LEAST_DISK: u64 = 1 << 20;
+
+/// What a machine has and does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// What answers code in it.
+    pub runtime: Runtime,
+    /// What is inside: its memory, its disk. Its processors are as many as its share needs.
+    pub limits: Limits,
+    /// Whether its programs may have servers on loopback.
+    pub local_servers: bool,
+}
+
+impl Machine {
+    /// Checks that there can be such a machine.
+    ///
+    /// # Errors
+    /// Says which limit is too small.
+    pub fn check(&self) -> Result<(), String> {
+        let Limits { memory, data, .. } = self.limits;
+        for (name, value, least) in [("memory", memory, LEAST_MEMORY), ("data", data, LEAST_DISK)] {
+            if value < least {
+                return Err(format!("a machine needs at least {least} bytes of {name}; {value} are given"));
+            }
+        }
+        match self.runtime {
+            Runtime::Container => Err("custom containers cannot run in machines yet".to_owned()),
+            Runtime::Python | Runtime::Node | Runtime::Shell => Ok(()),
+        }
+    }
+
+    /// Virtual processors.
+    #[must_use]
+    pub fn processors(&self) -> u32 {
+        self.limits.cpu_milli.div_ceil(1000).clamp(1, 64)
+    }
+
+    /// Bytes of memory, in whole mebibytes as VMMs count them.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.limits.memory >> 20 << 20
+    }
+
+    /// What the process-level sandbox around it may use: the machine with its disk, which is a file in that one's memory, and
+    /// its VMM.
+    #[must_use]
+    pub fn around(&self) -> Limits {
+        let Limits { memory, cpu_milli, data, .. } = self.limits;
+        Limits {
+            memory: memory.saturating_add(data).saturating_add(VMM_MEMORY),
+            pids: VMM_PROCESSES,
+            cpu_milli,
+            // A template's file holds the memory and what the devices are like (RS5).
+            data: data.saturating_add(16 << 20).max(memory.saturating_add(VMM_MEMORY)),
+            tmp: 1 << 20,
+        }
+    }
+
+    /// As words: the first is the runtime's.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let Limits { memory, pids, cpu_milli, data, tmp } = self.limits;
+        let mut words = vec![self.runtime.word().to_owned()];
+        words.extend([
+            format!("memory={memory}"),
+            format!("pids={pids}"),
+            format!("cpu={cpu_milli}"),
+            format!("data={data}"),
+            format!("tmp={tmp}"),
+        ]);
+        if self.local_servers {
+            words.push("servers".to_owned());
+        }
+        words
+    }
+
+    /// The reverse of [`Machine::words`].
+    #[must_use]
+    pub fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let runtime = Runtime::from_word(words.next()?)?;
+        let mut machine = Self {
+            runtime,
+            limits: Limits { memory: 0, pids: 0, cpu_milli: 0, data: 0, tmp: 0 },
+            local_servers: false,
+        };
+        for word in words {
+            match word.split_once('=') {
+                Some(("memory", value)) => machine.limits.memory = value.parse().ok()?,
+                Some(("pids", value)) => machine.limits.pids = value.parse().ok()?,
+                Some(("cpu", value)) => machine.limits.cpu_milli = value.parse().ok()?,
+                Some(("data", value)) => machine.limits.data = value.parse().ok()?,
+                Some(("tmp", value)) => machine.limits.tmp = value.parse().ok()?,
+                None if word == "servers" => machine.local_servers = true,
+                _ => return None,
+            }
+        }
+        Some(machine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_survives_its_words() {
+        for local_servers in [true, false] {
+            let machine = Machine { runtime: Runtime::Node, limits: Limits::default(), local_servers };
+            let words = machine.words();
+            assert_eq!(Machine::parse(words.iter().map(String::as_str)), Some(machine));
+        }
+        for bad in ["", "pascal", "shell memory=x", "shell colour=1", "shell thaw"] {
+            assert_eq!(Machine::parse(bad.split(' ')), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_small_is_said() {
+        let machine = |memory, data| Machine {
+            runtime: Runtime::Shell,
+            limits: Limits { memory, data, ..Limits::default() },
+            local_servers: true,
+        };
+        assert_eq!(machine(LEAST_MEMORY, LEAST_DISK).check(), Ok(()));
+        assert!(machine(LEAST_MEMORY - 1, LEAST_DISK).check().is_err_and(|why| why.contains("memory")));
+        assert!(machine(LEAST_MEMORY, LEAST_DISK - 1).check().is_err_and(|why| why.contains("data")));
+        let container = Machine { runtime: Runtime::Container, ..machine(LEAST_MEMORY, LEAST_DISK) };
+        assert!(container.check().is_err());
+    }
+}

@@ -1,0 +1,346 @@
+//! Many streams over the one port of a machine: frames, and what may be said when. No I/O.
+//!
+//! ```text
+//! u32 stream | u8 kind | u8 0 | u16 length    payload of `length` bytes, at most MAX_PIECE          (little endian)
+//!
+//! keeper --Open, Resume-->  machine       both: Data, End, Reset, Credit       machine --Up, Serves, Broken--> keeper
+//! ```
+//!
+//! Of each stream an end may send [`WINDOW`] bytes that its peer has not passed on yet, and no more: so one that nobody reads
+//! holds up no other, and what is kept for all of them has a bound. A peer that breaks a rule is not spoken to any more.
+
+use std::collections::BTreeMap;
+
+/// Bytes of a header.
+pub const HEADER: usize = 8;
+
+/// The longest payload, in bytes.
+pub const MAX_PIECE: usize = 32 * 1024;
+
+/// Bytes of one stream that may be under way in one direction.
+pub const WINDOW: u32 = 128 * 1024;
+
+/// Streams at one time: what an agent takes.
+pub const STREAMS: usize = 256;
+
+/// The longest sentence in [`Heard::Broken`], in bytes.
+pub const MAX_WORDS: usize = 2048;
+
+/// Bytes that wait for the port, above which nothing more is taken from streams.
+const ENOUGH: usize = 256 * 1024;
+
+const OPEN: u8 = 0;
+const DATA: u8 = 1;
+const END: u8 = 2;
+const RESET: u8 = 3;
+const CREDIT: u8 = 4;
+const RESUME: u8 = 5;
+const UP: u8 = 6;
+const BROKEN: u8 = 7;
+const SERVES: u8 = 8;
+
+/// Which end of the port this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Outside, around the machine.
+    Keeper,
+    /// Inside it.
+    Machine,
+}
+
+/// What makes a machine one of its own, before it does anything for anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// For the kernel's generator, and what else is drawn from it: nobody else's.
+    pub seed: [u8; 32],
+    /// The time, in nanoseconds since 1970.
+    pub epoch_ns: u64,
+}
+
+impl Resume {
+    const LENGTH: usize = 40;
+
+    fn encode(self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..32].copy_from_slice(&self.seed);
+        bytes[32..].copy_from_slice(&self.epoch_ns.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (seed, time) = bytes.split_first_chunk::<32>()?;
+        Some(Self { seed: *seed, epoch_ns: u64::from_le_bytes(time.try_into().ok()?) })
+    }
+}
+
+/// What the peer said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A new stream, for what this word says: see `Config::control` of the agent.
+    Open {
+        /// Its number.
+        stream: u32,
+        /// `D`, or `P` and a port.
+        word: Vec<u8>,
+    },
+    /// Bytes of a stream.
+    Data {
+        /// Its number.
+        stream: u32,
+        /// At least one.
+        bytes: Vec<u8>,
+    },
+    /// Nothing more comes on this stream.
+    End(u32),
+    /// This stream is over, in both directions.
+    Reset(u32),
+    /// There may be room again on this stream.
+    Credit(u32),
+    /// The machine is to be one of its own from now on.
+    Resume(Resume),
+    /// The machine waits for that.
+    Up,
+    /// Its agent takes streams.
+    Serves,
+    /// The machine is of no use: says why.
+    Broken(String),
+}
+
+/// The peer broke a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the other end of the port does not keep to the protocol: {0}")]
+pub struct Breach(&'static str);
+
+/// One stream's account.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    /// Bytes that may still be sent.
+    may_send: u32,
+    /// Bytes that may still come.
+    may_come: u32,
+    /// Bytes that were passed on, and are not yet told.
+    taken: u32,
+    has_ended: bool,
+    peer_has_ended: bool,
+}
+
+/// One end of the port.
+#[derive(Debug)]
+pub struct Mux {
+    side: Side,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    streams: BTreeMap<u32, Account>,
+    last: u32,
+}
+
+impl Mux {
+    /// Nothing is open yet.
+    #[must_use]
+    pub fn new(side: Side) -> Self {
+        Self { side, input: Vec::new(), output: Vec::new(), streams: BTreeMap::new(), last: 0 }
+    }
+
+    /// What is to be written to the port.
+    #[must_use]
+    pub fn output(&self) -> &[u8] {
+        &self.output
+    }
+
+    /// So many bytes of it were written.
+    pub fn written(&mut self, count: usize) {
+        self.output.drain(..count);
+    }
+
+    /// Whether what waits for the port is little enough to add to it.
+    fn has_room(&self) -> bool {
+        self.output.len() < ENOUGH
+    }
+
+    /// How many bytes of a stream can be taken now.
+    #[must_use]
+    pub fn room(&self, stream: u32) -> usize {
+        let Some(account) = self.streams.get(&stream).filter(|account| !account.has_ended) else { return 0 };
+        if self.has_room() { MAX_PIECE.min(usize::try_from(account.may_send).unwrap_or(MAX_PIECE)) } else { 0 }
+    }
+
+    /// Whether neither end has anything more to say on this stream. Then it is forgotten.
+    pub fn is_over(&mut self, stream: u32) -> bool {
+        let is_over = self.streams.get(&stream).is_none_or(|account| account.has_ended && account.peer_has_ended);
+        if is_over {
+            self.streams.remove(&stream);
+        }
+        is_over
+    }
+
+    /// Opens a stream; `None` when there are [`STREAMS`]. Of the keeper alone.
+    pub fn open(&mut self, word: &[u8]) -> Option<u32> {
+        if self.streams.len() >= STREAMS || self.side != Side::Keeper {
+            return None;
+        }
+        self.last = self.last.checked_add(1)?;
+        self.begin(self.last);
+        self.say(self.last, OPEN, word);
+        Some(self.last)
+    }
+
+    fn begin(&mut self, stream: u32) {
+        let account = Account { may_send: WINDOW, may_come: WINDOW, taken: 0, has_ended: false, peer_has_ended: false };
+        self.streams.insert(stream, account);
+    }
+
+    /// Sends bytes of a stream, at most [`Mux::room`] of them.
+    pub fn send(&mut self, stream: u32, bytes: &[u8]) {
+        assert!(bytes.len() <= self.room(stream), "{} bytes on stream {stream}", bytes.len());
+        if let (Some(account), Ok(count)) = (self.streams.get_mut(&stream), u32::try_from(bytes.len())) {
+            account.may_send -= count;
+            self.say(stream, DATA, bytes);
+        }
+    }
+
+    /// Says that nothing more comes on a stream.
+    pub fn end(&mut self, stream: u32) {
+        if let Some(account) = self.streams.get_mut(&stream).filter(|account| !account.has_ended) {
+            account.has_ended = true;
+            self.say(stream, END, &[]);
+        }
+    }
+
+    /// Ends a stream in both directions.
+    pub fn reset(&mut self, stream: u32) {
+        if self.streams.remove(&stream).is_some() {
+            self.say(stream, RESET, &[]);
+        }
+    }
+
+    /// So many bytes of a stream were passed on.
+    pub fn took(&mut self, stream: u32, count: usize) {
+        let Some(account) = self.streams.get_mut(&stream) else { return };
+        account.taken += u32::try_from(count).unwrap_or(u32::MAX);
+        // Told in large pieces: each costs a wake-up.
+        if account.taken >= WINDOW / 4 {
+            let taken = std::mem::take(&mut account.taken);
+            account.may_come += taken;
+            self.say(stream, CREDIT, &taken.to_le_bytes());
+        }
+    }
+
+    /// Makes the machine one of its own.
+    pub fn resume(&mut self, resume: Resume) {
+        self.say(0, RESUME, &resume.encode());
+    }
+
+    /// Says that this machine waits for [`Mux::resume`].
+    pub fn up(&mut self) {
+        self.say(0, UP, &[]);
+    }
+
+    /// Says that the agent takes streams.
+    pub fn serves(&mut self) {
+        self.say(0, SERVES, &[]);
+    }
+
+    /// Says that this machine is of no use.
+    pub fn broken(&mut self, why: &str) {
+        self.say(0, BROKEN, &why.as_bytes()[..why.floor_char_boundary(MAX_WORDS)]);
+    }
+
+    fn say(&mut self, stream: u32, kind: u8, payload: &[u8]) {
+        let Ok(length) = u16::try_from(payload.len()) else { return };
+        self.output.extend_from_slice(&stream.to_le_bytes());
+        self.output.extend_from_slice(&[kind, 0]);
+        self.output.extend_from_slice(&length.to_le_bytes());
+        self.output.extend_from_slice(payload);
+    }
+
+    /// Takes bytes from the port, and tells what they say.
+    ///
+    /// # Errors
+    /// A breach of the protocol: nothing of what was said after it counts.
+    pub fn hear(&mut self, bytes: &[u8]) -> Result<Vec<Heard>, Breach> {
+        self.input.extend_from_slice(bytes);
+        let mut heard = Vec::new();
+        let mut used = 0;
+        while let Some(header) = self.input[used..].first_chunk::<HEADER>() {
+            let [a, b, c, d, kind, zero, low, high] = *header;
+            let length = usize::from(u16::from_le_bytes([low, high]));
+            if length > MAX_PIECE || zero != 0 {
+                return Err(Breach("a header makes no sense"));
+            }
+            let Some(payload) = self.input.get(used + HEADER..used + HEADER + length) else { break };
+            let payload = payload.to_vec();
+            used += HEADER + length;
+            heard.extend(self.judge(u32::from_le_bytes([a, b, c, d]), kind, payload)?);
+        }
+        self.input.drain(..used);
+        Ok(heard)
+    }
+
+    fn judge(&mut self, stream: u32, kind: u8, payload: Vec<u8>) -> Result<Option<Heard>, Breach> {
+        let of_all = matches!(kind, RESUME | UP | SERVES | BROKEN);
+        if of_all != (stream == 0) {
+            return Err(Breach("a number that is no stream's"));
+        }
+        match (self.side, kind) {
+            (Side::Machine, OPEN) => {
+                if stream <= self.last || !matches!(payload.as_slice(), [b'D'] | [b'P', _, _]) {
+                    return Err(Breach("a stream that cannot be"));
+                }
+                self.last = stream;
+                self.begin(stream);
+                if self.streams.len() > STREAMS {
+                    self.reset(stream);
+                    return Ok(None);
+                }
+                Ok(Some(Heard::Open { stream, word: payload }))
+            }
+            (Side::Machine, RESUME) => {
+                Resume::decode(&payload).map(|resume| Some(Heard::Resume(resume))).ok_or(Breach("half a resume"))
+            }
+            (Side::Keeper, UP) if payload.is_empty() => Ok(Some(Heard::Up)),
+            (Side::Keeper, SERVES) if payload.is_empty() => Ok(Some(Heard::Serves)),
+            (Side::Keeper, BROKEN) if payload.len() <= MAX_WORDS => {
+                Ok(Some(Heard::Broken(String::from_utf8_lossy(&payload).into_owned())))
+            }
+            (_, DATA | END | RESET | CREDIT) => self.judge_stream(stream, kind, payload),
+            _ => Err(Breach("a word that this end does not say")),
+        }
+    }
+
+    fn judge_stream(&mut self, stream: u32, kind: u8, bytes: Vec<u8>) -> Result<Option<Heard>, Breach> {
+        // One that has been reset here, of which the peer has yet to hear.
+        let Some(account) = self.streams.get_mut(&stream) else { return Ok(None) };
+        match kind {
+            DATA => {
+                let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                if account.peer_has_ended || bytes.is_empty() || count > account.may_come {
+                    return Err(Breach("more bytes than there is room for"));
+                }
+                account.may_come -= count;
+                Ok(Some(Heard::Data { stream, bytes }))
+            }
+            CREDIT => {
+                let count = bytes.try_into().map(u32::from_le_bytes).map_err(|_| Breach("half a number"))?;
+                account.may_send = account
+                    .may_send
+                    .checked_add(count)
+                    .filter(|sum| *sum <= WINDOW)
+                    .ok_or(Breach("more room than there ever was"))?;
+                Ok(Some(Heard::Credit(stream)))
+            }
+            _ if !bytes.is_empty() => Err(Breach("an end with bytes in it")),
+            END if account.peer_has_ended => Err(Breach("an end after the end")),
+            END => {
+                account.peer_has_ended = true;
+                Ok(Some(Heard::End(stream)))
+            }
+            _ => {
+                self.streams.remove(&stream);
+                Ok(Some(Heard::Reset(stream)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
