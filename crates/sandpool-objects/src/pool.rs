@@ -163,6 +163,8 @@ pub enum IsolationLevel {
     Process,
     /// The same sandboxes through an OCI runtime.
     Container,
+    /// A machine for each: a kernel of its own behind a VMM.
+    Microvm,
 }
 
 /// How interpreters start.
@@ -453,6 +455,7 @@ impl PoolObjectSpec {
         match self.isolation {
             IsolationLevel::Process => Isolation::Process,
             IsolationLevel::Container => Isolation::Container(self.oci_runtime),
+            IsolationLevel::Microvm => Isolation::Microvm,
         }
     }
 }
@@ -603,7 +606,7 @@ impl PoolObject {
     fn check_isolation(&self) -> Result<(), Fault> {
         let spec = &self.spec;
         match spec.isolation {
-            IsolationLevel::Process => match spec.oci_runtime {
+            IsolationLevel::Process | IsolationLevel::Microvm => match spec.oci_runtime {
                 Some(_) => Err(fault("spec.ociRuntime", "is for isolation: container only")),
                 None => Ok(()),
             },
@@ -751,7 +754,9 @@ impl PoolObject {
             env: variables.chain(spec.env.iter().map(|it| (it.name.clone(), it.value.clone()))).collect(),
             egress,
             start: match (spec.interpreter_start, spec.container_type) {
-                _ if spec.isolation != IsolationLevel::Process => Start::Cold,
+                _ if spec.isolation == IsolationLevel::Container => Start::Cold,
+                // A machine that is frozen whole goes on whatever runs in it.
+                (None, _) if spec.isolation == IsolationLevel::Microvm => Start::Zygote,
                 (Some(InterpreterStart::Zygote), _) | (None, ContainerType::PythonLTS) => Start::Zygote,
                 (Some(InterpreterStart::Cold), _)
                 | (None, ContainerType::NodeLTS | ContainerType::Shell | ContainerType::CustomContainer) => Start::Cold,

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +31,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::control::{self, Answer, Call, FromLauncher, MadeBy, Purpose, Record, Refusal, ToLauncher, Why};
 use boot::Dialled;
+pub use machines::Prepare;
 use stream::AgentStream;
 
 /// The longest wait for the launcher's answer. It builds a sandbox in milliseconds.
@@ -43,7 +44,6 @@ const CHANGES: usize = 4096;
 const REDIAL: Duration = Duration::from_secs(30);
 
 /// Makes sandboxes of processes, through the launcher.
-#[derive(Debug)]
 pub struct ProcessDriver {
     socket: AsyncFd<OwnedFd>,
     /// Where the egress proxy tells what it decides.
@@ -54,7 +54,14 @@ pub struct ProcessDriver {
     closed: watch::Sender<bool>,
     /// Where images are, and what machines are made of.
     images: PathBuf,
+    prepare: OnceLock<Box<Prepare>>,
     this: Weak<Self>,
+}
+
+impl std::fmt::Debug for ProcessDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessDriver").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +138,7 @@ impl ProcessDriver {
             changes: broadcast::channel(CHANGES).0,
             closed: watch::channel(false).0,
             images: images.to_owned(),
+            prepare: OnceLock::new(),
             this: Weak::clone(this),
         });
         tokio::spawn(Arc::clone(&driver).listen());
@@ -294,7 +302,7 @@ impl Driver for ProcessDriver {
 
     async fn ensure_pool(&self, template: &Template) -> Result<(), DriverError> {
         let machine = match template.isolation {
-            Isolation::Microvm => Some(machines::of(&self.images, template)?),
+            Isolation::Microvm => Some(self.machine_of(template).await?),
             Isolation::Process | Isolation::Container(_) => None,
         };
         let (machine, machine_image) = machine.unzip();

@@ -15,7 +15,7 @@ pub mod launcher;
 pub mod oci;
 
 pub use control::is_packet;
-pub use driver::{ProcessDriver, control as take_control, hearing as take_hearing};
+pub use driver::{Prepare, ProcessDriver, control as take_control, hearing as take_hearing};
 pub use sandpool_walls::{confine, confine_proxy};
 
 /// What the host's monotonic clock says now.

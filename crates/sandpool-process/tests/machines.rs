@@ -69,14 +69,13 @@ fn start() -> Outcome<()> {
         }
     };
     let agent = agent::build(target)?;
-    let made =
-        std::fs::read(&agent).and_then(|agent| build::prepare(&images, &agent)).and_then(|_| build::disk(&rootfs));
+    let made = std::fs::read(&agent).and_then(|agent| build::prepare(&images, &[&rootfs], &agent));
     match made {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             println!("test machines ... SKIPPED: {error}");
             return Ok(());
         }
-        made => made?,
+        made => drop(made?),
     }
     let home = target.join(format!("home-{}", std::process::id()));
     std::fs::create_dir_all(&home)?;

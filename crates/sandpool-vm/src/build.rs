@@ -297,7 +297,7 @@ fn root(directory: &Path, kernel: &Kernel, agent: &[u8]) -> io::Result<PathBuf> 
 ///
 /// # Errors
 /// [`Missing`], and those of the host's disk.
-pub fn disk(rootfs: &Path) -> io::Result<()> {
+fn disk(rootfs: &Path) -> io::Result<()> {
     let place = Prepared::disk(rootfs);
     if place.exists() {
         return Ok(());
@@ -308,18 +308,26 @@ pub fn disk(rootfs: &Path) -> io::Result<()> {
     fs::rename(&partial, &place)
 }
 
-/// Prepares all that machines need besides their images' disks, and says so to those who declare pools. `agent` is the first program inside.
+/// Prepares all that machines of these images need and that is not there yet, and says so to those who declare pools. `agent` is
+/// the first program inside. Of several at one time, one does it.
 ///
 /// # Errors
 /// [`Missing`], and those of the host's disk and of its package manager.
-pub fn prepare(images: &Path, agent: &[u8]) -> io::Result<Prepared> {
+pub fn prepare(images: &Path, rootfs: &[&Path], agent: &[u8]) -> io::Result<Prepared> {
     let directory = Prepared::directory(images);
     fs::create_dir_all(&directory)?;
+    let lock = fs::File::create(directory.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
     let vmm = qemu()?;
     let kernel = kernel(&directory)?;
     let root = root(&directory, &kernel, agent)?;
+    for rootfs in rootfs {
+        disk(rootfs)?;
+    }
     let prepared = Prepared { root, vmm, kernel: kernel.release, is_emulated: true };
-    prepared.write(images)?;
+    if Prepared::read(images).ok().as_ref() != Some(&prepared) {
+        prepared.write(images)?;
+    }
     Ok(prepared)
 }
 

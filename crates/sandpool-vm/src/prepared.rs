@@ -60,9 +60,31 @@ impl Prepared {
         path.into()
     }
 
+    /// Whether the guests' kernel can forbid ports: Linux 6.7 was the first (Landlock's fourth version).
+    #[must_use]
+    pub fn forbids_ports(&self) -> bool {
+        let mut numbers = self.kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 7))
+    }
+
     /// The level, as it is told to those whose code runs there.
     #[must_use]
     pub fn level(&self) -> String {
         if self.is_emulated { EMULATED.to_owned() } else { format!("microvm ({})", self.vmm) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_their_numbers() {
+        let forbids = |kernel: &str| {
+            let kernel = kernel.to_owned();
+            Prepared { root: "/".into(), vmm: String::new(), kernel, is_emulated: true }.forbids_ports()
+        };
+        assert!(!forbids("6.1.0-56-cloud-amd64") && !forbids("5.10.0") && !forbids("") && !forbids("6"));
+        assert!(forbids("6.12.9+deb13-cloud-amd64") && forbids("6.7.0") && forbids("7.0"));
     }
 }

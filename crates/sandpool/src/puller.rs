@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,13 +41,21 @@ const AT_ONCE: usize = 4;
 /// The most that one part of an image may have, and all its files together, in bytes: as for `image pull`.
 const MOST: u64 = 16 << 30;
 
-/// What to get.
+/// What to do.
 #[derive(Serialize, Deserialize)]
-struct Order {
-    reference: String,
-    credentials: Option<(String, String)>,
-    /// What it must be signed with (PEM).
-    key: Option<String>,
+enum Order {
+    /// To get an image.
+    Pull {
+        reference: String,
+        credentials: Option<(String, String)>,
+        /// What it must be signed with (PEM).
+        key: Option<String>,
+    },
+    /// To prepare machines of this image.
+    Machines {
+        /// Its root file system.
+        rootfs: PathBuf,
+    },
 }
 
 /// How it goes.
@@ -141,10 +149,16 @@ fn serve(images: &Path, stream: &UnixStream) {
     let order = read.ok().and_then(|_| serde_json::from_slice::<Order>(&line).ok());
     let Some(order) = order else { return };
     let told = |news: &News| say(stream, news);
-    let reference = order.reference.clone();
-    let news = match get(images, order, &told) {
+    let (what, done) = match order {
+        Order::Pull { reference, credentials, key } => {
+            let pulled = get(images, &reference, credentials, key, &told);
+            (format!("pulling {reference}"), pulled)
+        }
+        Order::Machines { rootfs } => (format!("machines of {}", rootfs.display()), prepare(images, &rootfs)),
+    };
+    let news = match done {
         Ok(name) => {
-            info!(image = name, reference, "an image was pulled");
+            info!(image = name, "{what}: done");
             News::Done
         }
         Err(failure) => {
@@ -154,7 +168,7 @@ fn serve(images: &Path, stream: &UnixStream) {
                 ["error: ", "because: "].iter().find_map(|word| line.strip_prefix(word)).unwrap_or(line)
             });
             let why: String = words.collect::<Vec<_>>().join(": ").chars().take(4_000).collect();
-            error!(reference, "an image could not be pulled: {why}");
+            error!("{what}: {why}");
             News::Failed(why)
         }
     };
@@ -168,18 +182,41 @@ fn say(mut stream: &UnixStream, news: &News) {
     let _ = stream.write_all(&line);
 }
 
-fn get(images: &Path, order: Order, told: &dyn Fn(&News)) -> Result<String, Failure> {
-    let Order { reference, credentials, key } = order;
-    let parsed = registry::parse(&reference).map_err(foreign::explain_oci)?;
+/// Makes machines of an image possible. Answers the image's digest.
+fn prepare(images: &Path, rootfs: &Path) -> Result<String, Failure> {
+    // The server names it, which is not trusted with more than what images are.
+    let inside = rootfs.strip_prefix(images).ok().map(|inside| inside.components().collect::<Vec<_>>());
+    let digest = match inside.as_deref() {
+        Some([Component::Normal(digest), Component::Normal(root)]) if *root == "rootfs" => digest.to_string_lossy(),
+        _ => return Err(Failure::new(format!("{} is no image", rootfs.display()))),
+    };
+    machines(images, &[rootfs])?;
+    Ok(digest.into_owned())
+}
+
+/// Prepares what machines of these images need and is not there yet.
+pub(crate) fn machines(images: &Path, rootfs: &[&Path]) -> Result<(), Failure> {
+    let prepared = sandpool_vm::build::prepare(images, rootfs, crate::AGENT);
+    prepared.map(drop).map_err(|error| Failure::new("machines cannot be prepared").because(error))
+}
+
+fn get(
+    images: &Path,
+    reference: &str,
+    credentials: Option<(String, String)>,
+    key: Option<String>,
+    told: &dyn Fn(&News),
+) -> Result<String, Failure> {
+    let parsed = registry::parse(reference).map_err(foreign::explain_oci)?;
     let store = Store::open(images).map_err(explain)?;
-    let name = match store.meant(&reference).map_err(explain)? {
+    let name = match store.meant(reference).map_err(explain)? {
         Some(image) => image.name,
-        None => named(&reference, parsed.repository())?,
+        None => named(reference, parsed.repository())?,
     };
     let blobs = store.directory().join(BLOBS);
     let _lock = Blobs::open(&blobs).and_then(|blobs| blobs.lock()).map_err(foreign::explain_oci)?;
     let (came, total, told_at) = (Cell::new(0), Cell::new(0), Cell::new(0));
-    let task = Task::Fetch { reference, credentials, key, blobs, most: MOST };
+    let task = Task::Fetch { reference: reference.to_owned(), credentials, key, blobs, most: MOST };
     let done = have_done(&task, |said| match said {
         Said::Total(bytes) => total.set(*bytes),
         Said::Came(bytes) => {
@@ -216,11 +253,23 @@ pub(crate) fn pull(
     key: Option<&str>,
     progress: &dyn Fn(u64, u64),
 ) -> Result<(), String> {
+    let order = Order::Pull { reference: reference.to_owned(), credentials, key: key.map(str::to_owned) };
+    have(run, &order, progress)
+}
+
+/// Has machines of an image prepared; for the server. Waits.
+///
+/// # Errors
+/// Why they cannot be.
+pub(crate) fn prepare_machines(run: &Path, rootfs: &Path) -> Result<(), String> {
+    have(run, &Order::Machines { rootfs: rootfs.to_owned() }, &|_, _| {})
+}
+
+fn have(run: &Path, order: &Order, progress: &dyn Fn(u64, u64)) -> Result<(), String> {
     let gone = |error: std::io::Error| format!("what pulls images does not answer ({error}): start the server again");
     let place = Place::open(run).map_err(gone)?;
     let stream = UnixStream::connect(place.path()).map_err(gone)?;
-    let order = Order { reference: reference.to_owned(), credentials, key: key.map(str::to_owned) };
-    let mut line = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
+    let mut line = serde_json::to_vec(order).map_err(|error| error.to_string())?;
     line.push(b'\n');
     (&stream).write_all(&line).map_err(gone)?;
     let mut lines = BufReader::new(&stream);

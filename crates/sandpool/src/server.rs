@@ -208,6 +208,8 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
     )
     .await
     .map_err(|error| Failure::new("the launcher does not answer").because(error))?;
+    let run = context.home.run();
+    driver.prepare_machines_with(Box::new(move |rootfs| crate::puller::prepare_machines(&run, rootfs)));
     let mut pools = declared(&settings, &images, of_file)?;
     let of_images = ImageStore { directory: settings.images.clone(), run: context.home.run() };
     let store_of_images: Arc<dyn sandpool_objects::Images> = Arc::new(of_images);

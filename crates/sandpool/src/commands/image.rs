@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sandpool_image::{ImageError, Progress, Recipe, ServerPackage, Store, recipe, recipes};
+use sandpool_node::Isolation;
 use sandpool_objects::PoolObject;
 use sandpool_oci::signature::Key;
 use serde_json::{Value, json};
@@ -79,6 +80,18 @@ pub(crate) fn prepare(store: &Store, settings: &Settings) -> Result<Images, Fail
         }
         let image = with_servers(store, image, &pool.server_packages())?;
         images.insert(pool.metadata.name.clone(), Image::from(image));
+    }
+    let of_machines = settings.pools.iter().filter(|pool| pool.spec.isolation() == Isolation::Microvm);
+    let roots: BTreeSet<&Path> =
+        of_machines.filter_map(|pool| images.get(&pool.metadata.name)).map(|image| image.rootfs.as_path()).collect();
+    if !roots.is_empty() {
+        print::note(
+            "Preparing machines: a guest kernel, and images as disks. What is not there yet takes some seconds.",
+        );
+        // A host that cannot have machines is without these pools, which say why; the others are there.
+        if let Err(failure) = crate::puller::machines(store.directory(), &roots.into_iter().collect::<Vec<_>>()) {
+            print::note(&failure.to_string());
+        }
     }
     Ok(images)
 }
