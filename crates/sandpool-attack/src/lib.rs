@@ -3,6 +3,7 @@
 //! ```text
 //! QUIET       Python; harmless where the wall holds                      quiet.rs
 //! CONTAINED   what of QUIET is otherwise in an OCI container             contained.rs
+//! IN_MACHINES what of it is otherwise in a machine                   machines.rs
 //! LOUD        Python; does harm, to its own session only                 loud.rs
 //! SCENES      Python in two sessions: what one could see of the other    scenes.rs
 //! COMMANDS    the shell                                                  commands.rs
@@ -19,6 +20,7 @@ mod contained;
 mod egress;
 mod javascript;
 mod loud;
+mod machines;
 mod quiet;
 mod scenes;
 
@@ -27,6 +29,7 @@ pub use contained::CONTAINED;
 pub use egress::{ALLOWED, EGRESS};
 pub use javascript::JAVASCRIPT;
 pub use loud::{Keeps, LOUD, Loud};
+pub use machines::{IN_MACHINES, SCENES_IN_MACHINES};
 pub use quiet::QUIET;
 pub use scenes::{SCENES, Scene};
 

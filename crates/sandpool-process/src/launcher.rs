@@ -642,9 +642,6 @@ impl Launcher {
             let why = "localServers: false needs Landlock, and gVisor's kernel has none";
             return Err(Refusal::Invalid(why.to_owned()));
         }
-        if egress.is_some() && machine_image.is_some() {
-            return Err(Refusal::Invalid("nothing can be reached from a machine yet".to_owned()));
-        }
         if egress.as_ref().is_some_and(|policy| policy.len() > MAX_POLICY) {
             return Err(Refusal::Invalid("what may be reached is said with too many words".to_owned()));
         }
@@ -667,7 +664,8 @@ impl Launcher {
         let machine = match machine_image {
             None => None,
             Some(image) => {
-                let machine = Machine { runtime, limits, local_servers };
+                let (leads_out, trusts) = (egress.is_some(), self.config.trust.contains_key(name));
+                let machine = Machine { runtime, limits, local_servers, leads_out, trusts };
                 limits = machine.around();
                 Some(PoolMachine::new(machine, &image, &images).map_err(Refusal::Invalid)?)
             }

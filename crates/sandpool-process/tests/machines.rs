@@ -26,7 +26,6 @@ use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
 use sandpool_process::oci::Runtimes;
 use sandpool_vm::build;
 use sandpool_wire::agent::{Activation, Runtime};
-use sandpool_wire::egress::Policy;
 
 use tokio::io::AsyncReadExt;
 
@@ -241,8 +240,7 @@ async fn wrong_machines(driver: &Arc<dyn Driver>, template: &Template) -> Outcom
     let small = Limits { memory: 32 << 20, ..template.limits };
     let wrong = [
         (Template { limits: small, ..template.clone() }, "memory"),
-        (Template { runtime: Runtime::Container, ..template.clone() }, "custom containers"),
-        (Template { egress: Some(Policy::default()), ..template.clone() }, "nothing can be reached"),
+        (Template { local_servers: false, ..template.clone() }, "localServers: false"),
         (Template { rootfs: "/nowhere/else".into(), ..template.clone() }, "else.erofs"),
     ];
     for (wrong, why) in wrong {

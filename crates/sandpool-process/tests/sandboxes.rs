@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey};
 use sandpool_core::limits::{Life, Limits, Scale};
-use sandpool_driver::{Change, Driver, DriverError, GoneReason, Owner, Start, Template};
+use sandpool_driver::{Change, Driver, DriverError, GoneReason, Isolation, Owner, Start, Template};
 use sandpool_node::{Caller, ExecuteRequest, ExecutionState, Node, NodeConfig, NodeError, Open, PoolSpec};
 use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
@@ -90,7 +90,10 @@ fn one_level(target: &Path, images: &Path, agent: &Path, runtime: Option<OciRunt
     let home = target.join(format!("home-{}", std::process::id()));
     std::fs::create_dir_all(&home)?;
     let mut launcher = Command::new(std::env::current_exe()?);
-    launcher.arg("launcher").args([&home, images, agent]).envs(runtime.map(level::variable));
+    launcher
+        .arg("launcher")
+        .args([&home, images, agent])
+        .envs(runtime.map(|runtime| level::variable(Isolation::Container(Some(runtime)))));
     let launcher = launcher.status()?;
     let left = std::fs::read_dir("/sys/fs/cgroup/memory")
         .map(|entries| entries.flatten().any(|entry| entry.path().ends_with("sandpool-left")))

@@ -8,10 +8,12 @@
 //! session runs in is a sandbox of the process level, with all its walls, inside the machine's own kernel; this program, its
 //! port and its disks are out of that one's sight.
 
+mod doors;
+
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,8 +24,10 @@ use rustix::mount::{MountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::sandbox::{self as sys, Cloned};
 use sandpool_walls::seccomp::Filters;
-use sandpool_walls::setup::{Blueprint, Inherited, WORKLOAD, WayOut, become_sandbox};
+use sandpool_walls::setup::{Blueprint, Inherited, Trust, WORKLOAD, WayOut, become_sandbox};
+use sandpool_wire::agent::Runtime;
 
+use self::doors::{Doors, Which};
 use crate::machine::Machine;
 use crate::mux::{Resume, Side};
 use crate::relay::{News, Relay, Source};
@@ -40,6 +44,9 @@ const DEVICE: Duration = Duration::from_secs(30);
 /// The first id of the sandbox inside: none of the machine's own.
 const FIRST_ID: u32 = 0x2000_0000;
 const IDS: u32 = 65_536;
+
+/// Memory of the machine that is not the sandbox's, in bytes: this program's, and what the kernel needs to go on.
+const OURS: u64 = 16 << 20;
 
 /// Whether this process is the first one of a machine.
 #[must_use]
@@ -77,12 +84,17 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
     rustix::mount::mount(image, "/image", "erofs", read_only, None).map_err(about("the image"))?;
     let filters = Filters::compile()?;
     relay.mux.up();
-    let mut inside = None;
+    let mut inside: Option<Inside> = None;
     loop {
         relay.flush()?;
-        for (source, events) in wait(relay, inside.as_ref())? {
-            let Some(source) = source else {
-                return Err(io::Error::other("the agent has ended"));
+        for (owner, events) in wait(relay, inside.as_ref())? {
+            let source = match (owner, &mut inside) {
+                (Owner::Relay(source), _) => source,
+                (Owner::Door(which), Some(Inside { doors: Some(doors), .. })) => {
+                    doors.ready(which, relay);
+                    continue;
+                }
+                (Owner::Door(_) | Owner::Agent, _) => return Err(io::Error::other("the agent has ended")),
             };
             let mut news = relay.ready(source, events)?;
             while let Some(one) = news {
@@ -90,11 +102,11 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
                     && inside.is_none()
                 {
                     become_own(&resume)?;
-                    let disk = mount_disk(&disk).map_err(about("the disk"))?;
-                    let (agent, process) = launch(machine, &filters, &program, &disk)?;
+                    let disk = mount_disk(&disk, machine).map_err(about("the disk"))?;
+                    let (agent, sandbox) = launch(machine, &filters, &program, &disk, resume.authority)?;
                     relay.serve(agent);
                     relay.mux.serves();
-                    inside = Some(process);
+                    inside = Some(sandbox);
                 }
                 news = relay.go_on();
             }
@@ -126,6 +138,8 @@ fn prepare() -> io::Result<OwnedFd> {
     }
     mount("dev", "dev", "devtmpfs")?;
     mount("proc", "proc", "proc")?;
+    // As on a host, which has more memory than any of its sandboxes: a program that wants too much ends when it uses it.
+    fs::write("proc/sys/vm/overcommit_memory", "1")?;
     mount("sys", "sys", "sysfs")?;
     rustix::mount::mount_move(".", "/")?;
     rustix::process::chroot(".")?;
@@ -175,19 +189,41 @@ fn find_disk(serial: &str) -> io::Result<String> {
     })
 }
 
-/// What is ready: `None` for the end of the agent.
-fn wait(relay: &Relay, inside: Option<&OwnedFd>) -> io::Result<Vec<(Option<Source>, PollFlags)>> {
-    let agent = inside.iter().map(|process| (None, process.as_fd(), PollFlags::IN));
-    let all = relay.descriptors().map(|(source, fd, flags)| (Some(source), fd, flags)).chain(agent);
-    let (sources, mut fds): (Vec<_>, Vec<_>) =
-        all.map(|(source, fd, flags)| (source, PollFd::from_borrowed_fd(fd, flags))).unzip();
+/// The sandbox inside.
+struct Inside {
+    /// Its first process.
+    process: OwnedFd,
+    /// What leads out of it.
+    doors: Option<Doors>,
+}
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    /// The sandbox's first process, which has ended.
+    Agent,
+    Door(Which),
+    Relay(Source),
+}
+
+/// What is ready.
+fn wait(relay: &Relay, inside: Option<&Inside>) -> io::Result<Vec<(Owner, PollFlags)>> {
+    let agent = inside.iter().map(|inside| (Owner::Agent, inside.process.as_fd(), PollFlags::IN));
+    let doors = inside.iter().filter_map(|inside| inside.doors.as_ref()).flat_map(Doors::descriptors);
+    let doors = doors.map(|(which, fd)| (Owner::Door(which), fd, PollFlags::IN));
+    let streams = relay.descriptors().map(|(source, fd, flags)| (Owner::Relay(source), fd, flags));
+    let (owners, mut fds): (Vec<_>, Vec<_>) = streams
+        .chain(agent)
+        .chain(doors)
+        .map(|(owner, fd, flags): (Owner, BorrowedFd<'_>, PollFlags)| (owner, PollFd::from_borrowed_fd(fd, flags)))
+        .unzip();
     match poll(&mut fds, None) {
         Ok(_) => {}
         Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     }
     let events = fds.iter().map(PollFd::revents);
-    Ok(sources.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
+    Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
 }
 
 /// Makes this machine one of its own, before anything is drawn or dated in it.
@@ -202,23 +238,59 @@ fn become_own(resume: &Resume) -> io::Result<()> {
 }
 
 /// Mounts the session's disk, which is empty and the session's own.
-fn mount_disk(device: &str) -> io::Result<OwnedFd> {
+fn mount_disk(device: &str, machine: Machine) -> io::Result<OwnedFd> {
     rustix::mount::mount(device, "/disk", "ext4", MountFlags::NODEV | MountFlags::NOSUID, None)?;
     fs::remove_dir("/disk/lost+found")?;
     chown("/disk", Some(FIRST_ID + WORKLOAD), Some(FIRST_ID + WORKLOAD))?;
+    if machine.runtime == Runtime::Container {
+        // Whom a container's program runs as is known only to its image.
+        fs::set_permissions("/disk", fs::Permissions::from_mode(0o1777))?;
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(rustix::mount::open_tree(rustix::fs::CWD, "/disk", flags)?)
 }
 
-/// Builds the sandbox with the agent. Answers the agent's control socket, and its process.
-fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType};
-    let (control, agents) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let (go_in, go_out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+/// Makes a control group with the machine's limits in it. Memory ends there before it does for the machine, so that the kernel ends a
+/// program of the session's, and nothing else.
+fn make_group(machine: Machine) -> io::Result<&'static Path> {
+    let root = Path::new("/groups");
+    fs::create_dir(root)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("groups", root, "cgroup2", flags, None)?;
+    fs::write(root.join("cgroup.subtree_control"), "+memory +pids")?;
+    let group = Path::new("/groups/sandbox");
+    fs::create_dir(group)?;
+    // Its first process is one more, as it is at the process level.
+    fs::write(group.join("pids.max"), machine.limits.pids.to_string())?;
+    let total = fs::read_to_string("/proc/meminfo")?;
+    let total =
+        total.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let total = total.ok_or_else(|| io::Error::other("/proc/meminfo does not say how much memory there is"))? << 10;
+    let memory = machine.limits.memory.min(total.saturating_sub(OURS));
+    fs::write(group.join("memory.max"), memory.to_string())?;
+    Ok(group)
+}
+
+/// Builds the sandbox with the agent. Answers the agent's control socket, and what else there is of it.
+fn launch(
+    machine: Machine,
+    filters: &Filters,
+    program: &OwnedFd,
+    disk: &OwnedFd,
+    authority: String,
+) -> io::Result<(OwnedFd, Inside)> {
+    let pair = || {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType};
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+    };
+    let (control, agents) = pair()?;
+    let (go_in, go_out) = pair()?;
+    let handover = if machine.leads_out { Some(pair()?) } else { None };
     let (words_in, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let rootfs = Path::new("/image");
     let meta = fs::metadata(rootfs)?;
+    let trust = machine.trusts.then(|| Trust(Box::new(move |_| Ok(authority.clone()))));
+    let group = make_group(machine).map_err(about("the control group"))?;
     let (pid, process) = match sys::clone_into_namespaces(None)? {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
         Cloned::Child => {
@@ -226,21 +298,21 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &OwnedFd
             let blueprint = Blueprint {
                 rootfs,
                 rootfs_is: (meta.dev(), meta.ino()),
-                trust: None,
+                trust: trust.as_ref().map(|trust| (trust, [0; 16])),
                 words: &[machine.runtime.word().to_owned()],
                 limits: machine.limits,
                 disk: Some(disk.as_fd()),
                 local_servers: machine.local_servers,
-                is_container: false,
+                is_container: machine.runtime == Runtime::Container,
                 filters,
-                way_out: WayOut::None,
+                way_out: handover.as_ref().map_or(WayOut::None, |(_, there)| WayOut::Listeners(there)),
             };
             let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 let start = || -> io::Result<String> {
                     // Above the numbers that the agent's descriptors will get.
-                    rustix::io::read(&go_in, &mut [0; 1])?;
+                    let tree = told_to_go(&go_in)?;
                     let inherited = Inherited { control: agents, image: None, zygote: None, turns: None };
-                    Ok(become_sandbox(&blueprint, (program.try_clone()?, None), inherited))
+                    Ok(become_sandbox(&blueprint, (program.try_clone()?, tree), inherited))
                 };
                 let Ok(words) = rustix::io::fcntl_dupfd_cloexec(&words, 16) else { return };
                 let said = start().unwrap_or_else(|error| error.to_string());
@@ -251,16 +323,41 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &OwnedFd
     };
     drop((agents, words, go_in));
     admit(pid)?;
-    rustix::io::write(&go_out, b"!")?;
+    fs::write(group.join("cgroup.procs"), pid.as_raw_nonzero().to_string()).map_err(about("the control group"))?;
+    // Its own root needs the image's files to be its own.
+    let tree = match machine.runtime {
+        Runtime::Container => {
+            let namespace = fs::File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))?;
+            Some(sys::mapped_tree(rootfs, &namespace).map_err(about("the image's owners"))?)
+        }
+        Runtime::Python | Runtime::Node | Runtime::Shell => None,
+    };
+    sandpool_sys::packet::send(&go_out, b"!", &tree.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     // Nothing is said when all is well: it has become the agent.
     let mut said = String::new();
     io::Read::read_to_string(&mut io::Read::take(fs::File::from(words_in), 1024), &mut said)?;
+    let doors = match &handover {
+        Some((here, _)) if said.is_empty() => {
+            let (_, handed) = sandpool_sys::packet::receive(here, &mut [0; 1])?;
+            Some(Doors::new(handed)?)
+        }
+        _ => None,
+    };
     if said.is_empty() {
-        return Ok((control, process));
+        return Ok((control, Inside { process, doors }));
     }
     let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
     let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
     Err(io::Error::other(said))
+}
+
+/// Waits to be let go on, with the image's tree where there is one for us.
+fn told_to_go(go_in: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    poll(&mut [PollFd::new(go_in, PollFlags::IN)], None)?;
+    match sandpool_sys::packet::receive(go_in, &mut [0; 1])? {
+        (1, mut fds) => Ok(fds.pop()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// Gives the waiting child its ids.

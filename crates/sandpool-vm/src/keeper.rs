@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitOptions, WaitStatus};
 use sandpool_sys::workload::{self, Identity, Workload};
-use sandpool_walls::setup::WORKLOAD;
+use sandpool_walls::setup::{AUTHORITY, WORKLOAD};
 use sandpool_wire::agent::{FromAgent, PROTOCOL};
 use sandpool_wire::frame;
 
@@ -138,8 +138,11 @@ impl Keeper {
         let mut relay = Relay::new(Side::Keeper, running.port.try_clone()?);
         self.running = Some(running);
         let is_maker = matches!(begin, Begin::Template(_));
+        if machine.leads_out {
+            relay.lead_out();
+        }
         if !is_maker {
-            relay.mux.resume(own()?);
+            relay.mux.resume(&own(machine)?);
         }
         // Of a template's maker: whether the file is complete. Of another's: whether its agent takes streams.
         let (mut is_made, mut serves) = (false, false);
@@ -293,11 +296,14 @@ fn how(status: WaitStatus) -> String {
 }
 
 /// What makes this machine one of its own.
-fn own() -> io::Result<Resume> {
+fn own(machine: Machine) -> io::Result<Resume> {
     let mut seed = [0; 32];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
-    Ok(Resume { seed, epoch_ns: u64::try_from(now.as_nanos()).map_err(io::Error::other)? })
+    // Made for this sandbox by the launcher, and what its programs are to trust.
+    let authority =
+        if machine.trusts { std::fs::read_to_string(Path::new("/").join(AUTHORITY))? } else { String::new() };
+    Ok(Resume { seed, epoch_ns: u64::try_from(now.as_nanos()).map_err(io::Error::other)?, authority })
 }
 
 /// Makes an empty disk of so many bytes. It takes up what is written to it.

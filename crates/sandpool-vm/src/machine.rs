@@ -24,6 +24,10 @@ pub struct Machine {
     pub limits: Limits,
     /// Whether its programs may have servers on loopback.
     pub local_servers: bool,
+    /// Whether anything is reached from it, by way of its keeper's network.
+    pub leads_out: bool,
+    /// Whether its sandbox trusts a certificate of its own. Then nothing of that sandbox is made before the machine is one of its own.
+    pub trusts: bool,
 }
 
 impl Machine {
@@ -38,10 +42,7 @@ impl Machine {
                 return Err(format!("a machine needs at least {least} bytes of {name}; {value} are given"));
             }
         }
-        match self.runtime {
-            Runtime::Container => Err("custom containers cannot run in machines yet".to_owned()),
-            Runtime::Python | Runtime::Node | Runtime::Shell => Ok(()),
-        }
+        Ok(())
     }
 
     /// Virtual processors.
@@ -86,6 +87,12 @@ impl Machine {
         if self.local_servers {
             words.push("servers".to_owned());
         }
+        if self.leads_out {
+            words.push("out".to_owned());
+        }
+        if self.trusts {
+            words.push("trusts".to_owned());
+        }
         words
     }
 
@@ -97,6 +104,8 @@ impl Machine {
             runtime,
             limits: Limits { memory: 0, pids: 0, cpu_milli: 0, data: 0, tmp: 0 },
             local_servers: false,
+            leads_out: false,
+            trusts: false,
         };
         for word in words {
             match word.split_once('=') {
@@ -106,6 +115,8 @@ impl Machine {
                 Some(("data", value)) => machine.limits.data = value.parse().ok()?,
                 Some(("tmp", value)) => machine.limits.tmp = value.parse().ok()?,
                 None if word == "servers" => machine.local_servers = true,
+                None if word == "out" => machine.leads_out = true,
+                None if word == "trusts" => machine.trusts = true,
                 _ => return None,
             }
         }
@@ -119,8 +130,9 @@ mod tests {
 
     #[test]
     fn a_machine_survives_its_words() {
-        for local_servers in [true, false] {
-            let machine = Machine { runtime: Runtime::Node, limits: Limits::default(), local_servers };
+        for (local_servers, leads_out, trusts) in [(true, false, true), (false, true, false)] {
+            let machine =
+                Machine { runtime: Runtime::Node, limits: Limits::default(), local_servers, leads_out, trusts };
             let words = machine.words();
             assert_eq!(Machine::parse(words.iter().map(String::as_str)), Some(machine));
         }
@@ -135,11 +147,11 @@ mod tests {
             runtime: Runtime::Shell,
             limits: Limits { memory, data, ..Limits::default() },
             local_servers: true,
+            leads_out: false,
+            trusts: false,
         };
         assert_eq!(machine(LEAST_MEMORY, LEAST_DISK).check(), Ok(()));
         assert!(machine(LEAST_MEMORY - 1, LEAST_DISK).check().is_err_and(|why| why.contains("memory")));
         assert!(machine(LEAST_MEMORY, LEAST_DISK - 1).check().is_err_and(|why| why.contains("data")));
-        let container = Machine { runtime: Runtime::Container, ..machine(LEAST_MEMORY, LEAST_DISK) };
-        assert!(container.check().is_err());
     }
 }

@@ -3,13 +3,14 @@
 //! ```text
 //! u32 stream | u8 kind | u8 0 | u16 length    payload of `length` bytes, at most MAX_PIECE          (little endian)
 //!
-//! keeper --Open, Resume-->  machine       both: Data, End, Reset, Credit       machine --Up, Serves, Broken--> keeper
+//! keeper --Resume-->  machine       both: Open, Data, End, Reset, Credit       machine --Up, Serves, Broken--> keeper
 //! ```
 //!
 //! Of each stream an end may send [`WINDOW`] bytes that its peer has not passed on yet, and no more: so one that nobody reads
 //! holds up no other, and what is kept for all of them has a bound. A peer that breaks a rule is not spoken to any more.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Bytes of a header.
 pub const HEADER: usize = 8;
@@ -20,8 +21,11 @@ pub const MAX_PIECE: usize = 32 * 1024;
 /// Bytes of one stream that may be under way in one direction.
 pub const WINDOW: u32 = 128 * 1024;
 
-/// Streams at one time: what an agent takes.
+/// Streams of each end's making at one time: what an agent takes, and more than an egress proxy does.
 pub const STREAMS: usize = 256;
+
+/// Numbers from here on are of the machine's streams, those below of the keeper's.
+const OF_MACHINE: u32 = 1 << 31;
 
 /// The longest sentence in [`Heard::Broken`], in bytes.
 pub const MAX_WORDS: usize = 2048;
@@ -49,27 +53,56 @@ pub enum Side {
 }
 
 /// What makes a machine one of its own, before it does anything for anybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resume {
     /// For the kernel's generator, and what else is drawn from it: nobody else's.
     pub seed: [u8; 32],
     /// The time, in nanoseconds since 1970.
     pub epoch_ns: u64,
+    /// The certificate (PEM) that its sandbox trusts besides its image's, if there is one; else nothing.
+    pub authority: String,
 }
 
 impl Resume {
-    const LENGTH: usize = 40;
-
-    fn encode(self) -> [u8; Self::LENGTH] {
-        let mut bytes = [0; Self::LENGTH];
-        bytes[..32].copy_from_slice(&self.seed);
-        bytes[32..].copy_from_slice(&self.epoch_ns.to_le_bytes());
-        bytes
+    fn encode(&self) -> Vec<u8> {
+        [self.seed.as_slice(), &self.epoch_ns.to_le_bytes(), self.authority.as_bytes()].concat()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (seed, time) = bytes.split_first_chunk::<32>()?;
-        Some(Self { seed: *seed, epoch_ns: u64::from_le_bytes(time.try_into().ok()?) })
+        let (seed, rest) = bytes.split_first_chunk::<32>()?;
+        let (time, authority) = rest.split_first_chunk::<8>()?;
+        let authority = String::from_utf8(authority.to_vec()).ok()?;
+        Some(Self { seed: *seed, epoch_ns: u64::from_le_bytes(*time), authority })
+    }
+}
+
+/// Where a program inside has connected to: the keeper does so in its own network, in which every address is its own too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Door(pub SocketAddr);
+
+impl Door {
+    const LENGTH: usize = 19;
+
+    /// `C`, the port, and the address as one of version 6.
+    #[must_use]
+    pub fn encode(self) -> [u8; Self::LENGTH] {
+        let address = match self.0.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let mut bytes = [b'C'; Self::LENGTH];
+        bytes[1..3].copy_from_slice(&self.0.port().to_be_bytes());
+        bytes[3..].copy_from_slice(&address.octets());
+        bytes
+    }
+
+    /// The reverse of [`Door::encode`].
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (b'C', rest) = bytes.split_first()? else { return None };
+        let (port, address) = rest.split_first_chunk::<2>()?;
+        let address = Ipv6Addr::from_octets(address.try_into().ok()?).to_canonical();
+        Some(Self(SocketAddr::new(address, u16::from_be_bytes(*port))))
     }
 }
 
@@ -80,7 +113,7 @@ pub enum Heard {
     Open {
         /// Its number.
         stream: u32,
-        /// `D`, or `P` and a port.
+        /// To the machine: `D`, or `P` and a port. To the keeper: [`Door::encode`].
         word: Vec<u8>,
     },
     /// Bytes of a stream.
@@ -131,14 +164,20 @@ pub struct Mux {
     input: Vec<u8>,
     output: Vec<u8>,
     streams: BTreeMap<u32, Account>,
+    /// The last streams that were opened, by this end and by the other.
     last: u32,
+    peers_last: u32,
 }
 
 impl Mux {
     /// Nothing is open yet.
     #[must_use]
     pub fn new(side: Side) -> Self {
-        Self { side, input: Vec::new(), output: Vec::new(), streams: BTreeMap::new(), last: 0 }
+        let (last, peers_last) = match side {
+            Side::Keeper => (0, OF_MACHINE),
+            Side::Machine => (OF_MACHINE, 0),
+        };
+        Self { side, input: Vec::new(), output: Vec::new(), streams: BTreeMap::new(), last, peers_last }
     }
 
     /// What is to be written to the port.
@@ -173,12 +212,26 @@ impl Mux {
         is_over
     }
 
-    /// Opens a stream; `None` when there are [`STREAMS`]. Of the keeper alone.
+    /// How many streams an end has opened that are not over.
+    fn count(&self, side: Side) -> usize {
+        match side {
+            Side::Keeper => self.streams.range(..OF_MACHINE).count(),
+            Side::Machine => self.streams.range(OF_MACHINE..).count(),
+        }
+    }
+
+    /// Which end this is.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Opens a stream; `None` when there are [`STREAMS`] of this end's.
     pub fn open(&mut self, word: &[u8]) -> Option<u32> {
-        if self.streams.len() >= STREAMS || self.side != Side::Keeper {
+        if self.count(self.side) >= STREAMS {
             return None;
         }
-        self.last = self.last.checked_add(1)?;
+        self.last = self.last.checked_add(1).filter(|last| (*last >= OF_MACHINE) == (self.side == Side::Machine))?;
         self.begin(self.last);
         self.say(self.last, OPEN, word);
         Some(self.last)
@@ -226,7 +279,7 @@ impl Mux {
     }
 
     /// Makes the machine one of its own.
-    pub fn resume(&mut self, resume: Resume) {
+    pub fn resume(&mut self, resume: &Resume) {
         self.say(0, RESUME, &resume.encode());
     }
 
@@ -282,13 +335,18 @@ impl Mux {
             return Err(Breach("a number that is no stream's"));
         }
         match (self.side, kind) {
-            (Side::Machine, OPEN) => {
-                if stream <= self.last || !matches!(payload.as_slice(), [b'D'] | [b'P', _, _]) {
+            (side, OPEN) => {
+                let (is_known, peer) = match side {
+                    Side::Machine => (matches!(payload.as_slice(), [b'D'] | [b'P', _, _]), Side::Keeper),
+                    Side::Keeper => (Door::decode(&payload).is_some(), Side::Machine),
+                };
+                let is_peers = (stream >= OF_MACHINE) == (peer == Side::Machine);
+                if !is_known || !is_peers || stream <= self.peers_last {
                     return Err(Breach("a stream that cannot be"));
                 }
-                self.last = stream;
+                self.peers_last = stream;
                 self.begin(stream);
-                if self.streams.len() > STREAMS {
+                if self.count(peer) > STREAMS {
                     self.reset(stream);
                     return Ok(None);
                 }

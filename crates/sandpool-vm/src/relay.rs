@@ -8,7 +8,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType};
 
-use crate::mux::{Heard, MAX_PIECE, Mux, Side};
+use crate::mux::{Door, Heard, MAX_PIECE, Mux, Side};
 
 /// What a descriptor of a relay is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,20 +61,28 @@ pub struct Relay {
     sockets: BTreeMap<u32, Socket>,
     /// What was said, and is not yet done.
     heard: VecDeque<Heard>,
-    /// Who takes the streams that the other end opens.
+    /// Who takes the streams that the other end opens, inside a machine.
     agent: Option<OwnedFd>,
+    /// Outside: whether the streams that it opens lead anywhere.
+    leads_out: bool,
 }
 
 impl Relay {
     /// Over this port, which does not block.
     #[must_use]
     pub fn new(side: Side, port: OwnedFd) -> Self {
-        Self { mux: Mux::new(side), port, sockets: BTreeMap::new(), heard: VecDeque::new(), agent: None }
+        let (sockets, heard) = (BTreeMap::new(), VecDeque::new());
+        Self { mux: Mux::new(side), port, sockets, heard, agent: None, leads_out: false }
     }
 
     /// From now on, streams that the other end opens are given to the agent at this control socket. Before, they are refused.
     pub fn serve(&mut self, agent: OwnedFd) {
         self.agent = Some(agent);
+    }
+
+    /// From now on, where programs of the machine connect to is connected to here, in this process's network. Before, nothing is.
+    pub fn lead_out(&mut self) {
+        self.leads_out = true;
     }
 
     /// Opens a stream for what comes from and goes to this socket. Where there is no room for it, the socket is closed.
@@ -86,6 +94,28 @@ impl Relay {
 
     fn adopt(&mut self, stream: u32, fd: OwnedFd, awaits: Awaits) {
         self.sockets.insert(stream, Socket { fd, pending: Vec::new(), peer_has_ended: false, awaits });
+    }
+
+    /// Connects to where a program of the machine has.
+    fn connect(&mut self, stream: u32, word: &[u8]) {
+        let connect = || -> io::Result<OwnedFd> {
+            let Door(to) = Door::decode(word).filter(|_| self.leads_out).ok_or(io::ErrorKind::PermissionDenied)?;
+            let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+            match rustix::net::connect(&socket, &to) {
+                // What is written before it is made waits, and an error is met there.
+                Ok(()) | Err(Errno::INPROGRESS) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // It may be slower then.
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+            Ok(socket)
+        };
+        match connect() {
+            Ok(socket) => self.adopt(stream, socket, Awaits::Nothing),
+            Err(_) => self.mux.reset(stream),
+        }
     }
 
     /// Gives a stream that was opened to the agent.
@@ -174,7 +204,10 @@ impl Relay {
     pub fn go_on(&mut self) -> Option<News> {
         while let Some(heard) = self.heard.pop_front() {
             match heard {
-                Heard::Open { stream, word } => self.give(stream, &word),
+                Heard::Open { stream, word } => match self.mux.side() {
+                    Side::Machine => self.give(stream, &word),
+                    Side::Keeper => self.connect(stream, &word),
+                },
                 Heard::Resume(resume) => return Some(News::Resume(resume)),
                 Heard::Up => return Some(News::Up),
                 Heard::Serves => return Some(News::Serves),
@@ -367,7 +400,7 @@ mod tests {
         let (relays, agents) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         machine.serve(relays);
-        keeper.mux.resume(Resume { seed: [1; 32], epoch_ns: 1 });
+        keeper.mux.resume(&Resume { seed: [1; 32], epoch_ns: 1, authority: String::new() });
         assert!(matches!(settle(&mut [&mut keeper, &mut machine]).as_slice(), [News::Resume(_)]));
         (keeper, machine, agents)
     }
@@ -398,6 +431,38 @@ mod tests {
         drop(server);
         settle(&mut [&mut keeper, &mut machine]);
         assert!(keeper.sockets.is_empty() && machine.sockets.is_empty());
+    }
+
+    #[test]
+    fn what_a_program_inside_connects_to_is_connected_to_outside_where_that_may_be() {
+        let (mut keeper, mut machine, _agent) = ends();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let door = Door(listener.local_addr().unwrap()).encode();
+        let (mut program, through) = pair();
+        machine.open(through, &door);
+        settle(&mut [&mut keeper, &mut machine]);
+        assert_eq!(program.read(&mut [0; 8]).unwrap(), 0, "nothing leads out");
+        keeper.lead_out();
+        let (mut program, through) = pair();
+        machine.open(through, &door);
+        program.write_all(b"question").unwrap();
+        settle(&mut [&mut keeper, &mut machine]);
+        let (mut served, _) = listener.accept().unwrap();
+        let mut buffer = [0; 8];
+        served.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"question");
+        served.write_all(b"answer").unwrap();
+        drop(served);
+        settle(&mut [&mut keeper, &mut machine]);
+        let mut heard = Vec::new();
+        program.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"answer");
+        // Nobody there any more.
+        drop(listener);
+        let (mut program, through) = pair();
+        machine.open(through, &door);
+        settle(&mut [&mut keeper, &mut machine]);
+        assert_eq!(program.read(&mut buffer).unwrap_or(0), 0);
     }
 
     #[test]

@@ -91,8 +91,8 @@ const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Where a sandbox has the agent that can only be executed by its name.
 pub const PROGRAM: &str = "/etc/sandpool-agent";
 
-/// Where a sandbox has the certificate of its own authority alone; agents look for it.
-const AUTHORITY: &str = "etc/ssl/sandpool.pem";
+/// Where a sandbox has the certificate of its own authority alone, below its root; agents look for it.
+pub const AUTHORITY: &str = "etc/ssl/sandpool.pem";
 
 /// The longest file of certificates, in bytes: Debian's has 0.2 MiB.
 const MAX_BUNDLE: u64 = 1 << 20;

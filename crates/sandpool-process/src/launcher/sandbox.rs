@@ -306,7 +306,7 @@ impl Launcher {
                     limits,
                     disk: None,
                     local_servers: pool.local_servers,
-                    is_container: pool.runtime == Runtime::Container,
+                    is_container: pool.runtime == Runtime::Container && pool.machine.is_none(),
                     filters: if pool.machine.is_some() { &self.vmm_filters } else { &self.filters },
                     way_out: match (&handover, &pool.egress) {
                         (Some((_, there)), _) => WayOut::Listeners(there),
@@ -401,8 +401,8 @@ impl Launcher {
             }
             // Its own root needs the image's files to be its own: only we can say so.
             let tree =
-                match pool.runtime {
-                    Runtime::Container => {
+                match (pool.runtime, &pool.machine) {
+                    (Runtime::Container, None) => {
                         let namespace = std::fs::File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))?;
                         let tree = sys::mapped_tree(&pool.rootfs, &namespace);
                         Some(tree.map_err(|error| {

@@ -1,4 +1,4 @@
-//! Which level's sandboxes a test program plays with: the process level, or an OCI runtime's.
+//! Which level's sandboxes a test program plays with: the process level, an OCI runtime's, or machines.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,15 +6,24 @@ use std::path::PathBuf;
 use sandpool_driver::Isolation;
 use sandpool_process::oci::{self, OciRuntime, OciSettings, Runtimes};
 
-/// Names the runtime, for this program's other parts.
-const RUNTIME: &str = "SANDPOOL_TEST_OCI_RUNTIME";
+/// Names the level, for this program's other parts: a runtime's, or `microvm`.
+const RUNTIME: &str = "SANDPOOL_TEST_LEVEL";
+
+/// Whether machines are played with.
+pub(crate) fn are_machines() -> bool {
+    std::env::var(RUNTIME).is_ok_and(|word| word == Isolation::Microvm.word())
+}
 
 /// The file that `e2e/oci-runtimes` has written.
 const SETTINGS: &str = "/var/lib/sandpool/cache/oci-runtimes/settings.json";
 
-/// The variable that makes another part of this program play with this runtime.
-pub(crate) fn variable(runtime: OciRuntime) -> (&'static str, &'static str) {
-    (RUNTIME, runtime.word())
+/// The variable that makes another part of this program play with this level.
+pub(crate) fn variable(level: Isolation) -> (&'static str, &'static str) {
+    let word = match level {
+        Isolation::Container(Some(runtime)) => runtime.word(),
+        Isolation::Process | Isolation::Container(None) | Isolation::Microvm => level.word(),
+    };
+    (RUNTIME, word)
 }
 
 /// The runtime that is played with; `None` at the process level.
@@ -25,12 +34,16 @@ pub(crate) fn runtime() -> Option<OciRuntime> {
 
 /// The level that is played with.
 pub(crate) fn isolation() -> Isolation {
-    runtime().map_or(Isolation::Process, |runtime| Isolation::Container(Some(runtime)))
+    match runtime() {
+        _ if are_machines() => Isolation::Microvm,
+        Some(runtime) => Isolation::Container(Some(runtime)),
+        None => Isolation::Process,
+    }
 }
 
 /// Its variable, for a server.
 pub(crate) fn environment() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
-    runtime().map(|runtime| (RUNTIME.into(), runtime.word().into())).into_iter().collect()
+    std::env::var_os(RUNTIME).map(|word| (RUNTIME.into(), word)).into_iter().collect()
 }
 
 /// Where newer runtimes than the host's are; `None` when nobody has got them.

@@ -93,6 +93,14 @@ fn start(name: &str, images: &[&str], after: impl FnOnce(&Watcher) -> Outcome<()
         }
     }
     let watcher = Watcher::new(name, found)?;
+    if level::are_machines() {
+        let roots: Vec<_> = watcher.images.iter().skip(1).step_by(2).map(Path::new).collect();
+        let store = roots.first().map_or(Path::new("/"), |rootfs| store_of(rootfs));
+        let agent = std::fs::read(&watcher.agent)?;
+        if let Err(error) = sandpool_vm::build::prepare(store, &roots, &agent) {
+            return skip(name, &error.to_string());
+        }
+    }
     let status = watcher.run()?;
     let after = after(&watcher);
     std::fs::remove_dir_all(&watcher.home)?;
@@ -357,7 +365,8 @@ impl Stage {
             output_limit: 1 << 20,
             max_timeout: Duration::from_secs(120),
             env: Vec::new(),
-            start: Start::Cold,
+            // A machine that boots is dear under emulation.
+            start: if level::are_machines() { Start::Zygote } else { Start::Cold },
             egress: None,
             scope: sandpool_node::SessionScope::Tenant,
             container: None,

@@ -10,10 +10,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpool_attack::{COMMANDS, CONTAINED, Keeps, LOUD, Loud, Probe, QUIET, SCENES, Scene, TOOLS};
+use sandpool_attack::{
+    COMMANDS, CONTAINED, IN_MACHINES, Keeps, LOUD, Loud, Probe, QUIET, SCENES, SCENES_IN_MACHINES, Scene, TOOLS,
+};
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
-use sandpool_node::{Node, NodeError, OciRuntime, Start};
+use sandpool_node::{Isolation, Node, NodeError, OciRuntime, Start};
 use stage::{Outcome, Session, Stage, seen, succeeded};
 
 const LIMITS: Limits = Limits {
@@ -27,7 +29,7 @@ const LIMITS: Limits = Limits {
 fn main() -> ExitCode {
     let is_first =
         !["launcher", "server", "egress", "--list"].iter().any(|word| std::env::args().any(|arg| arg == *word));
-    if is_first && stage::level::runtime().is_none() && !contained() {
+    if is_first && stage::level::isolation() == Isolation::Process && !(contained() && in_machines()) {
         return ExitCode::FAILURE;
     }
     stage::play("walls", &["python", "shell"], tests, |_| Ok(()))
@@ -40,7 +42,16 @@ fn contained() -> bool {
         return std::env::var_os("SANDPOOL_MUST").is_none_or(|must| must != "1");
     }
     let again = std::env::current_exe().map(std::process::Command::new);
-    let again = again.and_then(|mut again| again.envs([stage::level::variable(OciRuntime::Runc)]).status());
+    let again = again.and_then(|mut again| {
+        again.envs([stage::level::variable(Isolation::Container(Some(OciRuntime::Runc)))]).status()
+    });
+    again.is_ok_and(|status| status.success())
+}
+
+/// The same in machines. Whether they hold there.
+fn in_machines() -> bool {
+    let again = std::env::current_exe().map(std::process::Command::new);
+    let again = again.and_then(|mut again| again.envs([stage::level::variable(Isolation::Microvm)]).status());
     again.is_ok_and(|status| status.success())
 }
 
@@ -51,9 +62,9 @@ async fn tests(mut stage: Stage) -> Outcome<()> {
     let node = stage.node(pools).await?;
     // The same attackers in interpreters that started from a zygote, while that is new, and in some that started cold.
     let all = [("zygote", "walls::zygote"), ("python", "walls")];
-    let runtime = stage::level::runtime();
-    // Through an OCI runtime all start cold.
-    for (pool, group) in &all[usize::from(runtime.is_some())..] {
+    let level = stage::level::isolation();
+    // Through an OCI runtime all start cold, and machines alike.
+    for (pool, group) in &all[usize::from(level != Isolation::Process)..] {
         let neighbour = Session::open(&node, pool, "neighbour").await?;
         let started = neighbour.code(&format!("{TOOLS}\nsecret = 'neighbours'"), 30).await?;
         assert!(succeeded(&started), "{}", seen(&started));
@@ -65,7 +76,7 @@ async fn tests(mut stage: Stage) -> Outcome<()> {
         }
         neighbour.close().await?;
     }
-    if runtime.is_none() {
+    if level == Isolation::Process {
         let problem = renewed(&stage, &node).await.err().map(|error| error.to_string());
         stage.judge("walls::zygote::ZG1-a-layout-is-not-for-ever", problem);
     }
@@ -85,7 +96,11 @@ async fn quiet(stage: &mut Stage, node: &Arc<Node>, pool: &str, group: &str) -> 
     let session = Session::open(node, pool, "quiet").await?;
     let tools = session.code(TOOLS, 30).await?;
     assert!(succeeded(&tools), "{}", seen(&tools));
-    let instead: &[Probe] = if stage::level::runtime().is_some() { CONTAINED } else { &[] };
+    let instead: &[Probe] = match stage::level::isolation() {
+        Isolation::Process => &[],
+        Isolation::Container(_) => CONTAINED,
+        Isolation::Microvm => IN_MACHINES,
+    };
     for probe in QUIET {
         let probe = instead.iter().find(|other| other.id == probe.id).unwrap_or(probe);
         let execution = session.code(probe.code, 30).await?;
@@ -100,7 +115,9 @@ async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session, pool:
     let tools = session.code(TOOLS, 30).await?;
     assert!(succeeded(&tools), "{}", seen(&tools));
     // What the neighbour does first, and what the attacker must see of it.
+    let instead = if stage::level::are_machines() { SCENES_IN_MACHINES } else { &[] };
     for Scene { id, theirs, ours, safe } in SCENES {
+        let safe = instead.iter().find(|(other, _)| other == id).map_or(*safe, |(_, safe)| safe);
         let first = neighbour.code(theirs, 30).await?;
         let said = String::from_utf8_lossy(&first.stdout).trim().to_owned();
         let second = session.code(&format!("NEIGHBOUR = {said:?}\n{ours}"), 30).await?;

@@ -37,8 +37,8 @@ fn a_machine_says_that_it_waits_and_is_made_one_of_its_own() {
         matches!(heard.as_slice(), [Heard::Up, Heard::Serves, Heard::Broken(why)] if why.len() == MAX_WORDS),
         "{heard:?}"
     );
-    let resume = Resume { seed: [7; 32], epoch_ns: 1_234_567_890_123_456_789 };
-    keeper.resume(resume);
+    let resume = Resume { seed: [7; 32], epoch_ns: 1_234_567_890_123_456_789, authority: "PEM".to_owned() };
+    keeper.resume(&resume);
     assert_eq!(pass(&mut keeper, &mut machine, 1), [Heard::Resume(resume)]);
 }
 
@@ -68,7 +68,6 @@ fn no_more_streams_than_an_agent_takes() {
     assert_eq!(keeper.open(b"D"), None);
     keeper.reset(1);
     assert!(keeper.open(b"D").is_some());
-    assert_eq!(Mux::new(Side::Machine).open(b"D"), None, "the machine opens none");
 }
 
 #[test]
@@ -147,4 +146,34 @@ proptest! {
         }
         prop_assert!(came == data);
     }
+}
+
+#[test]
+fn each_end_numbers_its_own_streams() {
+    let (mut keeper, mut machine) = (Mux::new(Side::Keeper), Mux::new(Side::Machine));
+    for address in ["127.0.0.1:80", "[2001:db8::1]:443", "198.18.3.4:53"] {
+        let door = Door(address.parse().unwrap());
+        assert_eq!(Door::decode(&door.encode()), Some(door));
+        let (out, into) = (machine.open(&door.encode()).unwrap(), keeper.open(b"D").unwrap());
+        assert_ne!(out, into);
+        assert_eq!(pass(&mut machine, &mut keeper, 5), [Heard::Open { stream: out, word: door.encode().to_vec() }]);
+        assert_eq!(pass(&mut keeper, &mut machine, 5), [Heard::Open { stream: into, word: b"D".to_vec() }]);
+    }
+    // A machine that opens what is the keeper's to open, or says nowhere.
+    for (stream, word) in [(7, b"D".to_vec()), (OF_MACHINE + 9, b"D".to_vec()), (OF_MACHINE + 9, b"C123".to_vec())] {
+        let mut keeper = Mux::new(Side::Keeper);
+        let mut machine = Mux::new(Side::Machine);
+        machine.say(stream, OPEN, &word);
+        assert!(keeper.hear(machine.output()).is_err(), "{stream} {word:?}");
+    }
+    // One too many is reset, and no breach.
+    let door = Door("127.0.0.1:80".parse().unwrap()).encode();
+    let mut machine = Mux::new(Side::Machine);
+    let mut keeper = Mux::new(Side::Keeper);
+    let all: Vec<_> = std::iter::from_fn(|| machine.open(&door)).collect();
+    assert_eq!(all.len(), STREAMS);
+    assert_eq!(pass(&mut machine, &mut keeper, 4096).len(), STREAMS);
+    machine.say(OF_MACHINE + 1000, OPEN, &door);
+    assert_eq!(pass(&mut machine, &mut keeper, 4096), []);
+    assert_eq!(keeper.output().len(), HEADER);
 }
