@@ -37,6 +37,9 @@ pub enum Begin<'a> {
     Template(&'a OwnedFd),
     /// It goes on where the template in this file stood, with memory that it shares until it writes to it.
     Restore(&'a OwnedFd),
+    /// It is what was saved: this file or pipe, read from where it stands, has all of it. It stands still until [`Vmm::go_on`], and what
+    /// it is made of may be read after this has come back.
+    Wake(&'a OwnedFd),
 }
 
 /// What a machine is made of.
@@ -59,8 +62,8 @@ pub struct Running {
     pub port: OwnedFd,
     /// What the VMM says. It does not block.
     pub words: OwnedFd,
-    /// Where a template's VMM, and one that goes on from it, takes orders.
-    orders: Option<qemu::Orders>,
+    /// Where it takes orders.
+    orders: qemu::Orders,
 }
 
 /// A program that runs machines.
@@ -74,9 +77,23 @@ pub trait Vmm {
     /// Those of starting a program; [`io::ErrorKind::InvalidData`] for a template that is none.
     fn begin(&self, parts: &Parts<'_>, how: &Begin<'_>) -> io::Result<Running>;
 
-    /// Stops a machine that was begun as [`Begin::Template`], and completes its file. It does not run again.
+    /// Stops a machine that was begun as [`Begin::Template`], and completes its file. It does not run again. Others write to the end
+    /// of the file afterwards, so that nothing about it is known by where it ends.
     ///
     /// # Errors
     /// What the VMM says.
     fn snapshot(&self, parts: &Parts<'_>, running: &mut Running, file: &OwnedFd) -> io::Result<()>;
+
+    /// Stops a machine that runs, and writes all of it (memory and devices, not its disk) to this file or pipe, from where that stands.
+    /// Somebody has to read from a pipe meanwhile.
+    ///
+    /// # Errors
+    /// What the VMM says. The machine stands still then.
+    fn save(&self, parts: &Parts<'_>, running: &mut Running, to: &OwnedFd) -> io::Result<()>;
+
+    /// Lets a machine run that stands still: after [`Vmm::save`], or since it was begun as [`Begin::Wake`].
+    ///
+    /// # Errors
+    /// What the VMM says.
+    fn go_on(&self, parts: &Parts<'_>, running: &mut Running) -> io::Result<()>;
 }

@@ -1,11 +1,12 @@
 //! QEMU's machine type `microvm`: a processor, memory, and devices over virtio-mmio.
 //!
 //! ```text
-//! template file:  memory of the machine | state of its devices | length of that, MAGIC     (u64 each, little endian)
+//! template file:  memory of the machine | MAGIC, length of what follows | state of its devices     (u64 each, little endian)
 //! ```
 //!
 //! A template is made as VM templating does it: the memory is a shared file, so that migration (`x-ignore-shared`) writes the
-//! devices' state alone. Restored machines map the same file, each privately.
+//! devices' state alone. Restored machines map the same file, each privately. What is saved of a machine is its migration, memory
+//! and all.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, Read};
@@ -24,14 +25,23 @@ use serde_json::{Value, json};
 
 use super::{Begin, INITRD, KERNEL, Parts, Platform, Running, Vmm};
 
-/// At the end of a template's file.
-const MAGIC: u64 = u64::from_le_bytes(*b"sandpvm1");
+/// Behind the memory in a template's file.
+const MAGIC: u64 = u64::from_le_bytes(*b"sandpvm2");
 
 /// The longest state of devices, in bytes. It has been 60 KiB.
 const MAX_STATE: usize = 32 << 20;
 
 /// The longest wait for an answer to an order.
 const ORDER: Duration = Duration::from_secs(60);
+
+/// The longest wait for a machine to be written, which whoever takes it may slow down.
+const SAVING: Duration = Duration::from_secs(600);
+
+/// The longest of its answers, in bytes.
+const LONGEST_ANSWER: u64 = 1 << 20;
+
+/// Bytes in a second: as fast as it goes.
+const BANDWIDTH: u64 = 1 << 40;
 
 /// The numbers that QEMU's descriptors get.
 const PORT: i32 = 3;
@@ -55,7 +65,7 @@ fn arguments(platform: &Platform, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<Str
     let memory = parts.machine.memory();
     let disk = parts.disk.display();
     let backend = match how {
-        Begin::Boot => format!("memory-backend-ram,id=memory,size={memory}"),
+        Begin::Boot | Begin::Wake(_) => format!("memory-backend-ram,id=memory,size={memory}"),
         Begin::Template(_) => {
             format!("memory-backend-file,id=memory,size={memory},mem-path=/proc/self/fd/{MEMORY},share=on")
         }
@@ -114,12 +124,13 @@ fn arguments(platform: &Platform, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<Str
     pair("-device", "virtio-serial-device,max_ports=2".to_owned());
     pair("-chardev", format!("socket,id=port,fd={PORT}"));
     pair("-device", "virtserialport,chardev=port,name=sandpool,nr=1".to_owned());
-    if !matches!(how, Begin::Boot) {
-        pair("-chardev", format!("socket,id=orders,fd={ORDERS}"));
-        pair("-mon", "chardev=orders,mode=control".to_owned());
-    }
-    if matches!(how, Begin::Restore(_)) {
+    pair("-chardev", format!("socket,id=orders,fd={ORDERS}"));
+    pair("-mon", "chardev=orders,mode=control".to_owned());
+    if matches!(how, Begin::Restore(_) | Begin::Wake(_)) {
         pair("-incoming", "defer".to_owned());
+    }
+    if matches!(how, Begin::Wake(_)) {
+        arguments.push("-S".to_owned());
     }
     arguments
 }
@@ -130,16 +141,16 @@ impl Vmm for Qemu {
         let (words, said) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // What it writes it waits for.
         rustix::io::ioctl_fionbio(&said, false)?;
-        let mut pass = vec![(machines_port, PORT), (parts.image.try_clone()?, IMAGE)];
-        let mut orders = None;
+        let (orders, its_orders) = pair()?;
+        rustix::io::ioctl_fionbio(&orders, false)?;
+        let mut pass = vec![(machines_port, PORT), (parts.image.try_clone()?, IMAGE), (its_orders, ORDERS)];
         if let Begin::Template(file) | Begin::Restore(file) = how {
-            let (ours, its) = pair()?;
-            rustix::io::ioctl_fionbio(&ours, false)?;
-            pass.extend([(file.try_clone()?, MEMORY), (its, ORDERS)]);
-            orders = Some(UnixStream::from(ours));
+            pass.push((file.try_clone()?, MEMORY));
         }
-        if let Begin::Restore(file) = how {
-            pass.push((state_of(file, parts.machine.memory())?, STATE));
+        match how {
+            Begin::Restore(file) => pass.push((state_of(file, parts.machine.memory())?, STATE)),
+            Begin::Wake(from) => pass.push((from.try_clone()?, STATE)),
+            Begin::Boot | Begin::Template(_) => {}
         }
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         let pid = workload::spawn(Workload {
@@ -152,52 +163,71 @@ impl Vmm for Qemu {
             pass,
             terminal: false,
         })?;
-        let orders = orders.map(Orders::greet).transpose()?;
-        let mut running = Running { pid, port, words, orders };
-        if let (Begin::Restore(_), Some(orders)) = (how, &mut running.orders) {
-            // It goes on by itself once it is whole, and ends where it cannot be.
-            orders.give(&json!({"execute": "migrate-incoming", "arguments": {"uri": format!("fd:{STATE}")}}), None)?;
+        let mut orders = Orders::greet(UnixStream::from(orders))?;
+        match how {
+            Begin::Boot => {}
+            // Memory that is in a file is not written to the state of the devices, nor looked for there.
+            Begin::Template(_) => orders.allow("x-ignore-shared", true)?,
+            Begin::Restore(_) | Begin::Wake(_) => {
+                orders.allow("x-ignore-shared", matches!(how, Begin::Restore(_)))?;
+                // What was frozen goes on by itself once it is whole, and ends where it cannot be.
+                let from = json!({"uri": format!("fd:{STATE}")});
+                orders.give(&json!({"execute": "migrate-incoming", "arguments": from}), None)?;
+            }
         }
-        Ok(running)
+        Ok(Running { pid, port, words, orders })
     }
 
     fn snapshot(&self, parts: &Parts<'_>, running: &mut Running, file: &OwnedFd) -> io::Result<()> {
-        let orders = running.orders.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
         // It is stopped when it has been written, and not before: what was stopped does not go on by itself.
         let (state, its) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        orders.give(&json!({"execute": "getfd", "arguments": {"fdname": "state"}}), Some(its.as_fd()))?;
+        running.orders.begin_migration(its.as_fd())?;
         drop(its);
-        orders.give(&json!({"execute": "migrate", "arguments": {"uri": "fd:state"}}), None)?;
         let mut bytes = Vec::new();
         // To its end: QEMU closes its own when it is done, whatever came of it.
         File::from(state).take(MAX_STATE as u64 + 1).read_to_end(&mut bytes)?;
         if bytes.len() > MAX_STATE {
             return Err(io::Error::other("the state of the devices is too long"));
         }
-        let outcome = orders.give(&json!({"execute": "query-migrate"}), None)?;
-        if !matches!(outcome["status"].as_str(), Some("completed")) {
-            return Err(io::Error::other(format!("the machine could not be written: {outcome}")));
-        }
-        let length = bytes.len() as u64;
-        bytes.extend(length.to_le_bytes());
-        bytes.extend(MAGIC.to_le_bytes());
-        File::from(file.try_clone()?).write_all_at(&bytes, parts.machine.memory())
+        running.orders.end_migration()?;
+        let file = File::from(file.try_clone()?);
+        let header = [MAGIC.to_le_bytes(), (bytes.len() as u64).to_le_bytes()].concat();
+        file.write_all_at(&header, parts.machine.memory())?;
+        file.write_all_at(&bytes, parts.machine.memory() + HEADER)
+    }
+
+    fn save(&self, _: &Parts<'_>, running: &mut Running, to: &OwnedFd) -> io::Result<()> {
+        let orders = &mut running.orders;
+        orders.give(&json!({"execute": "stop"}), None)?;
+        orders.allow("x-ignore-shared", false)?;
+        let fast = json!({"max-bandwidth": BANDWIDTH});
+        orders.give(&json!({"execute": "migrate-set-parameters", "arguments": fast}), None)?;
+        orders.begin_migration(to.as_fd())?;
+        orders.end_migration()
+    }
+
+    fn go_on(&self, _: &Parts<'_>, running: &mut Running) -> io::Result<()> {
+        // One that is not whole yet goes on once it is.
+        running.orders.give(&json!({"execute": "cont"}), None).map(drop)
     }
 }
+
+/// Bytes before a template's state of devices.
+const HEADER: u64 = 16;
 
 /// A template's state of devices: the file, open anew where that begins.
 fn state_of(file: &OwnedFd, memory: u64) -> io::Result<OwnedFd> {
     let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let length = file.metadata()?.len();
-    let mut end = [0; 16];
+    let mut header = [0; 16];
     let is_none = || io::Error::new(io::ErrorKind::InvalidData, "this is no template of such a machine");
-    file.read_exact_at(&mut end, length.checked_sub(16).ok_or_else(is_none)?)?;
-    let (state, magic) = end.split_at(8);
+    file.read_exact_at(&mut header, memory).map_err(|_| is_none())?;
+    let (magic, length) = header.split_at(8);
     let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
-    if number(magic) != MAGIC || memory.checked_add(number(state)).and_then(|sum| sum.checked_add(16)) != Some(length) {
+    let begins = memory + HEADER;
+    if number(magic) != MAGIC || number(length) > MAX_STATE as u64 || begins + number(length) > file.metadata()?.len() {
         return Err(is_none());
     }
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(memory))?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(begins))?;
     Ok(file.into())
 }
 
@@ -212,22 +242,48 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 #[derive(Debug)]
 pub(super) struct Orders {
     to: UnixStream,
-    from: BufReader<io::Take<UnixStream>>,
+    from: BufReader<UnixStream>,
+    /// What came of the last migration, once something did.
+    migrated: Option<String>,
 }
 
 impl Orders {
     fn greet(to: UnixStream) -> io::Result<Self> {
         to.set_read_timeout(Some(ORDER))?;
-        let mut orders = Self { from: BufReader::new(to.try_clone()?.take(1 << 20)), to };
+        let mut orders = Self { from: BufReader::new(to.try_clone()?), to, migrated: None };
         let greeting = orders.next()?;
         if greeting.get("QMP").is_none() {
             return Err(io::Error::other(format!("it is no QEMU: {greeting}")));
         }
         orders.give(&json!({"execute": "qmp_capabilities"}), None)?;
-        // Memory that is in a file is not written to the state of the devices, nor looked for there.
-        let apart = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
-        orders.give(&json!({"execute": "migrate-set-capabilities", "arguments": apart}), None)?;
+        orders.allow("events", true)?;
         Ok(orders)
+    }
+
+    /// Turns one of migration's ways on or off.
+    fn allow(&mut self, capability: &str, state: bool) -> io::Result<()> {
+        let one = json!({"capabilities": [{"capability": capability, "state": state}]});
+        self.give(&json!({"execute": "migrate-set-capabilities", "arguments": one}), None).map(drop)
+    }
+
+    /// Has the machine written there.
+    fn begin_migration(&mut self, to: BorrowedFd<'_>) -> io::Result<()> {
+        self.migrated = None;
+        self.give(&json!({"execute": "getfd", "arguments": {"fdname": "state"}}), Some(to))?;
+        self.give(&json!({"execute": "migrate", "arguments": {"uri": "fd:state"}}), None).map(drop)
+    }
+
+    /// Waits until it is written.
+    fn end_migration(&mut self) -> io::Result<()> {
+        self.to.set_read_timeout(Some(SAVING))?;
+        while self.migrated.is_none() {
+            self.next()?;
+        }
+        self.to.set_read_timeout(Some(ORDER))?;
+        match self.migrated.as_deref() {
+            Some("completed") => Ok(()),
+            how => Err(io::Error::other(format!("the machine could not be written: {}", how.unwrap_or_default()))),
+        }
     }
 
     /// Gives an order, and answers what came of it.
@@ -257,9 +313,15 @@ impl Orders {
 
     fn next(&mut self) -> io::Result<Value> {
         let mut line = String::new();
-        if self.from.read_line(&mut line)? == 0 {
+        if (&mut self.from).take(LONGEST_ANSWER).read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        serde_json::from_str(&line).map_err(io::Error::other)
+        let said: Value = serde_json::from_str(&line).map_err(io::Error::other)?;
+        if said["event"] == "MIGRATION"
+            && let Some(status @ ("completed" | "failed" | "cancelled")) = said["data"]["status"].as_str()
+        {
+            self.migrated = Some(status.to_owned());
+        }
+        Ok(said)
     }
 }
