@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::{Change, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Stream, Template};
+use crate::{Change, Driver, DriverError, GoneReason, Keeps, MAX_RECORD, Owner, Phase, Sandbox, Stream, Template};
 
 /// The longest wait for something that has to happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +84,7 @@ pub async fn run(harness: &dyn Harness) {
         a_dropped_call_is_done_or_not_done
         a_server_killed_between_create_assign_and_activate_finds_all_as_it_was
         another_boot_has_another_id
+        what_is_saved_of_a_machine_goes_on_in_another_and_where_it_stays
     }
 }
 
@@ -591,4 +592,63 @@ async fn another_boot_has_another_id(case: &Case<'_>) {
     let refusal = case.dial(id(50)).await.call(Call::Executions).await;
     assert!(matches!(refusal, Err(Refusal::Invalid(_))), "{refusal:?}");
     case.driver().activate(id(50), &Activation::default()).await.expect("once per boot");
+}
+
+/// The file that is looked for in what was saved.
+const KEPT: &str = "/mnt/data/kept";
+
+async fn what_is_saved_of_a_machine_goes_on_in_another_and_where_it_stays(case: &Case<'_>) {
+    let driver = case.driver();
+    let first = case.given(id(70)).await;
+    if driver.keeps(&case.pool) == Keeps::Files {
+        refused!(driver.save(id(70), true).await, DriverError::Invalid(_));
+        let nothing: Stream = Box::new(tokio::io::empty());
+        refused!(driver.load(id(71), &case.pool, nothing, None).await, DriverError::Invalid(_));
+        assert_eq!(case.list().await.len(), 1, "what was refused has left nothing");
+        return;
+    }
+    refused!(driver.save(id(79), true).await, DriverError::Gone(_));
+    let mut stream = case.dial(id(70)).await;
+    let Ok(Answer::Upload(upload)) = stream.call(Call::WriteOpen { path: KEPT.to_owned() }).await else {
+        panic!("no upload")
+    };
+    stream.call(Call::Write { upload, data: b"as it was".to_vec() }).await.expect("it is written");
+    stream.call(Call::WriteCommit { upload }).await.expect("it is in place");
+    let saved = whole(driver.save(id(70), true).await.expect("it is saved")).await;
+    assert_eq!(stream.call(Call::Ping).await, Ok(Answer::Done), "it stays, with its streams");
+    drop(driver.save(id(70), false).await.expect("and again"));
+    assert_eq!(stream.call(Call::Ping).await, Ok(Answer::Done), "what nobody reads to its end has not happened");
+    let again = whole(driver.save(id(70), false).await.expect("for good")).await;
+    driver.destroy(id(70)).await.expect("it is not needed any more");
+    // The one goes on twice, the other once; neither is the one before.
+    for (number, bytes) in [(71, &saved), (72, &saved), (73, &again)] {
+        let watch = driver.watch();
+        let all: Stream = Box::new(std::io::Cursor::new(bytes.clone()));
+        driver.load(id(number), &case.pool, all, None).await.expect("it is begun");
+        let ready = case.ready(id(number), watch).await;
+        assert!(ready.owner.is_none() && !ready.activated && ready.boot_id != first.boot_id, "{ready:?}");
+        let refusal = case.dial(id(number)).await.call(Call::Executions).await;
+        assert!(matches!(refusal, Err(Refusal::Invalid(_))), "no session has taken it yet: {refusal:?}");
+        driver.assign(id(number), &owner("me")).await.expect("it is assigned");
+        driver.activate(id(number), &Activation::default()).await.expect("it is configured");
+        let read = Call::Read { path: KEPT.to_owned(), offset: 0, length: 100 };
+        let found = case.dial(id(number)).await.call(read).await;
+        assert!(matches!(&found, Ok(Answer::Data { data, .. }) if data == b"as it was"), "{found:?}");
+    }
+    let boots: BTreeSet<_> = case.list().await.into_iter().filter_map(|sandbox| sandbox.boot_id).collect();
+    assert_eq!(boots.len(), 3, "each has a boot of its own");
+    // What is not whole becomes nothing.
+    let mut watch = driver.watch();
+    let half: Stream = Box::new(std::io::Cursor::new(saved[..saved.len() / 2].to_vec()));
+    if driver.load(id(74), &case.pool, half, None).await.is_ok() {
+        gone(&mut watch, id(74)).await;
+    }
+    assert_eq!(case.find(id(74)).await, None);
+}
+
+/// All bytes of a stream that ends well.
+async fn whole(mut stream: Stream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("it ends").expect("it is whole");
+    bytes
 }

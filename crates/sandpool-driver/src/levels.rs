@@ -16,7 +16,7 @@ use sandpool_wire::agent::Activation;
 use sandpool_wire::egress::{Policy, SecretValue, Told};
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::{Change, Description, Driver, DriverError, GoneReason, Owner, Sandbox, Stream, Template, Usage};
+use crate::{Change, Description, Driver, DriverError, GoneReason, Keeps, Owner, Sandbox, Stream, Template, Usage};
 
 /// Changes kept for a watcher that is slow; then it must list.
 const CHANGES: usize = 1024;
@@ -73,6 +73,13 @@ impl Levels {
         let at = lock(&self.known).pools.get(pool).copied();
         let found = at.and_then(|at| Some((at, &self.drivers.get(at)?.1)));
         found.ok_or_else(|| DriverError::Invalid(format!("there is no pool {pool}")))
+    }
+
+    /// Who makes a sandbox of this pool. One id is one sandbox, whatever driver has it.
+    fn for_new(&self, id: SandboxId, pool: &PoolName) -> Result<(usize, &Arc<dyn Driver>), DriverError> {
+        let (at, driver) = self.of_pool(pool)?;
+        let other = lock(&self.known).sandboxes.get(&id).copied().filter(|other| *other != at);
+        if other.is_some() { Err(DriverError::Conflict("it is of another pool".to_owned())) } else { Ok((at, driver)) }
     }
 
     async fn of(&self, id: SandboxId) -> Result<&Arc<dyn Driver>, DriverError> {
@@ -153,12 +160,7 @@ impl Driver for Levels {
     }
 
     async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
-        let (at, driver) = self.of_pool(pool)?;
-        // One id is one sandbox, whatever driver has it.
-        let other = lock(&self.known).sandboxes.get(&id).copied().filter(|other| *other != at);
-        if other.is_some() {
-            return Err(DriverError::Conflict("it is of another pool".to_owned()));
-        }
+        let (at, driver) = self.for_new(id, pool)?;
         driver.create(id, pool).await?;
         lock(&self.known).sandboxes.insert(id, at);
         Ok(())
@@ -247,5 +249,25 @@ impl Driver for Levels {
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {
         self.of(id).await?.narrowed(id).await
+    }
+    fn keeps(&self, pool: &PoolName) -> Keeps {
+        self.of_pool(pool).map_or(Keeps::Files, |(_, driver)| driver.keeps(pool))
+    }
+
+    async fn save(&self, id: SandboxId, stays: bool) -> Result<Stream, DriverError> {
+        self.of(id).await?.save(id, stays).await
+    }
+
+    async fn load(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        saved: Stream,
+        narrowed: Option<&Policy>,
+    ) -> Result<(), DriverError> {
+        let (at, driver) = self.for_new(id, pool)?;
+        driver.load(id, pool, saved, narrowed).await?;
+        lock(&self.known).sandboxes.insert(id, at);
+        Ok(())
     }
 }

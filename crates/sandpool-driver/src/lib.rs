@@ -139,6 +139,59 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// `Gone` when the sandbox is not there.
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError>;
+
+    /// What of a sandbox of this pool outlives it, when it is saved.
+    fn keeps(&self, _pool: &PoolName) -> Keeps {
+        Keeps::Files
+    }
+
+    /// Everything of a sandbox, as bytes of the driver's own: from the first of them to the last it stands still. Where it `stays` it goes
+    /// on afterwards, also when the stream is dropped early; else it stands until it is destroyed, and goes on only when the stream is
+    /// dropped before its end. A stream that is not whole ends with an error, never early.
+    ///
+    /// # Errors
+    /// `Invalid` where the pool keeps [`Keeps::Files`], or nobody has the sandbox yet; `Gone` when it is not there.
+    async fn save(&self, id: SandboxId, _stays: bool) -> Result<Stream, DriverError> {
+        Err(DriverError::Invalid(format!("nothing but files is kept of {id}")))
+    }
+
+    /// Starts to make a sandbox as [`Driver::create`] does, from what [`Driver::save`] gave of one of the same template, which may have been
+    /// long ago and another server's. It is narrowed to `narrowed` before anything of it runs ([`Driver::narrow`]). [`Driver::watch`] tells
+    /// when it is ready; then it is to be given to its owner like every other: it has a boot id of its own, and has not been activated.
+    /// Bytes that are not whole never become ready.
+    ///
+    /// # Errors
+    /// Those of [`Driver::create`] and [`Driver::narrow`]; `Invalid` where the pool keeps [`Keeps::Files`].
+    async fn load(
+        &self,
+        _id: SandboxId,
+        pool: &PoolName,
+        _saved: Stream,
+        _narrowed: Option<&Policy>,
+    ) -> Result<(), DriverError> {
+        Err(DriverError::Invalid(format!("nothing but files is kept of sandboxes of {pool}")))
+    }
+}
+
+/// What of a sandbox outlives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keeps {
+    /// The files of its session: [`Driver::save`] and [`Driver::load`] are not there, and whoever is above carries the files.
+    Files,
+    /// All of it: memory, processes, files.
+    Machine,
+}
+
+impl Keeps {
+    /// The word for it in the APIs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Machine => "machine",
+        }
+    }
 }
 
 /// A byte stream to an agent.

@@ -12,6 +12,7 @@
 
 mod agent;
 mod files;
+mod saved;
 mod script;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -22,11 +23,12 @@ use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_wire::agent::Activation;
 use sandpool_wire::egress::{Policy, SecretValue, Told};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::{
-    Change, Description, Driver, DriverError, GoneReason, MAX_RECORD, Owner, Phase, Sandbox, Stream, Template, Usage,
+    Change, Description, Driver, DriverError, GoneReason, Isolation, Keeps, MAX_RECORD, Owner, Phase, Sandbox, Stream,
+    Template, Usage,
 };
 use agent::{Agent, Warmth};
 
@@ -97,6 +99,10 @@ pub enum Operation {
     Dial,
     /// [`Driver::usage`].
     Usage,
+    /// [`Driver::save`].
+    Save,
+    /// [`Driver::load`].
+    Load,
 }
 
 /// What becomes of a boot.
@@ -418,6 +424,51 @@ impl MemoryDriver {
         }
         Ok(state)
     }
+
+    /// Makes a place for a sandbox, whose boot is then to be watched; `None` for one that is there already.
+    fn place(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        id: SandboxId,
+        pool: &PoolName,
+        narrowed: Option<&Policy>,
+    ) -> Result<Option<(Arc<Agent>, Boot, Duration)>, DriverError> {
+        let Some(template) = state.pools.get(pool).cloned() else {
+            return Err(DriverError::Invalid(format!("there is no pool {pool}")));
+        };
+        if state.over.contains(&id) {
+            return Err(DriverError::Gone(format!("the sandbox {id} has been there, and is over")));
+        }
+        if let Some(place) = state.sandboxes.get(&id) {
+            return if place.sandbox.pool == *pool {
+                Ok(None)
+            } else {
+                Err(DriverError::Conflict(format!("it is of the pool {}", place.sandbox.pool)))
+            };
+        }
+        if state.sandboxes.len() >= self.host.config.max_sandboxes {
+            return Err(DriverError::Exhausted(format!(
+                "all {} places for sandboxes are taken",
+                self.host.config.max_sandboxes
+            )));
+        }
+        let (number, fate) = state.next_boot();
+        let agent = Arc::new(self.host.agent(id, number, &template));
+        let sandbox =
+            Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
+        state.sandboxes.insert(
+            id,
+            Place {
+                sandbox: sandbox.clone(),
+                agent: Arc::clone(&agent),
+                used: Usage::default(),
+                narrowed: narrowed.cloned(),
+                entrusted: Vec::new(),
+            },
+        );
+        state.say(Change::Upsert(sandbox));
+        Ok(Some((agent, fate, template.boot_limit)))
+    }
 }
 
 #[async_trait]
@@ -442,43 +493,9 @@ impl Driver for MemoryDriver {
     }
 
     async fn create(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
-        let mut state = self.begin(Operation::Create).await?;
-        let Some(template) = state.pools.get(pool).cloned() else {
-            return Err(DriverError::Invalid(format!("there is no pool {pool}")));
-        };
-        if state.over.contains(&id) {
-            return Err(DriverError::Gone(format!("the sandbox {id} has been there, and is over")));
-        }
-        if let Some(place) = state.sandboxes.get(&id) {
-            return if place.sandbox.pool == *pool {
-                Ok(())
-            } else {
-                Err(DriverError::Conflict(format!("it is of the pool {}", place.sandbox.pool)))
-            };
-        }
-        if state.sandboxes.len() >= self.host.config.max_sandboxes {
-            return Err(DriverError::Exhausted(format!(
-                "all {} places for sandboxes are taken",
-                self.host.config.max_sandboxes
-            )));
-        }
-        let (number, fate) = state.next_boot();
-        let agent = Arc::new(self.host.agent(id, number, &template));
-        let sandbox =
-            Sandbox { id, pool: pool.clone(), phase: Phase::Booting, boot_id: None, owner: None, activated: false };
-        state.sandboxes.insert(
-            id,
-            Place {
-                sandbox: sandbox.clone(),
-                agent: Arc::clone(&agent),
-                used: Usage::default(),
-                narrowed: None,
-                entrusted: Vec::new(),
-            },
-        );
-        state.say(Change::Upsert(sandbox));
-        drop(state);
-        self.host.watch_boot(id, &agent, fate, template.boot_limit);
+        let state = self.begin(Operation::Create).await?;
+        let Some((agent, fate, limit)) = self.place(state, id, pool, None)? else { return Ok(()) };
+        self.host.watch_boot(id, &agent, fate, limit);
         Ok(())
     }
 
@@ -599,6 +616,55 @@ impl Driver for MemoryDriver {
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {
         Ok(self.begin(Operation::Usage).await?.place(id)?.narrowed.clone())
+    }
+
+    fn keeps(&self, pool: &PoolName) -> Keeps {
+        let is_machine = |template: &Template| template.isolation == Isolation::Microvm;
+        if self.host.state().pools.get(pool).is_some_and(is_machine) { Keeps::Machine } else { Keeps::Files }
+    }
+
+    async fn save(&self, id: SandboxId, _stays: bool) -> Result<Stream, DriverError> {
+        let mut state = self.begin(Operation::Save).await?;
+        let place = state.place(id)?;
+        if !place.sandbox.activated {
+            return Err(DriverError::Invalid("nobody has it yet".to_owned()));
+        }
+        let (pool, agent) = (place.sandbox.pool.clone(), Arc::clone(&place.agent));
+        drop(state);
+        if self.keeps(&pool) == Keeps::Files {
+            return Err(DriverError::Invalid(format!("nothing but files is kept of sandboxes of {pool}")));
+        }
+        // All of it at one moment: nothing goes on between its first byte and its last.
+        let saved = agent.save();
+        let (here, mut there) = tokio::io::duplex(PIPE);
+        agent.spawn(async move {
+            // Whoever does not read it to the end does not want it.
+            let _ = there.write_all(&saved).await;
+        });
+        Ok(Box::new(here))
+    }
+
+    async fn load(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        mut saved: Stream,
+        narrowed: Option<&Policy>,
+    ) -> Result<(), DriverError> {
+        let state = self.begin(Operation::Load).await?;
+        let Some((agent, fate, limit)) = self.place(state, id, pool, narrowed)? else { return Ok(()) };
+        if self.keeps(pool) == Keeps::Files {
+            self.host.gone(id, GoneReason::Destroyed);
+            return Err(DriverError::Invalid(format!("nothing but files is kept of sandboxes of {pool}")));
+        }
+        let (host, loading) = (Arc::clone(&self.host), Arc::clone(&agent));
+        tokio::spawn(async move {
+            match loading.load(&mut saved).await {
+                Ok(()) => host.watch_boot(id, &loading, fate, limit),
+                Err(error) => drop(host.gone(id, GoneReason::BootFailed(format!("it is not whole: {error}")))),
+            }
+        });
+        Ok(())
     }
 }
 

@@ -17,12 +17,13 @@ struct InMemory {
     driver: Mutex<Arc<dyn Driver>>,
     /// Another level's, which has no part in it.
     other: Option<Memory>,
+    isolation: Isolation,
 }
 
 impl InMemory {
     fn new(memory: Memory, other: Option<Memory>) -> Self {
         let driver = Mutex::new(Self::joined(&memory, other.as_ref()));
-        Self { memory, driver, other }
+        Self { memory, driver, other, isolation: Isolation::default() }
     }
 
     /// The driver that a server has.
@@ -30,7 +31,9 @@ impl InMemory {
         let driver: Arc<dyn Driver> = memory.driver();
         match other {
             None => driver,
-            Some(other) => Arc::new(Levels::new(vec![(vec!["container"], other.driver()), (vec!["process"], driver)])),
+            Some(other) => {
+                Arc::new(Levels::new(vec![(vec!["container"], other.driver()), (vec!["process", "microvm"], driver)]))
+            }
         }
     }
 }
@@ -48,7 +51,7 @@ impl Harness for InMemory {
             rootfs: "/nowhere".into(),
             limits: Limits::default(),
             boot_limit: Duration::from_secs(20),
-            isolation: Isolation::default(),
+            isolation: self.isolation,
             local_servers: true,
             main: None,
             start: Start::default(),
@@ -88,6 +91,14 @@ async fn check(late: Duration) {
 async fn drivers_of_several_levels_keep_it_together() {
     let (memory, other) = (Memory::new(MemoryConfig::default()), Memory::new(MemoryConfig::default()));
     run(&InMemory::new(memory, Some(other))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandboxes_that_keep_all_of_a_machine_keep_it_too() {
+    for other in [None, Some(Memory::new(MemoryConfig::default()))] {
+        let harness = InMemory::new(Memory::new(MemoryConfig::default()), other);
+        run(&InMemory { isolation: Isolation::Microvm, ..harness }).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandpool_core::ids::{PoolName, SandboxId, TenantName};
 use sandpool_core::tenants::{Resource, Standing};
-use sandpool_driver::{Change, Description, Driver, DriverError, GoneReason, Owner, Sandbox, Stream, Template, Usage};
+use sandpool_driver::{
+    Change, Description, Driver, DriverError, GoneReason, Keeps, Owner, Sandbox, Stream, Template, Usage,
+};
 use sandpool_store::Store;
 use sandpool_wire::agent::{Activation, Outcome};
 use sandpool_wire::egress::{Decided, Decision, Policy, SecretValue, Told};
@@ -141,6 +143,8 @@ words! {
         Narrow = "narrow",
         Narrowed = "narrowed",
         Entrust = "entrust",
+        Save = "save",
+        Load = "load",
     }
 }
 
@@ -531,6 +535,24 @@ impl Driver for Counted {
 
     async fn narrowed(&self, id: SandboxId) -> Result<Option<Policy>, DriverError> {
         self.time(Operation::Narrowed, self.driver.narrowed(id)).await
+    }
+
+    fn keeps(&self, pool: &PoolName) -> Keeps {
+        self.driver.keeps(pool)
+    }
+
+    async fn save(&self, id: SandboxId, stays: bool) -> Result<Stream, DriverError> {
+        self.time(Operation::Save, self.driver.save(id, stays)).await
+    }
+
+    async fn load(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        saved: Stream,
+        narrowed: Option<&Policy>,
+    ) -> Result<(), DriverError> {
+        self.time(Operation::Load, self.driver.load(id, pool, saved, narrowed)).await
     }
 }
 

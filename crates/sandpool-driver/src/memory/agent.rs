@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::files::Files;
+use super::saved::{Item, Writer};
 use super::script::{Statement, scalar};
 
 /// From an interrupt that is not heeded to the kill, as in the real agent.
@@ -135,6 +136,46 @@ impl Agent {
 
     pub(super) fn warm(&self, warmth: Warmth) {
         self.warmth.send_replace(warmth);
+    }
+
+    /// All of it but what runs.
+    pub(super) fn save(&self) -> Vec<u8> {
+        let state = self.state();
+        let mut out = Writer::default();
+        for (name, value) in &state.variables {
+            out.push(&Item::Variable(name.clone(), value.clone()));
+        }
+        state.files.save(&mut out);
+        for log in &state.logs {
+            let kept = log.kept();
+            if let Some(outcome) = kept.outcome.clone() {
+                let (events, dropped) = (kept.events.clone(), kept.dropped);
+                out.push(&Item::Ended { exec: log.exec, events, dropped, outcome });
+            }
+        }
+        out.finish()
+    }
+
+    /// Becomes what was saved of another, before anybody has this.
+    pub(super) fn become_saved(&self, items: Vec<Item>) {
+        let mut state = self.state();
+        let mut last = String::new();
+        for item in items {
+            match item {
+                Item::Variable(name, value) => drop(state.variables.insert(name, value)),
+                Item::Node { path, data, modified_ns } => {
+                    last.clone_from(&path);
+                    state.files.load(path, data, modified_ns);
+                }
+                Item::More(data) => state.files.extend(&last, &data),
+                Item::Ended { exec, events, dropped, outcome } => {
+                    let log = Log::new(exec, 0);
+                    *log.kept() = Kept { events, left: 0, dropped, outcome: Some(outcome) };
+                    state.logs.push(Arc::new(log));
+                }
+                Item::Whole(_) => {}
+            }
+        }
     }
 
     /// Bytes of files, and things that run.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use sandpool_wire::agent::{Answer, Entry, EntryKind, MAX_CHUNK, Refusal};
 
+use super::saved::Writer;
+
 /// The most entries in one answer, as in the agent's protocol.
 const MAX_ENTRIES: usize = 1000;
 
@@ -30,6 +32,22 @@ impl Files {
         let directories = ["/", "/mnt", "/mnt/data", "/tmp"];
         let node = |path: &str| (path.to_owned(), Node { data: None, modified_ns: now_ns });
         Self { nodes: directories.into_iter().map(node).collect(), room }
+    }
+
+    pub(super) fn save(&self, out: &mut Writer) {
+        for (path, node) in &self.nodes {
+            out.node(path, node.data.as_deref(), node.modified_ns);
+        }
+    }
+
+    pub(super) fn load(&mut self, path: String, data: Option<Vec<u8>>, modified_ns: i64) {
+        self.nodes.insert(path, Node { data, modified_ns });
+    }
+
+    pub(super) fn extend(&mut self, path: &str, more: &[u8]) {
+        if let Some(data) = self.nodes.get_mut(path).and_then(|node| node.data.as_mut()) {
+            data.extend_from_slice(more);
+        }
     }
 
     /// Bytes in all files.

@@ -25,7 +25,7 @@ fn template(runtime: Runtime) -> Template {
         rootfs: "/nowhere".into(),
         limits: Limits { data: 1000, ..Limits::default() },
         boot_limit: Duration::from_secs(20),
-        isolation: crate::Isolation::default(),
+        isolation: Isolation::default(),
         local_servers: true,
         main: None,
         start: crate::Start::default(),
