@@ -12,6 +12,10 @@ import sandpool
 from sandpool import Server
 
 
+# The wall around that server's sandboxes: SANDPOOL_E2E_ISOLATION=microvm has all that uses it run in machines.
+LEVEL = [f"--isolation={os.environ['SANDPOOL_E2E_ISOLATION']}"] if "SANDPOOL_E2E_ISOLATION" in os.environ else []
+
+
 def pytest_collection_modifyitems(items):
     why = None
     if os.geteuid() != 0:
@@ -29,7 +33,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server():
     """The server of the run, started as a person would. At its end nothing of it may be left."""
-    server = Server("--https=127.0.0.1:0")
+    server = Server("--https=127.0.0.1:0", *LEVEL)
     yield server
     server.remove()
 

@@ -156,9 +156,23 @@ pub(crate) struct Up {
     /// Seconds without use after which a session ends [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub(crate) cooldown: Option<u64>,
+    /// Which wall stands around the sandboxes of the pools [default: process]
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    pub(crate) isolation: Option<Isolation>,
     /// Directory of the images [default: <home>/images]
     #[arg(long, env = "SANDPOOL_IMAGES", hide_env_values = true, value_name = "DIR")]
     pub(crate) images: Option<PathBuf>,
+}
+
+/// A level of isolation, as pools name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Isolation {
+    /// Namespaces, filters and limits of this host's kernel
+    Process,
+    /// The same through an OCI runtime
+    Container,
+    /// A kernel of its own for each, behind a VMM
+    Microvm,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use sandpool_objects::pool::ContainerType;
+use sandpool_objects::pool::{ContainerType, IsolationLevel};
 use sandpool_process::launcher::{self, LauncherConfig, ServerProcess};
 
 use super::{config, doctor, image};
-use crate::args::{LogFormat, Serve, Up};
+use crate::args::{self, LogFormat, Serve, Up};
 use crate::client::{Context, block_on};
 use crate::failure::Failure;
 use crate::home::{self, Home, Process, ServerRecord, quoted};
@@ -70,6 +70,13 @@ pub(crate) fn up(context: &Context, up: &Up, log_format: LogFormat) -> Result<Ex
         }
         if let Some(ready) = up.ready {
             scale.ready_session_instances = ready;
+        }
+        if let Some(level) = up.isolation {
+            pool.spec.isolation = match level {
+                args::Isolation::Process => IsolationLevel::Process,
+                args::Isolation::Container => IsolationLevel::Container,
+                args::Isolation::Microvm => IsolationLevel::Microvm,
+            };
         }
         if let Some(seconds) = up.cooldown {
             pool.spec.dynamic_pool_configuration.lifecycle_configuration.cooldown_period_in_seconds = seconds;
