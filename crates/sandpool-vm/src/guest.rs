@@ -28,6 +28,7 @@ use sandpool_walls::setup::{Blueprint, Inherited, Trust, WORKLOAD, WayOut, becom
 use sandpool_wire::agent::Runtime;
 
 use self::doors::{Doors, Which};
+use crate::identity::Identity;
 use crate::machine::Machine;
 use crate::mux::{Resume, Side};
 use crate::relay::{News, Relay, Source};
@@ -83,7 +84,7 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
     let read_only = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     rustix::mount::mount(image, "/image", "erofs", read_only, None).map_err(about("the image"))?;
     let filters = Filters::compile()?;
-    relay.mux.up();
+    relay.mux.up(&Identity::here().map_err(about("its own kernel"))?);
     let mut inside: Option<Inside> = None;
     loop {
         relay.flush()?;

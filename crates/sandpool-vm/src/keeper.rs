@@ -84,7 +84,8 @@ pub fn run(config: Config) -> io::Result<()> {
         poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
     }
     let children = workload::child_signal()?;
-    let mut keeper = Keeper { control, children, said: Vec::new(), waiting: Vec::new(), running: None };
+    let mut keeper =
+        Keeper { control, children, said: Vec::new(), waiting: Vec::new(), running: None, identity: String::new() };
     let done = keeper.keep(machine, &image, template.as_ref());
     if let Err(error) = &done {
         // Also those that have come and were not looked at.
@@ -102,6 +103,8 @@ struct Keeper {
     /// Streams of which the machine has not heard: until it is what it is to be.
     waiting: Vec<(Vec<u8>, OwnedFd)>,
     running: Option<Running>,
+    /// What the machine said of its kernel: [`crate::identity::Identity`] as JSON.
+    identity: String,
 }
 
 /// What came from the launcher.
@@ -172,7 +175,8 @@ impl Keeper {
                         while let Some(one) = news {
                             match one {
                                 News::Broken(why) => return Err(io::Error::other(why)),
-                                News::Up if is_maker && !is_made => {
+                                News::Up(identity) if is_maker && !is_made => {
+                                    self.identity = serde_json::to_string(&identity).map_err(io::Error::other)?;
                                     if let (Some(running), Begin::Template(file)) = (&mut self.running, &begin) {
                                         let made = vmm.snapshot(&parts, running, file);
                                         made.map_err(|error| about("the template", &error))?;
@@ -181,7 +185,7 @@ impl Keeper {
                                     self.tell_made(machine);
                                 }
                                 News::Serves => serves = true,
-                                News::Up | News::Resume(_) => {}
+                                News::Up(_) | News::Resume(_) => {}
                             }
                             news = relay.go_on();
                         }
@@ -225,7 +229,8 @@ impl Keeper {
 
     /// Says to whoever asked for a template that it is there, as an agent says that a zygote is.
     fn tell_made(&mut self, machine: Machine) {
-        let (boot_id, version) = ([0; 16], String::new());
+        // In the place of a runtime's version, of which it has none: whose kernel it runs.
+        let (boot_id, version) = ([0; 16], self.identity.clone());
         self.tell(&FromAgent::Hello { protocol: PROTOCOL, boot_id, runtime: machine.runtime, version });
         self.tell(&FromAgent::Ready);
     }

@@ -29,12 +29,13 @@ fn a_stream_is_opened_used_and_over() {
 #[test]
 fn a_machine_says_that_it_waits_and_is_made_one_of_its_own() {
     let (mut keeper, mut machine) = (Mux::new(Side::Keeper), Mux::new(Side::Machine));
-    machine.up();
+    let identity = Identity::here().unwrap();
+    machine.up(&identity);
     machine.serves();
     machine.broken(&"é".repeat(MAX_WORDS));
     let heard = pass(&mut machine, &mut keeper, 7);
     assert!(
-        matches!(heard.as_slice(), [Heard::Up, Heard::Serves, Heard::Broken(why)] if why.len() == MAX_WORDS),
+        matches!(heard.as_slice(), [Heard::Up(up), Heard::Serves, Heard::Broken(why)] if **up == identity && why.len() == MAX_WORDS),
         "{heard:?}"
     );
     let resume = Resume { seed: [7; 32], epoch_ns: 1_234_567_890_123_456_789, authority: "PEM".to_owned() };
