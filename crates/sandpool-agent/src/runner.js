@@ -726,12 +726,35 @@
     });
   }
 
+  // Also in contexts that code makes from here on, each of which has a `Math` of its own.
+  function installInContexts() {
+    const { createContext } = vm;
+    const math = new vm.Script("Math", { filename: "sandpool" });
+    const ofContext = ({ contextName: name, contextOrigin: origin, contextCodeGeneration: codeGeneration, microtaskMode } = {}) =>
+      Object.fromEntries(Object.entries({ name, origin, codeGeneration, microtaskMode }).filter(([, value]) => value !== undefined));
+    vm.createContext = function (object, options) {
+      const isNew = object === null || typeof object !== "object" || (!vm.isContext(object) && !("Math" in object));
+      const context = createContext(object, options);
+      if (isNew) install(math.runInContext(context));
+      return context;
+    };
+    vm.runInNewContext = function (code, object, options) {
+      if (typeof options === "string") options = { filename: options };
+      return vm.runInContext(code, vm.createContext(object, ofContext(options)), options);
+    };
+    vm.Script.prototype.runInNewContext = function (object, options) {
+      return this.runInContext(vm.createContext(object, ofContext(options)), options);
+    };
+    moduleApi.syncBuiltinESMExports();
+  }
+
   function renew() {
     if (renewed === null) {
       const isTheEngines = Math.random === enginesRandom;
       renewed = generator();
       // One that code of the session has put there is that code's.
       if (isTheEngines) install(Math);
+      installInContexts();
     }
     const fresh = Buffer.alloc(16);
     const device = fs.openSync("/dev/urandom", "r");

@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Change, Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
+use sandpool_driver::{
+    Change, Driver, DriverError, GoneReason, Isolation, Main, Owner, Phase, Sandbox, Stream, Template,
+};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -19,6 +21,9 @@ use crate::control::{Call, Purpose};
 
 /// The longest wait for a zygote: an interpreter starts, loads what sessions load, and writes its memory.
 const ZYGOTE: Duration = Duration::from_secs(90);
+
+/// The same of a machine, which boots first, on a processor that may be an emulated one.
+const MACHINES_ZYGOTE: Duration = Duration::from_secs(15 * 60);
 
 /// How long a pool's zygote is used.
 const ZYGOTE_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -249,7 +254,11 @@ impl ProcessDriver {
         let mut id = [0; 16];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|error| unavailable(&error))?;
         self.ask(Call::Create { id, pool: pool.to_string(), purpose: Purpose::Zygote }).await?;
-        let made = tokio::time::timeout(ZYGOTE, async {
+        let limit = match template.isolation {
+            Isolation::Microvm => MACHINES_ZYGOTE,
+            Isolation::Process | Isolation::Container(_) => ZYGOTE,
+        };
+        let made = tokio::time::timeout(limit, async {
             let stream = self.dial_new(SandboxId(id)).await.map_err(io::Error::other)?;
             Dialled::greet(stream, None, |_| ()).await
         });
@@ -260,7 +269,7 @@ impl ProcessDriver {
                 return Ok(());
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("it was not made after {} s", ZYGOTE.as_secs()),
+            Err(_) => format!("it was not made after {} s", limit.as_secs()),
         };
         tracing::warn!(%pool, why, "no zygote was made: interpreters start from the one before, or cold if there is none");
         self.ask(Call::Destroy { id }).await.map(drop)
