@@ -59,7 +59,8 @@ pub struct Config {
     /// What answers code.
     pub runtime: Runtime,
     /// The socket on which streams arrive: SEQPACKET, and one descriptor in each message. `D` is a stream to the agent; `P` and a port in two
-    /// bytes asks for a connection to that port, which is handed over on the stream ([`crate::port`]).
+    /// bytes asks for a connection to that port, which is handed over on the stream ([`crate::port`]). `R`, without a descriptor, comes
+    /// from the first program of a machine: this is another sandbox from here on, that goes on from where one stood.
     pub control: OwnedFd,
     /// Whom programs and the interpreter run as. `None` is for tests only: they stay what the agent is.
     pub identity: Option<Identity>,
@@ -333,6 +334,16 @@ impl Agent {
         }
     }
 
+    /// This sandbox was one of several until now. It is nobody's again, and what is in it stays.
+    fn renew(&mut self) {
+        self.boot_id = (u128::from(random()) << 64 | u128::from(random())).to_le_bytes();
+        self.is_activated = false;
+        self.streams.clear();
+        if let Some(interpreter) = &mut self.interpreter {
+            interpreter.renew();
+        }
+    }
+
     /// Takes one stream from the control socket. `false` when that is closed.
     fn take_stream(&mut self) -> bool {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -349,6 +360,10 @@ impl Agent {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
+        if word[..length.min(3)] == *b"R" {
+            self.renew();
+            return true;
+        }
         let Some(fd) = received else { return true };
         match word.get(..length) {
             Some([b'P', high, low]) => {

@@ -236,6 +236,14 @@ impl Interpreter {
         self.activation = Some(activation);
     }
 
+    /// Its process goes on in several machines.
+    pub fn renew(&mut self) {
+        if let State::Alive(Alive { to: Some(to), .. }) = &mut self.state {
+            to.push(&runner::encode(&ToRunner::Renew));
+            let _ = to.flush();
+        }
+    }
+
     /// Takes a run. It begins at once, or as soon as the interpreter is there again.
     pub fn run(&mut self, exec: ExecKey, code: String, is_fresh: bool, timeout: Duration, environment: &Environment) {
         self.run = Some(Run { exec, code, is_fresh, timeout, began: None, ending: Ending::No });
@@ -389,12 +397,20 @@ impl Interpreter {
                     }
                     return None;
                 }
+                if is_first && self.runtime == Runtime::Python && matches!(self.zygote, Some(Zygote::Warm)) {
+                    // There is more for it to load than it loads by itself.
+                    if let Some(to) = &mut alive.to {
+                        to.push(&zygote::warm());
+                        let _ = to.flush();
+                    }
+                    return None;
+                }
                 return is_first.then_some(News::Ready);
             }
-            FromRunner::Frozen(result) if matches!(self.zygote, Some(Zygote::Freeze(_))) => {
+            FromRunner::Frozen(result) if matches!(self.zygote, Some(Zygote::Freeze(_) | Zygote::Warm)) => {
                 return Some(match result {
                     Ok(()) => News::Ready,
-                    Err(why) => News::Broken(format!("{} cannot be frozen: {why}", self.runtime.word())),
+                    Err(why) => News::Broken(format!("{} cannot be a zygote: {why}", self.runtime.word())),
                 });
             }
             FromRunner::Frozen(_) => {

@@ -1,6 +1,6 @@
 //! The static program that is pid 1 of every sandbox.
 //!
-//! It is started by the launcher as `sandpool-agent python|node|shell|container [freeze|thaw] [turns=SHARE]`, with descriptors from 3 on: its control
+//! It is started by the launcher as `sandpool-agent python|node|shell|container [freeze|thaw|warm] [turns=SHARE]`, with descriptors from 3 on: its control
 //! socket; the file of the pool's zygote, to be written or to be started from; and three files of its control group ([`Files`]). In a container
 //! an OCI runtime starts it, with `contained=...` and what [`sandpool_agent::contained`] takes; and outside of that it is what starts the runtime
 //! (`shim`, [`sandpool_agent::shim`]).
@@ -80,7 +80,7 @@ fn serve() -> std::io::Result<()> {
     let word = words.next().unwrap_or_default();
     let runtime = Runtime::from_word(&word).ok_or_else(|| {
         std::io::Error::other(
-            "usage: sandpool-agent python|node|shell|container [freeze|thaw] [turns=SHARE], by its launcher",
+            "usage: sandpool-agent python|node|shell|container [freeze|thaw|warm] [turns=SHARE], by its launcher",
         )
     })?;
     let control = workload::inherited(CONTROL)?;
@@ -94,6 +94,7 @@ fn serve() -> std::io::Result<()> {
         match word.as_str() {
             "freeze" => zygote = Some(Zygote::Freeze(next()?)),
             "thaw" => zygote = Some(Zygote::Thaw(next()?)),
+            "warm" => zygote = Some(Zygote::Warm),
             word if word.starts_with("turns=") => {
                 let whole = word.trim_start_matches("turns=").as_bytes().to_vec();
                 files = Some(Files { usage: next()?, idle: next()?, share: next()?, whole });

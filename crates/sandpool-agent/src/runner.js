@@ -26,6 +26,7 @@
   const { parse, stringify } = JSON;
   const { readSync, writeSync } = fs;
   const { now } = Date;
+  const enginesRandom = Math.random;
   const runTicks = process._tickCallback.bind(process);
   const stdout = process.stdout;
   const stderr = process.stderr;
@@ -440,6 +441,7 @@
       }
     }
     inside.global = inside;
+    install(inside.Math);
     let id;
     const note = ({ params }) => {
       if (params.context.name === name) id = params.context.id;
@@ -673,9 +675,106 @@
     }
   }
 
-  function activate({ env }) {
-    // The engine seeded its generators from the kernel when this process began; it offers no way to seed them again.
+  function activate({ env, seed }) {
     for (const [name, value] of env) process.env[name] = value;
+    // The engine seeded its generators from the kernel when this process began. Where that is more than one process by now, they
+    // have been replaced.
+    if (renewed !== null && seed) stir(Buffer.from(seed, "hex"));
+  }
+
+  // ---- one process of several -------------------------------------------------------------------------------------
+  //
+  // A machine may go on from the memory of another. The engine keeps the state of `Math.random` to itself, one of each context,
+  // and offers no way to seed it again: so a generator of this runner's takes its place (xoshiro128**, https://prng.di.unimi.it;
+  // as many bits of state as the engine's, and as many of each number).
+
+  // The words of its state, and what draws from it; null as long as the engine's own is used.
+  let renewed = null;
+
+  function stir(bytes) {
+    const { state } = renewed;
+    for (let at = 0; at < 4; at += 1) state[at] ^= bytes.readInt32LE(4 * at);
+    if ((state[0] | state[1] | state[2] | state[3]) === 0) state[0] = 1;
+  }
+
+  function generator() {
+    const { imul } = Math;
+    const state = new Int32Array(4);
+    const word = () => {
+      const product = imul(state[1], 5);
+      const result = imul((product << 7) | (product >>> 25), 9);
+      const shifted = state[1] << 9;
+      state[2] ^= state[0];
+      state[3] ^= state[1];
+      state[1] ^= state[2];
+      state[0] ^= state[3];
+      state[2] ^= shifted;
+      state[3] = (state[3] << 11) | (state[3] >>> 21);
+      return result >>> 0;
+    };
+    const drawn = { random: () => ((word() >>> 5) * 0x4000000 + (word() >>> 6)) / 0x20000000000000 };
+    return { state, random: drawn.random };
+  }
+
+  function install(where) {
+    if (renewed === null) return;
+    Object.defineProperty(where, "random", {
+      value: renewed.random,
+      writable: true,
+      configurable: true,
+      enumerable: false,
+    });
+  }
+
+  // Also in contexts that code makes from here on, each of which has a `Math` of its own.
+  function installInContexts() {
+    const { createContext } = vm;
+    const math = new vm.Script("Math", { filename: "sandpool" });
+    const ofContext = ({ contextName: name, contextOrigin: origin, contextCodeGeneration: codeGeneration, microtaskMode } = {}) =>
+      Object.fromEntries(Object.entries({ name, origin, codeGeneration, microtaskMode }).filter(([, value]) => value !== undefined));
+    vm.createContext = function (object, options) {
+      const isNew = object === null || typeof object !== "object" || (!vm.isContext(object) && !("Math" in object));
+      const context = createContext(object, options);
+      if (isNew) install(math.runInContext(context));
+      return context;
+    };
+    vm.runInNewContext = function (code, object, options) {
+      if (typeof options === "string") options = { filename: options };
+      return vm.runInContext(code, vm.createContext(object, ofContext(options)), options);
+    };
+    vm.Script.prototype.runInNewContext = function (object, options) {
+      return this.runInContext(vm.createContext(object, ofContext(options)), options);
+    };
+    moduleApi.syncBuiltinESMExports();
+  }
+
+  function renew() {
+    if (renewed === null) {
+      const isTheEngines = Math.random === enginesRandom;
+      renewed = generator();
+      // One that code of the session has put there is that code's.
+      if (isTheEngines) install(Math);
+      installInContexts();
+    }
+    const fresh = Buffer.alloc(16);
+    const device = fs.openSync("/dev/urandom", "r");
+    try {
+      readSync(device, fresh, 0, 16);
+    } finally {
+      fs.closeSync(device);
+    }
+    stir(fresh);
+    // When this process began, as programs that measure see it, was long before the machine was.
+    const { performance } = require("perf_hooks");
+    const origin = now() - performance.now();
+    Object.defineProperty(performance, "timeOrigin", { get: () => origin, configurable: true, enumerable: true });
+    // What was drawn ahead is drawn away. What is not loaded has drawn nothing.
+    if (process.moduleLoadList.includes("NativeModule internal/crypto/random")) {
+      const { randomBytes, randomInt, randomUUID } = require("crypto");
+      randomBytes(1);
+      for (let count = 0; count < 128; count += 1) randomUUID();
+      for (let count = 0; count < 1024; count += 1) randomInt(2);
+    }
   }
 
   // ---- what the agent says ----------------------------------------------------------------------------------------
@@ -744,6 +843,9 @@
         break;
       case "activate":
         activate(message);
+        break;
+      case "renew":
+        renew();
     }
   }
 

@@ -10,6 +10,7 @@ import base64
 import builtins
 import contextlib
 import ctypes
+import gc
 import inspect
 import io
 import json
@@ -720,6 +721,26 @@ class Runner:
                 self.run(message)
             elif message["op"] == "freeze":
                 self.freeze(message)
+            elif message["op"] == "warm":
+                self.warm(message)
+            elif message["op"] == "renew":
+                # The agent does not wait for it: what cannot be renewed is not a reason to end.
+                with contextlib.suppress(Exception):
+                    renew()
+
+    def warm(self, message):
+        """Loads what sessions load, as a zygote does, and stays."""
+        scope = dict(globals(), __name__="sandpool_zygote")
+        try:
+            exec(compile(message["source"], "<sandpool zygote>", "exec"), scope)
+            scope["warm"](self)
+            self.rehearse()
+            gc.collect()
+            gc.freeze()
+        except BaseException as error:
+            self.channel.send({"t": "unfit", "why": clean(f"{type(error).__name__}: {error}", MAX_MESSAGE)})
+            return
+        self.channel.send({"t": "frozen"})
 
     def freeze(self, message):
         """Comes back as another process, started from what this one was."""
@@ -896,6 +917,26 @@ def reseed(seed):
         # Without numpy's own seeding, which takes a millisecond the first time.
         state = random.randbytes(4 * WORDS) + WORDS.to_bytes(4, sys.byteorder)
         ctypes.memmove(place, state, len(state))
+
+
+def renew():
+    """Nothing that was drawn before is drawn again."""
+    fresh = os.urandom(64)
+    reseed(fresh)
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None and not NUMPY_STATE:
+        numpy.seed()
+    ssl = sys.modules.get("ssl")
+    if ssl is not None:
+        # OpenSSL knows a copy by its process id alone, which is the same in every sandbox.
+        ssl.RAND_add(fresh, 64.0)
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None
+    uuid = sys.modules.get("uuid")
+    if uuid is not None:
+        uuid._last_timestamp = None
+    threading.main_thread()._native_id = threading.get_native_id()
 
 
 # What has been read and belongs to the next message.

@@ -49,6 +49,13 @@ pub enum ToRunner<'a> {
         /// Likewise.
         freezer: &'a str,
     },
+    /// Load what sessions load.
+    Warm {
+        /// The source text that does it.
+        source: &'a str,
+    },
+    /// This process is one of several that go on from the same memory: nothing may be drawn in it that is drawn in another.
+    Renew,
     /// End the present run. It comes besides SIGINT, which an interpreter may not hear while its code runs.
     Interrupt,
 }
@@ -74,7 +81,7 @@ pub enum FromRunner {
         /// The interpreter's version.
         version: String,
     },
-    /// Its memory is in the file, or it says why not.
+    /// Its memory is in the file, or it has loaded what sessions load; or it says why not.
     Frozen(Result<(), String>),
     /// Something about the run with this number.
     Run {

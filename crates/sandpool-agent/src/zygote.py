@@ -492,20 +492,3 @@ def wake(runner):
     renew()
     runner.wake()
     gc.enable()
-
-
-def renew():
-    """Nothing that was drawn before is drawn again."""
-    fresh = os.urandom(64)
-    reseed(fresh)
-    ssl = sys.modules.get("ssl")
-    if ssl is not None:
-        # OpenSSL knows a copy by its process id alone, which is the same in every sandbox.
-        ssl.RAND_add(fresh, 64.0)
-    tempfile = sys.modules.get("tempfile")
-    if tempfile is not None:
-        tempfile._name_sequence = None
-    uuid = sys.modules.get("uuid")
-    if uuid is not None:
-        uuid._last_timestamp = None
-    threading.main_thread()._native_id = threading.get_native_id()

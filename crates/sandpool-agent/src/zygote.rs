@@ -31,6 +31,13 @@ pub enum Zygote {
     Freeze(OwnedFd),
     /// Start from it.
     Thaw(OwnedFd),
+    /// None: the sandbox is in a machine that others will go on from. What would be frozen is loaded, and stays.
+    Warm,
+}
+
+/// Asks a runner to load what sessions load.
+pub(crate) fn warm() -> Vec<u8> {
+    runner::encode(&ToRunner::Warm { source: PYTHON })
 }
 
 /// Asks a warm runner to freeze itself. `None` where there is no code for that.

@@ -1,19 +1,26 @@
 //! The first program inside a machine: makes of a kernel what a sandbox's agent expects, and passes streams on to that.
 //!
 //! ```text
-//! modules -> root of its own -> image -> "up" | template | resume: generator, clock, disk -> sandbox with the agent -> streams
+//! modules -> root of its own -> image -+-> resume: generator, clock --> disk, sandbox with the agent -----------------> streams
+//!                                      +-> prepare: disk, agent, warm interpreter -> "up" | template | resume, renewal -+
+//!                                                  hush: all of it stands still -> "up" | saved | ----------------------+
 //! ```
 //!
-//! Nothing that a session could tell from another is there before the resume: no agent, no interpreter, no identity. What a
-//! session runs in is a sandbox of the process level, with all its walls, inside the machine's own kernel; this program, its
-//! port and its disks are out of that one's sight.
+//! What a session runs in is a sandbox of the process level, with all its walls, inside the machine's own kernel; this program, its
+//! port and its disks are out of that one's sight. The sandbox of a template is complete, and nobody's: what two machines must not
+//! have in common is made anew before anything runs in them, or is the agent's to renew before it takes work.
+//!
+//! The clock of a template stands long in the past. OpenSSL knows no other sign for a generator that has slept: one whose last seed is
+//! hours old, by the clock, takes a new one from the kernel before it is drawn from
+//! (providers/implementations/rands/drbg.c, `reseed_time_interval`).
 
 mod doors;
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,7 +32,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::sandbox::{self as sys, Cloned};
 use sandpool_walls::seccomp::Filters;
 use sandpool_walls::setup::{Blueprint, Inherited, Trust, WORKLOAD, WayOut, become_sandbox};
-use sandpool_wire::agent::Runtime;
+use sandpool_wire::agent::{FromAgent, Runtime};
+use sandpool_wire::frame;
 
 use self::doors::{Doors, Which};
 use crate::identity::Identity;
@@ -41,6 +49,15 @@ const TOLD: &str = "sandpool=";
 
 /// The longest wait for a device.
 const DEVICE: Duration = Duration::from_secs(30);
+
+/// The time in templates, in nanoseconds since 1970: in the year 2001.
+const PAST: u64 = 1_000_000_000 * 1_000_000_000;
+
+/// The sandbox's control group.
+const GROUP: &str = "/groups/sandbox";
+
+/// The most of an agent's greeting that is read.
+const MAX_GREETING: usize = 64 * 1024;
 
 /// The first id of the sandbox inside: none of the machine's own.
 const FIRST_ID: u32 = 0x2000_0000;
@@ -84,7 +101,7 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
     let read_only = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     rustix::mount::mount(image, "/image", "erofs", read_only, None).map_err(about("the image"))?;
     let filters = Filters::compile()?;
-    relay.mux.up(&Identity::here().map_err(about("its own kernel"))?);
+    let identity = Identity::here().map_err(about("its own kernel"))?;
     let mut inside: Option<Inside> = None;
     loop {
         relay.flush()?;
@@ -99,15 +116,33 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
             };
             let mut news = relay.ready(source, events)?;
             while let Some(one) = news {
-                if let News::Resume(resume) = one
-                    && inside.is_none()
-                {
-                    become_own(&resume)?;
-                    let disk = mount_disk(&disk, machine).map_err(about("the disk"))?;
-                    let (agent, sandbox) = launch(machine, &filters, &program, &disk, resume.authority)?;
-                    relay.serve(agent);
-                    relay.mux.serves();
-                    inside = Some(sandbox);
+                match (one, &mut inside) {
+                    (News::Prepare, None) => {
+                        set_clock(PAST)?;
+                        if machine.can_be_warm() {
+                            let made = launch(machine, &filters, &program, &disk, Whose::Nobodys)?;
+                            made.wait_until_warm()?;
+                            inside = Some(made);
+                        }
+                        relay.mux.up(&identity);
+                    }
+                    (News::Hush, Some(inside)) => {
+                        inside.stand_still(true)?;
+                        relay.mux.up(&identity);
+                    }
+                    (News::Resume(resume), inside) => {
+                        become_own(&resume)?;
+                        let inside = match inside {
+                            Some(inside) => inside,
+                            none => {
+                                none.insert(launch(machine, &filters, &program, &disk, Whose::Its(resume.authority))?)
+                            }
+                        };
+                        inside.go_on(!resume.is_the_same)?;
+                        relay.serve(inside.control.try_clone()?);
+                        relay.mux.serves();
+                    }
+                    _ => {}
                 }
                 news = relay.go_on();
             }
@@ -192,10 +227,59 @@ fn find_disk(serial: &str) -> io::Result<String> {
 
 /// The sandbox inside.
 struct Inside {
+    /// The agent's control socket.
+    control: OwnedFd,
     /// Its first process.
     process: OwnedFd,
     /// What leads out of it.
     doors: Option<Doors>,
+    stands_still: bool,
+}
+
+impl Inside {
+    /// Dials the agent, which starts its interpreter for that, and hears it out.
+    fn wait_until_warm(&self) -> io::Result<()> {
+        let (mut here, there) = UnixStream::pair()?;
+        there.set_nonblocking(true)?;
+        sandpool_sys::packet::send(&self.control, b"D", &[there.as_fd()])?;
+        drop(there);
+        loop {
+            let mut header = [0; frame::HEADER];
+            here.read_exact(&mut header).map_err(about("the agent"))?;
+            let length = frame::body_length(header).map_err(io::Error::other)?;
+            if length > MAX_GREETING {
+                return Err(io::Error::other("the agent talks too much"));
+            }
+            let mut body = vec![0; length];
+            here.read_exact(&mut body).map_err(about("the agent"))?;
+            match frame::decode::<FromAgent>(&body).map_err(io::Error::other)? {
+                FromAgent::Ready => return Ok(()),
+                FromAgent::Broken { reason, .. } => return Err(io::Error::other(reason)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Has all its processes stand still, or go on.
+    fn stand_still(&mut self, still: bool) -> io::Result<()> {
+        let word = if still { "1" } else { "0" };
+        fs::write(format!("{GROUP}/cgroup.freeze"), word).map_err(about("the sandbox's processes"))?;
+        self.stands_still = still;
+        let wanted = format!("frozen {word}");
+        until("a sandbox that stands still", || {
+            let events = fs::read_to_string(format!("{GROUP}/cgroup.events"))?;
+            if events.lines().any(|line| line == wanted) { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        })
+    }
+
+    /// Has it go on, as another one or the same.
+    fn go_on(&mut self, is_another: bool) -> io::Result<()> {
+        if is_another {
+            // Before any stream, which it takes in the order in which they come.
+            sandpool_sys::packet::send(&self.control, b"R", &[])?;
+        }
+        if self.stands_still { self.stand_still(false) } else { Ok(()) }
+    }
 }
 
 /// What a descriptor is.
@@ -230,7 +314,11 @@ fn wait(relay: &Relay, inside: Option<&Inside>) -> io::Result<Vec<(Owner, PollFl
 /// Makes this machine one of its own, before anything is drawn or dated in it.
 fn become_own(resume: &Resume) -> io::Result<()> {
     sandpool_sys::machine::reseed(&resume.seed).map_err(about("the generator"))?;
-    let (seconds, rest) = (resume.epoch_ns / 1_000_000_000, resume.epoch_ns % 1_000_000_000);
+    set_clock(resume.epoch_ns)
+}
+
+fn set_clock(epoch_ns: u64) -> io::Result<()> {
+    let (seconds, rest) = (epoch_ns / 1_000_000_000, epoch_ns % 1_000_000_000);
     let now = rustix::time::Timespec {
         tv_sec: i64::try_from(seconds).map_err(io::Error::other)?,
         tv_nsec: i64::try_from(rest).map_err(io::Error::other)?,
@@ -259,7 +347,7 @@ fn make_group(machine: Machine) -> io::Result<&'static Path> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("groups", root, "cgroup2", flags, None)?;
     fs::write(root.join("cgroup.subtree_control"), "+memory +pids")?;
-    let group = Path::new("/groups/sandbox");
+    let group = Path::new(GROUP);
     fs::create_dir(group)?;
     // Its first process is one more, as it is at the process level.
     fs::write(group.join("pids.max"), machine.limits.pids.to_string())?;
@@ -272,14 +360,25 @@ fn make_group(machine: Machine) -> io::Result<&'static Path> {
     Ok(group)
 }
 
-/// Builds the sandbox with the agent. Answers the agent's control socket, and what else there is of it.
-fn launch(
-    machine: Machine,
-    filters: &Filters,
-    program: &OwnedFd,
-    disk: &OwnedFd,
-    authority: String,
-) -> io::Result<(OwnedFd, Inside)> {
+/// Whose sandbox is built.
+enum Whose {
+    /// A template's: it warms what sessions of others will need.
+    Nobodys,
+    /// This machine's, with the certificate that it trusts.
+    Its(String),
+}
+
+/// Builds the sandbox with the agent.
+fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, whose: Whose) -> io::Result<Inside> {
+    let disk = mount_disk(disk, machine).map_err(about("the disk"))?;
+    let mut arguments = vec![machine.runtime.word().to_owned()];
+    let authority = match whose {
+        Whose::Nobodys => {
+            arguments.push("warm".to_owned());
+            String::new()
+        }
+        Whose::Its(authority) => authority,
+    };
     let pair = || {
         use rustix::net::{AddressFamily, SocketFlags, SocketType};
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -300,7 +399,7 @@ fn launch(
                 rootfs,
                 rootfs_is: (meta.dev(), meta.ino()),
                 trust: trust.as_ref().map(|trust| (trust, [0; 16])),
-                words: &[machine.runtime.word().to_owned()],
+                words: &arguments,
                 limits: machine.limits,
                 disk: Some(disk.as_fd()),
                 local_servers: machine.local_servers,
@@ -336,7 +435,7 @@ fn launch(
     sandpool_sys::packet::send(&go_out, b"!", &tree.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     // Nothing is said when all is well: it has become the agent.
     let mut said = String::new();
-    io::Read::read_to_string(&mut io::Read::take(fs::File::from(words_in), 1024), &mut said)?;
+    fs::File::from(words_in).take(1024).read_to_string(&mut said)?;
     let doors = match &handover {
         Some((here, _)) if said.is_empty() => {
             let (_, handed) = sandpool_sys::packet::receive(here, &mut [0; 1])?;
@@ -345,7 +444,7 @@ fn launch(
         _ => None,
     };
     if said.is_empty() {
-        return Ok((control, Inside { process, doors }));
+        return Ok(Inside { control, process, doors, stands_still: false });
     }
     let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
     let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);

@@ -11,6 +11,7 @@
 //! that may be anybody's: [`Mux`](crate::mux::Mux) bounds and judges it. Of the machine's template it is the maker, and says of
 //! that what an agent says of a zygote.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -25,6 +26,7 @@ use sandpool_walls::setup::{AUTHORITY, WORKLOAD};
 use sandpool_wire::agent::{FromAgent, PROTOCOL};
 use sandpool_wire::frame;
 
+use crate::extents;
 use crate::machine::Machine;
 use crate::mux::{Resume, Side};
 use crate::relay::{News, Relay, Source};
@@ -129,7 +131,12 @@ impl Keeper {
     fn keep(&mut self, machine: Machine, image: &OwnedFd, template: Option<&Template>) -> io::Result<()> {
         let platform = std::fs::read(PLATFORM).map_err(|error| about(PLATFORM, &error))?;
         let platform: Platform = serde_json::from_slice(&platform).map_err(io::Error::other)?;
-        make_disk(machine.limits.data).map_err(|error| about("the disk", &error))?;
+        let size = machine.limits.data >> 12 << 12;
+        let disk = match template {
+            Some(Template::Use(file)) => extents::restore(file, &empty_disk(size)?, size),
+            Some(Template::Make(_)) | None => make_disk(size),
+        };
+        disk.map_err(|error| about("the disk", &error))?;
         let vmm = Qemu { platform };
         let parts = Parts { machine, image, disk: Path::new(DISK) };
         let begin = match template {
@@ -144,8 +151,10 @@ impl Keeper {
         if machine.leads_out {
             relay.lead_out();
         }
-        if !is_maker {
-            relay.mux.resume(&own(machine)?);
+        if is_maker {
+            relay.mux.prepare();
+        } else {
+            relay.mux.resume(&own(machine, false)?);
         }
         // Of a template's maker: whether the file is complete. Of another's: whether its agent takes streams.
         let (mut is_made, mut serves) = (false, false);
@@ -179,13 +188,14 @@ impl Keeper {
                                     self.identity = serde_json::to_string(&identity).map_err(io::Error::other)?;
                                     if let (Some(running), Begin::Template(file)) = (&mut self.running, &begin) {
                                         let made = vmm.snapshot(&parts, running, file);
+                                        let made = made.and_then(|()| extents::append(Path::new(DISK), file));
                                         made.map_err(|error| about("the template", &error))?;
                                     }
                                     is_made = true;
                                     self.tell_made(machine);
                                 }
                                 News::Serves => serves = true,
-                                News::Up(_) | News::Resume(_) => {}
+                                News::Up(_) | News::Prepare | News::Hush | News::Resume(_) => {}
                             }
                             news = relay.go_on();
                         }
@@ -300,23 +310,29 @@ fn how(status: WaitStatus) -> String {
     }
 }
 
-/// What makes this machine one of its own.
-fn own(machine: Machine) -> io::Result<Resume> {
+/// What makes this machine one of its own, or has the same go on.
+fn own(machine: Machine, is_the_same: bool) -> io::Result<Resume> {
     let mut seed = [0; 32];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
     // Made for this sandbox by the launcher, and what its programs are to trust.
     let authority =
         if machine.trusts { std::fs::read_to_string(Path::new("/").join(AUTHORITY))? } else { String::new() };
-    Ok(Resume { seed, epoch_ns: u64::try_from(now.as_nanos()).map_err(io::Error::other)?, authority })
+    let epoch_ns = u64::try_from(now.as_nanos()).map_err(io::Error::other)?;
+    Ok(Resume { seed, epoch_ns, is_the_same, authority })
 }
 
-/// Makes an empty disk of so many bytes. It takes up what is written to it.
-fn make_disk(size: u64) -> io::Result<()> {
+/// A disk of so many bytes with nothing on it. It takes up what is written to it.
+fn empty_disk(size: u64) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::open(DISK, flags, Mode::RUSR | Mode::WUSR)?;
-    rustix::fs::ftruncate(&file, size >> 12 << 12)?;
-    drop(file);
+    rustix::fs::ftruncate(&file, size)?;
+    Ok(file.into())
+}
+
+/// Makes a disk of so many bytes, with a file system that has no files.
+fn make_disk(size: u64) -> io::Result<()> {
+    drop(empty_disk(size)?);
     let (read, said) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let pid = workload::spawn(Workload {
@@ -330,7 +346,7 @@ fn make_disk(size: u64) -> io::Result<()> {
         terminal: false,
     })?;
     let mut words = String::new();
-    io::Read::read_to_string(&mut io::Read::take(std::fs::File::from(read), LAST_WORDS as u64), &mut words)?;
+    io::Read::read_to_string(&mut io::Read::take(File::from(read), LAST_WORDS as u64), &mut words)?;
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     match rustix::process::waitpid(pid, WaitOptions::empty())? {
         Some((_, status)) if status.exit_status() == Some(0) => Ok(()),

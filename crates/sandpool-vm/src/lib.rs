@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! keeper   first process of a process-level sandbox: starts the VMM in it, and passes streams on
+//! extents  what is on a disk, at the end of a template
 //! vmm      VMMs behind one trait
 //! mux      many streams over the one port of a machine; relay: with their sockets
 //! guest    inside: from a kernel to a sandbox with the agent
@@ -11,6 +12,7 @@
 //! ```
 
 pub mod build;
+mod extents;
 pub mod guest;
 pub mod identity;
 pub mod keeper;

@@ -45,6 +45,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether its agent can be there before it is known whose it is. A container's program begins when that is known.
+    #[must_use]
+    pub fn can_be_warm(&self) -> bool {
+        self.runtime != Runtime::Container && !self.trusts
+    }
+
     /// Virtual processors.
     #[must_use]
     pub fn processors(&self) -> u32 {

@@ -3,8 +3,10 @@
 //! ```text
 //! u32 stream | u8 kind | u8 0 | u16 length    payload of `length` bytes, at most MAX_PIECE          (little endian)
 //!
-//! keeper --Resume-->  machine       both: Open, Data, End, Reset, Credit       machine --Up, Serves, Broken--> keeper
+//! keeper --Prepare, Hush, Resume-->  machine       both: Open, Data, End, Reset, Credit       machine --Up, Serves, Broken--> keeper
 //! ```
+//!
+//! After `Hush` and its answer `Up` both ends begin anew: whatever machine goes on from there has no streams.
 //!
 //! Of each stream an end may send [`WINDOW`] bytes that its peer has not passed on yet, and no more: so one that nobody reads
 //! holds up no other, and what is kept for all of them has a bound. A peer that breaks a rule is not spoken to any more.
@@ -44,6 +46,8 @@ const RESUME: u8 = 5;
 const UP: u8 = 6;
 const BROKEN: u8 = 7;
 const SERVES: u8 = 8;
+const PREPARE: u8 = 9;
+const HUSH: u8 = 10;
 
 /// Which end of the port this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,20 +65,24 @@ pub struct Resume {
     pub seed: [u8; 32],
     /// The time, in nanoseconds since 1970.
     pub epoch_ns: u64,
+    /// It is the same machine that stood still for a while, and not another that goes on from where one stood.
+    pub is_the_same: bool,
     /// The certificate (PEM) that its sandbox trusts besides its image's, if there is one; else nothing.
     pub authority: String,
 }
 
 impl Resume {
     fn encode(&self) -> Vec<u8> {
-        [self.seed.as_slice(), &self.epoch_ns.to_le_bytes(), self.authority.as_bytes()].concat()
+        let kind = [u8::from(self.is_the_same)];
+        [self.seed.as_slice(), &self.epoch_ns.to_le_bytes(), &kind, self.authority.as_bytes()].concat()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (seed, rest) = bytes.split_first_chunk::<32>()?;
-        let (time, authority) = rest.split_first_chunk::<8>()?;
+        let (time, rest) = rest.split_first_chunk::<8>()?;
+        let (kind @ (0 | 1), authority) = rest.split_first()? else { return None };
         let authority = String::from_utf8(authority.to_vec()).ok()?;
-        Some(Self { seed: *seed, epoch_ns: u64::from_le_bytes(*time), authority })
+        Some(Self { seed: *seed, epoch_ns: u64::from_le_bytes(*time), is_the_same: *kind == 1, authority })
     }
 }
 
@@ -131,9 +139,13 @@ pub enum Heard {
     Reset(u32),
     /// There may be room again on this stream.
     Credit(u32),
+    /// The machine is to be a template: to do what does not depend on whose it is, and then to wait.
+    Prepare,
+    /// The machine is to stand still, and to wait. There are no streams any more.
+    Hush,
     /// The machine is to be one of its own from now on.
     Resume(Resume),
-    /// The machine waits for that, and says whose kernel it runs.
+    /// The machine waits for that, and has no streams; and says whose kernel it runs.
     Up(Box<Identity>),
     /// Its agent takes streams.
     Serves,
@@ -169,17 +181,25 @@ pub struct Mux {
     /// The last streams that were opened, by this end and by the other.
     last: u32,
     peers_last: u32,
+    /// Nothing is said of streams until the machine stands still.
+    is_hushed: bool,
+}
+
+/// Before the first stream of this end, and of the other.
+fn first_numbers(side: Side) -> (u32, u32) {
+    match side {
+        Side::Keeper => (0, OF_MACHINE),
+        Side::Machine => (OF_MACHINE, 0),
+    }
 }
 
 impl Mux {
     /// Nothing is open yet.
     #[must_use]
     pub fn new(side: Side) -> Self {
-        let (last, peers_last) = match side {
-            Side::Keeper => (0, OF_MACHINE),
-            Side::Machine => (OF_MACHINE, 0),
-        };
-        Self { side, input: Vec::new(), output: Vec::new(), streams: BTreeMap::new(), last, peers_last }
+        let (last, peers_last) = first_numbers(side);
+        let (input, output, streams) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { side, input, output, streams, last, peers_last, is_hushed: false }
     }
 
     /// What is to be written to the port.
@@ -230,7 +250,7 @@ impl Mux {
 
     /// Opens a stream; `None` when there are [`STREAMS`] of this end's.
     pub fn open(&mut self, word: &[u8]) -> Option<u32> {
-        if self.count(self.side) >= STREAMS {
+        if self.is_hushed || self.count(self.side) >= STREAMS {
             return None;
         }
         self.last = self.last.checked_add(1).filter(|last| (*last >= OF_MACHINE) == (self.side == Side::Machine))?;
@@ -278,6 +298,18 @@ impl Mux {
             account.may_come += taken;
             self.say(stream, CREDIT, &taken.to_le_bytes());
         }
+    }
+
+    /// Makes the machine a template.
+    pub fn prepare(&mut self) {
+        self.say(0, PREPARE, &[]);
+    }
+
+    /// Has the machine stand still. From here on nothing is said until it does.
+    pub fn hush(&mut self) {
+        self.streams.clear();
+        self.say(0, HUSH, &[]);
+        self.is_hushed = true;
     }
 
     /// Makes the machine one of its own.
@@ -333,7 +365,7 @@ impl Mux {
     }
 
     fn judge(&mut self, stream: u32, kind: u8, payload: Vec<u8>) -> Result<Option<Heard>, Breach> {
-        let of_all = matches!(kind, RESUME | UP | SERVES | BROKEN);
+        let of_all = matches!(kind, RESUME | UP | SERVES | BROKEN | PREPARE | HUSH);
         if of_all != (stream == 0) {
             return Err(Breach("a number that is no stream's"));
         }
@@ -348,6 +380,9 @@ impl Mux {
                     return Err(Breach("a stream that cannot be"));
                 }
                 self.peers_last = stream;
+                if self.is_hushed {
+                    return Ok(None);
+                }
                 self.begin(stream);
                 if self.count(peer) > STREAMS {
                     self.reset(stream);
@@ -358,8 +393,14 @@ impl Mux {
             (Side::Machine, RESUME) => {
                 Resume::decode(&payload).map(|resume| Some(Heard::Resume(resume))).ok_or(Breach("half a resume"))
             }
+            (Side::Machine, PREPARE) if payload.is_empty() => Ok(Some(Heard::Prepare)),
+            (Side::Machine, HUSH) if payload.is_empty() => {
+                self.begin_anew();
+                Ok(Some(Heard::Hush))
+            }
             (Side::Keeper, UP) if payload.len() <= MAX_IDENTITY => {
                 let identity = serde_json::from_slice(&payload).map_err(|_| Breach("an identity that is none"))?;
+                self.begin_anew();
                 Ok(Some(Heard::Up(identity)))
             }
             (Side::Keeper, SERVES) if payload.is_empty() => Ok(Some(Heard::Serves)),
@@ -369,6 +410,13 @@ impl Mux {
             (_, DATA | END | RESET | CREDIT) => self.judge_stream(stream, kind, payload),
             _ => Err(Breach("a word that this end does not say")),
         }
+    }
+
+    /// No stream is left, and what was under way of them is nobody's.
+    fn begin_anew(&mut self) {
+        self.streams.clear();
+        (self.last, self.peers_last) = first_numbers(self.side);
+        self.is_hushed = false;
     }
 
     fn judge_stream(&mut self, stream: u32, kind: u8, bytes: Vec<u8>) -> Result<Option<Heard>, Breach> {

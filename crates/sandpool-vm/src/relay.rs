@@ -23,6 +23,10 @@ pub enum Source {
 /// What a relay leaves to its owner, who does it before what was said after it ([`Relay::go_on`]).
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
+    /// See [`Heard::Prepare`].
+    Prepare,
+    /// See [`Heard::Hush`].
+    Hush,
     /// See [`Heard::Resume`].
     Resume(crate::mux::Resume),
     /// See [`Heard::Up`].
@@ -134,6 +138,12 @@ impl Relay {
         }
     }
 
+    /// Ends all streams, and has the machine stand still: [`News::Up`] says that it does.
+    pub fn hush(&mut self) {
+        self.sockets.clear();
+        self.mux.hush();
+    }
+
     /// Everything to wait for.
     pub fn descriptors(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>, PollFlags)> {
         let mut of_port = PollFlags::IN;
@@ -209,8 +219,16 @@ impl Relay {
                     Side::Machine => self.give(stream, &word),
                     Side::Keeper => self.connect(stream, &word),
                 },
+                Heard::Prepare => return Some(News::Prepare),
+                Heard::Hush => {
+                    self.sockets.clear();
+                    return Some(News::Hush);
+                }
                 Heard::Resume(resume) => return Some(News::Resume(resume)),
-                Heard::Up(identity) => return Some(News::Up(identity)),
+                Heard::Up(identity) => {
+                    self.sockets.clear();
+                    return Some(News::Up(identity));
+                }
                 Heard::Serves => return Some(News::Serves),
                 Heard::Broken(why) => return Some(News::Broken(why)),
                 Heard::Credit(_) => {}
@@ -401,7 +419,7 @@ mod tests {
         let (relays, agents) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         machine.serve(relays);
-        keeper.mux.resume(&Resume { seed: [1; 32], epoch_ns: 1, authority: String::new() });
+        keeper.mux.resume(&Resume { seed: [1; 32], epoch_ns: 1, is_the_same: false, authority: String::new() });
         assert!(matches!(settle(&mut [&mut keeper, &mut machine]).as_slice(), [News::Resume(_)]));
         (keeper, machine, agents)
     }

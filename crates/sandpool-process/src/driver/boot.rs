@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sandpool_core::ids::{PoolName, SandboxId};
-use sandpool_driver::{Change, Driver, DriverError, GoneReason, Main, Owner, Phase, Sandbox, Stream, Template};
+use sandpool_driver::{
+    Change, Driver, DriverError, GoneReason, Isolation, Main, Owner, Phase, Sandbox, Stream, Template,
+};
 use sandpool_wire::agent::{self, Activation, FromAgent, PROTOCOL, ToAgent};
 use sandpool_wire::frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -19,6 +21,9 @@ use crate::control::{Call, Purpose};
 
 /// The longest wait for a zygote: an interpreter starts, loads what sessions load, and writes its memory.
 const ZYGOTE: Duration = Duration::from_secs(90);
+
+/// The same of a machine, which boots first, on a processor that may be an emulated one.
+pub(super) const MACHINE: Duration = Duration::from_secs(5 * 60);
 
 /// How long a pool's zygote is used.
 const ZYGOTE_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -246,7 +251,11 @@ impl ProcessDriver {
     /// Makes what interpreters of a pool start from. Where it cannot be made, they start from the one before, or cold.
     pub(super) async fn make_zygote(&self, template: &Template) -> Result<(), DriverError> {
         let (began, pool) = (Instant::now(), &template.pool);
-        match self.frozen(pool.as_str(), true).await? {
+        let limit = match template.isolation {
+            Isolation::Microvm => MACHINE,
+            Isolation::Process | Isolation::Container(_) => ZYGOTE,
+        };
+        match self.frozen(pool.as_str(), true, limit).await? {
             Ok(_) => tracing::info!(%pool, took = ?began.elapsed(), "the zygote is made"),
             Err(why) => {
                 tracing::warn!(%pool, why, "no zygote was made: interpreters start from the one before, or cold if there is none");
@@ -257,11 +266,16 @@ impl ProcessDriver {
 
     /// Makes a sandbox that is frozen when it is ready, and keeps what was written of it, if it is to be kept. Answers what its first process
     /// says of its version, or why there is none.
-    pub(super) async fn frozen(&self, pool: &str, is_kept: bool) -> Result<Result<String, String>, DriverError> {
+    pub(super) async fn frozen(
+        &self,
+        pool: &str,
+        is_kept: bool,
+        limit: Duration,
+    ) -> Result<Result<String, String>, DriverError> {
         let mut id = [0; 16];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|error| unavailable(&error))?;
         self.ask(Call::Create { id, pool: pool.to_owned(), purpose: Purpose::Zygote }).await?;
-        let made = tokio::time::timeout(ZYGOTE, async {
+        let made = tokio::time::timeout(limit, async {
             let stream = self.dial_new(SandboxId(id)).await.map_err(io::Error::other)?;
             Dialled::greet(stream, None, |_| ()).await
         });
@@ -272,7 +286,7 @@ impl ProcessDriver {
             }
             Ok(Ok(dialled)) => Ok(dialled.version),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("it was not made after {} s", ZYGOTE.as_secs())),
+            Err(_) => Err(format!("it was not made after {} s", limit.as_secs())),
         };
         self.ask(Call::Destroy { id }).await.map(|_| why)
     }

@@ -13,6 +13,7 @@ use sandpool_vm::identity::{Identity, Probe};
 use sandpool_vm::prepared::Prepared;
 
 use super::ProcessDriver;
+use super::boot::MACHINE;
 use crate::control::{self, Call};
 
 /// Prepares what machines need on this host, and this image's root file system as a block device. Waits for it.
@@ -90,7 +91,7 @@ impl ProcessDriver {
         }
         let pool = control::of_proof(template.pool.as_str());
         self.ask(call).await?;
-        let said = self.frozen(&pool, false).await;
+        let said = self.frozen(&pool, false, MACHINE).await;
         self.ask(Call::RemovePool { pool }).await?;
         let proof = Some(judge(&prepared, said?)?);
         Ok(Pool { prepared, proof })
@@ -102,7 +103,7 @@ impl ProcessDriver {
     /// As [`ProcessDriver::try_machine`]. The pool is forgotten then.
     pub(super) async fn make_template(&self, pool: &PoolName, machine: Pool) -> Result<(), DriverError> {
         let began = Instant::now();
-        let said = self.frozen(pool.as_str(), true).await?;
+        let said = self.frozen(pool.as_str(), true, MACHINE).await?;
         let proof = match judge(&machine.prepared, said) {
             Ok(proof) => proof,
             Err(error) => {

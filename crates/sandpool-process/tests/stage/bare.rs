@@ -99,16 +99,21 @@ pub(crate) async fn ready(
 
 /// Runs a command; answers its standard output once it has ended.
 pub(crate) async fn shell(driver: &dyn Driver, which: SandboxId, command: &str) -> Outcome<String> {
+    said(driver, which, Work::Shell { command: command.to_owned(), stdin: Stdin::Empty }).await
+}
+
+/// Runs code; answers what it printed once it has ended.
+#[allow(dead_code, reason = "not every test has an interpreter")]
+pub(crate) async fn code(driver: &dyn Driver, which: SandboxId, code: &str) -> Outcome<String> {
+    said(driver, which, Work::Code { code: code.to_owned(), fresh: false }).await
+}
+
+async fn said(driver: &dyn Driver, which: SandboxId, work: Work) -> Outcome<String> {
     let mut stream = driver.dial(which).await?;
     // Each its own: the same again would be the one before.
     static RUNS: AtomicU64 = AtomicU64::new(1);
     let run = u128::from(RUNS.fetch_add(1, Ordering::Relaxed));
-    let execute = Execute {
-        exec: run.to_le_bytes(),
-        work: Work::Shell { command: command.to_owned(), stdin: Stdin::Empty },
-        timeout_ms: 30_000,
-        output_limit: 1 << 20,
-    };
+    let execute = Execute { exec: run.to_le_bytes(), work, timeout_ms: 30_000, output_limit: 1 << 20 };
     let call = ToAgent::Call { request: 1, call: Call::Execute(execute) };
     stream.write_all(&frame::encode(&call)?).await?;
     let mut out = Vec::new();

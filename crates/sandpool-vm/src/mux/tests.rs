@@ -38,7 +38,8 @@ fn a_machine_says_that_it_waits_and_is_made_one_of_its_own() {
         matches!(heard.as_slice(), [Heard::Up(up), Heard::Serves, Heard::Broken(why)] if **up == identity && why.len() == MAX_WORDS),
         "{heard:?}"
     );
-    let resume = Resume { seed: [7; 32], epoch_ns: 1_234_567_890_123_456_789, authority: "PEM".to_owned() };
+    let resume =
+        Resume { seed: [7; 32], epoch_ns: 1_234_567_890_123_456_789, is_the_same: true, authority: "PEM".to_owned() };
     keeper.resume(&resume);
     assert_eq!(pass(&mut keeper, &mut machine, 1), [Heard::Resume(resume)]);
 }
