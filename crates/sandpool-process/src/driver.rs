@@ -24,7 +24,6 @@ use sandpool_driver::{
     Stream, Template, Usage,
 };
 use sandpool_sys::packet;
-use sandpool_vm::prepared::Prepared;
 use sandpool_wire::agent::{Activation, Runtime};
 use sandpool_wire::egress::{MAX_TOLD, Policy, SecretValue, Told};
 use tokio::io::unix::AsyncFd;
@@ -71,7 +70,7 @@ struct State {
     known: HashMap<SandboxId, Known>,
     templates: HashMap<PoolName, Template>,
     /// What those of them are made from whose sandboxes are around machines.
-    machines: HashMap<PoolName, Prepared>,
+    machines: HashMap<PoolName, machines::Pool>,
     /// Pools whose zygotes are kept fresh.
     fresh: HashSet<PoolName>,
     /// Which OCI runtime makes the sandboxes of those pools that one does.
@@ -307,7 +306,7 @@ impl Driver for ProcessDriver {
             Isolation::Process | Isolation::Container(_) => None,
         };
         let (machine, machine_image) = machine.unzip();
-        let rootfs = machine.as_ref().map_or(&template.rootfs, |machine| &machine.root);
+        let rootfs = machine.as_ref().map_or_else(|| template.rootfs.clone(), |machine| machine.root.clone());
         let rootfs = rootfs
             .to_str()
             .ok_or_else(|| DriverError::Invalid(format!("the image's path {} is not UTF-8", rootfs.display())))?;
@@ -338,6 +337,14 @@ impl Driver for ProcessDriver {
             }
             proved?;
         }
+        let machine = match machine {
+            Some(prepared) => {
+                let (driver, template, call) =
+                    (self.shared()?, template.clone(), call(control::of_proof(template.pool.as_str())));
+                Some(whole(async move { driver.try_machine(&template, prepared, call).await }).await?)
+            }
+            None => None,
+        };
         let (has_zygote, made_by) = match self.ask(call(template.pool.to_string())).await?.0 {
             Answer::Pool { has_zygote, made_by } => (has_zygote, made_by),
             _ => return Err(unavailable(&"the launcher answered something else")),
@@ -350,16 +357,20 @@ impl Driver for ProcessDriver {
                 Some(made_by) => drop(state.made_by.insert(template.pool.clone(), made_by)),
                 None => drop(state.made_by.remove(&template.pool)),
             }
-            match machine {
+            match machine.clone() {
                 Some(machine) => drop(state.machines.insert(template.pool.clone(), machine)),
                 None => drop(state.machines.remove(&template.pool)),
             }
         }
-        // A machine is frozen whatever is in it: that is not begun yet.
+        if let Some(machine) = machine
+            && let (Start::Zygote, false) = (template.start, has_zygote)
+        {
+            let (driver, pool) = (self.shared()?, template.pool.clone());
+            return whole(async move { driver.make_template(&pool, machine).await }).await;
+        }
         let can_be_frozen = match template.isolation {
             Isolation::Process => template.runtime == Runtime::Python,
-            Isolation::Container(_) => false,
-            Isolation::Microvm => true,
+            Isolation::Container(_) | Isolation::Microvm => false,
         };
         if template.start != Start::Zygote || !can_be_frozen {
             return Ok(());

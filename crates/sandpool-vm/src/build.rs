@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::guest::MODULES;
+use crate::identity::Identity;
 use crate::prepared::Prepared;
 use crate::vmm::{INITRD, KERNEL, PLATFORM, Platform, QEMU};
 
@@ -324,7 +325,7 @@ pub fn prepare(images: &Path, rootfs: &[&Path], agent: &[u8]) -> io::Result<Prep
     for rootfs in rootfs {
         disk(rootfs)?;
     }
-    let prepared = Prepared { root, vmm, kernel: kernel.release, is_emulated: true };
+    let prepared = Prepared { root, vmm, kernel: kernel.release, is_emulated: true, host: Identity::here()? };
     if Prepared::read(images).ok().as_ref() != Some(&prepared) {
         prepared.write(images)?;
     }

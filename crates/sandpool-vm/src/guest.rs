@@ -36,6 +36,7 @@ use sandpool_wire::agent::{FromAgent, Runtime};
 use sandpool_wire::frame;
 
 use self::doors::{Doors, Which};
+use crate::identity::Identity;
 use crate::machine::Machine;
 use crate::mux::{Resume, Side};
 use crate::relay::{News, Relay, Source};
@@ -100,6 +101,7 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
     let read_only = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     rustix::mount::mount(image, "/image", "erofs", read_only, None).map_err(about("the image"))?;
     let filters = Filters::compile()?;
+    let identity = Identity::here().map_err(about("its own kernel"))?;
     let mut inside: Option<Inside> = None;
     loop {
         relay.flush()?;
@@ -122,11 +124,11 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
                             made.wait_until_warm()?;
                             inside = Some(made);
                         }
-                        relay.mux.up();
+                        relay.mux.up(&identity);
                     }
                     (News::Hush, Some(inside)) => {
                         inside.stand_still(true)?;
-                        relay.mux.up();
+                        relay.mux.up(&identity);
                     }
                     (News::Resume(resume), inside) => {
                         become_own(&resume)?;

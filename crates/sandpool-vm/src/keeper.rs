@@ -85,8 +85,16 @@ pub fn run(config: Config) -> io::Result<()> {
     workload::ignore_write_signals();
     let is_maker = matches!(template, Some(Template::Make(_)));
     let children = workload::child_signal()?;
-    let mut keeper =
-        Keeper { machine, control, children, said: Vec::new(), waiting: Vec::new(), running: None, saving: None };
+    let mut keeper = Keeper {
+        machine,
+        control,
+        children,
+        said: Vec::new(),
+        waiting: Vec::new(),
+        running: None,
+        saving: None,
+        identity: String::new(),
+    };
     let mut saved = None;
     if !is_maker {
         // Made ahead of those who ask: a machine is dear to keep, and begun when it is first wanted.
@@ -116,6 +124,8 @@ struct Keeper {
     running: Option<Running>,
     /// Who is to have everything of the machine, once it stands still, and whether it goes on.
     saving: Option<(OwnedFd, bool)>,
+    /// What the machine said of its kernel: [`crate::identity::Identity`] as JSON.
+    identity: String,
 }
 
 /// What came from the launcher.
@@ -202,7 +212,8 @@ impl Keeper {
                         while let Some(one) = news {
                             match one {
                                 News::Broken(why) => return Err(io::Error::other(why)),
-                                News::Up if is_maker && !is_made => {
+                                News::Up(identity) if is_maker && !is_made => {
+                                    self.identity = serde_json::to_string(&identity).map_err(io::Error::other)?;
                                     if let (Some(running), Some(Template::Make(file))) = (&mut self.running, template) {
                                         let made = vmm.snapshot(&parts, running, file);
                                         let made = made.and_then(|()| extents::append(Path::new(DISK), file));
@@ -211,12 +222,12 @@ impl Keeper {
                                     is_made = true;
                                     self.tell_made(machine);
                                 }
-                                News::Up if self.saving.is_some() => {
+                                News::Up(_) if self.saving.is_some() => {
                                     self.save(&vmm, &parts)?;
                                     relay.mux.resume(&own(machine, true)?);
                                 }
                                 News::Serves => serves = true,
-                                News::Up | News::Prepare | News::Hush | News::Resume(_) => {}
+                                News::Up(_) | News::Prepare | News::Hush | News::Resume(_) => {}
                             }
                             news = relay.go_on();
                         }
@@ -280,7 +291,8 @@ impl Keeper {
 
     /// Says to whoever asked for a template that it is there, as an agent says that a zygote is.
     fn tell_made(&mut self, machine: Machine) {
-        let (boot_id, version) = ([0; 16], String::new());
+        // In the place of a runtime's version, of which it has none: whose kernel it runs.
+        let (boot_id, version) = ([0; 16], self.identity.clone());
         self.tell(&FromAgent::Hello { protocol: PROTOCOL, boot_id, runtime: machine.runtime, version });
         self.tell(&FromAgent::Ready);
     }

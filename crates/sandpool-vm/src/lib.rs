@@ -7,6 +7,7 @@
 //! vmm      VMMs behind one trait
 //! mux      many streams over the one port of a machine; relay: with their sockets
 //! guest    inside: from a kernel to a sandbox with the agent
+//! identity whether a kernel is another than the host's, proved
 //! prepared what of that is there; for those who declare pools
 //! build    what machines are made of: kernel, first root file system, the VMM's root, images' disks
 //! ```
@@ -14,6 +15,7 @@
 pub mod build;
 mod extents;
 pub mod guest;
+pub mod identity;
 pub mod keeper;
 pub mod machine;
 pub mod mux;

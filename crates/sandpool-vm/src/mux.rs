@@ -15,6 +15,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use crate::identity::{Identity, MAX_IDENTITY};
+
 /// Bytes of a header.
 pub const HEADER: usize = 8;
 
@@ -144,8 +146,8 @@ pub enum Heard {
     Hush,
     /// The machine is to be one of its own from now on.
     Resume(Resume),
-    /// The machine waits for that.
-    Up,
+    /// The machine waits for that, and says whose kernel it runs.
+    Up(Box<Identity>),
     /// Its agent takes streams.
     Serves,
     /// The machine is of no use: says why.
@@ -317,9 +319,10 @@ impl Mux {
         self.go_on();
     }
 
-    /// Says that this machine waits for [`Mux::resume`].
-    pub fn up(&mut self) {
-        self.say(0, UP, &[]);
+    /// Says that this machine waits for [`Mux::resume`], and whose kernel it runs.
+    pub fn up(&mut self, identity: &Identity) {
+        let words = serde_json::to_vec(identity).unwrap_or_default();
+        self.say(0, UP, &words);
     }
 
     /// Says that the agent takes streams.
@@ -401,7 +404,10 @@ impl Mux {
                 self.is_hushed = true;
                 Ok(Some(Heard::Hush))
             }
-            (Side::Keeper, UP) if payload.is_empty() => Ok(Some(Heard::Up)),
+            (Side::Keeper, UP) if payload.len() <= MAX_IDENTITY => {
+                let identity = serde_json::from_slice(&payload).map_err(|_| Breach("an identity that is none"))?;
+                Ok(Some(Heard::Up(identity)))
+            }
             (Side::Keeper, SERVES) if payload.is_empty() => Ok(Some(Heard::Serves)),
             (Side::Keeper, BROKEN) if payload.len() <= MAX_WORDS => {
                 Ok(Some(Heard::Broken(String::from_utf8_lossy(&payload).into_owned())))

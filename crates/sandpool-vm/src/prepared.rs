@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::Identity;
+
 /// The level's name where the processor is emulated.
 pub const EMULATED: &str = "microvm-emulated (not a boundary)";
 
@@ -23,6 +25,8 @@ pub struct Prepared {
     pub kernel: String,
     /// The processor is emulated: then a machine is no boundary.
     pub is_emulated: bool,
+    /// Whose kernel the host runs, as root sees it.
+    pub host: Identity,
 }
 
 impl Prepared {
@@ -82,7 +86,8 @@ mod tests {
     fn kernels_are_told_apart_by_their_numbers() {
         let forbids = |kernel: &str| {
             let kernel = kernel.to_owned();
-            Prepared { root: "/".into(), vmm: String::new(), kernel, is_emulated: true }.forbids_ports()
+            let host = Identity::here().unwrap();
+            Prepared { root: "/".into(), vmm: String::new(), kernel, is_emulated: true, host }.forbids_ports()
         };
         assert!(!forbids("6.1.0-56-cloud-amd64") && !forbids("5.10.0") && !forbids("") && !forbids("6"));
         assert!(forbids("6.12.9+deb13-cloud-amd64") && forbids("6.7.0") && forbids("7.0"));

@@ -8,6 +8,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType};
 
+use crate::identity::Identity;
 use crate::mux::{Door, Heard, MAX_PIECE, Mux, Side};
 
 /// What a descriptor of a relay is.
@@ -29,7 +30,7 @@ pub enum News {
     /// See [`Heard::Resume`].
     Resume(crate::mux::Resume),
     /// See [`Heard::Up`].
-    Up,
+    Up(Box<Identity>),
     /// See [`Heard::Serves`].
     Serves,
     /// See [`Heard::Broken`].
@@ -220,7 +221,7 @@ impl Relay {
                     }
                     return Some(News::Resume(resume));
                 }
-                Heard::Up => return Some(News::Up),
+                Heard::Up(identity) => return Some(News::Up(identity)),
                 Heard::Serves => return Some(News::Serves),
                 Heard::Broken(why) => return Some(News::Broken(why)),
                 Heard::Credit(_) => {}

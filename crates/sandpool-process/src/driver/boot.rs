@@ -23,7 +23,7 @@ use crate::control::{Call, Purpose};
 const ZYGOTE: Duration = Duration::from_secs(90);
 
 /// The same of a machine, which boots first, on a processor that may be an emulated one.
-const MACHINES_ZYGOTE: Duration = Duration::from_secs(15 * 60);
+pub(super) const MACHINE: Duration = Duration::from_secs(5 * 60);
 
 /// How long a pool's zygote is used.
 const ZYGOTE_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -47,6 +47,8 @@ pub(super) struct Dialled {
     /// What the agent said first, for whoever gets the stream next.
     greeting: Vec<u8>,
     boot_id: [u8; 16],
+    /// What the agent said of the runtime's version.
+    version: String,
 }
 
 impl Dialled {
@@ -56,15 +58,18 @@ impl Dialled {
         let mut boot = None;
         let (mut is_ready, mut is_begun) = (false, main.is_none());
         loop {
-            if let (true, true, Some(boot_id)) = (is_ready, is_begun, boot) {
-                return Ok(Self { stream, greeting, boot_id });
+            if is_ready
+                && is_begun
+                && let Some((boot_id, version)) = boot
+            {
+                return Ok(Self { stream, greeting, boot_id, version });
             }
             let before = greeting.len();
             let message: FromAgent = next(&mut stream, &mut greeting).await?;
             match message {
-                FromAgent::Hello { protocol: PROTOCOL, boot_id, .. } => {
+                FromAgent::Hello { protocol: PROTOCOL, boot_id, version, .. } => {
                     hello(boot_id);
-                    boot = Some(boot_id);
+                    boot = Some((boot_id, version));
                     if let Some(main) = &main {
                         let call = ToAgent::Call { request: BEGIN, call: agent::Call::Begin(Box::new(main.clone())) };
                         stream.write_all(&frame::encode(&call).map_err(io::Error::other)?).await?;
@@ -249,36 +254,47 @@ impl ProcessDriver {
         Ok(Some(limit))
     }
 
-    /// Makes a pool's zygote, in a sandbox that no session gets. A pool that cannot have one works without, or with the
-    /// one that it had: the log says why.
-    ///
-    /// # Errors
-    /// Those of a launcher that does not answer.
+    /// Makes what interpreters of a pool start from. Where it cannot be made, they start from the one before, or cold.
     pub(super) async fn make_zygote(&self, template: &Template) -> Result<(), DriverError> {
-        let began = Instant::now();
-        let pool = &template.pool;
-        let mut id = [0; 16];
-        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|error| unavailable(&error))?;
-        self.ask(Call::Create { id, pool: pool.to_string(), purpose: Purpose::Zygote }).await?;
+        let (began, pool) = (Instant::now(), &template.pool);
         let limit = match template.isolation {
-            Isolation::Microvm => MACHINES_ZYGOTE,
+            Isolation::Microvm => MACHINE,
             Isolation::Process | Isolation::Container(_) => ZYGOTE,
         };
+        match self.frozen(pool.as_str(), true, limit).await? {
+            Ok(_) => tracing::info!(%pool, took = ?began.elapsed(), "the zygote is made"),
+            Err(why) => {
+                tracing::warn!(%pool, why, "no zygote was made: interpreters start from the one before, or cold if there is none");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a sandbox that is frozen when it is ready, and keeps what was written of it, if it is to be kept. Answers what its first process
+    /// says of its version, or why there is none.
+    pub(super) async fn frozen(
+        &self,
+        pool: &str,
+        is_kept: bool,
+        limit: Duration,
+    ) -> Result<Result<String, String>, DriverError> {
+        let mut id = [0; 16];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|error| unavailable(&error))?;
+        self.ask(Call::Create { id, pool: pool.to_owned(), purpose: Purpose::Zygote }).await?;
         let made = tokio::time::timeout(limit, async {
             let stream = self.dial_new(SandboxId(id)).await.map_err(io::Error::other)?;
             Dialled::greet(stream, None, |_| ()).await
         });
         let why = match made.await {
-            Ok(Ok(_)) => {
+            Ok(Ok(dialled)) if is_kept => {
                 self.ask(Call::KeepZygote { id }).await?;
-                tracing::info!(%pool, took = ?began.elapsed(), "the zygote is made");
-                return Ok(());
+                return Ok(Ok(dialled.version));
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("it was not made after {} s", limit.as_secs()),
+            Ok(Ok(dialled)) => Ok(dialled.version),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it was not made after {} s", limit.as_secs())),
         };
-        tracing::warn!(%pool, why, "no zygote was made: interpreters start from the one before, or cold if there is none");
-        self.ask(Call::Destroy { id }).await.map(drop)
+        self.ask(Call::Destroy { id }).await.map(|_| why)
     }
 
     /// Makes a pool's zygote anew. Sandboxes that are there already keep theirs.

@@ -29,12 +29,13 @@ fn a_stream_is_opened_used_and_over() {
 #[test]
 fn a_machine_says_that_it_waits_and_is_made_one_of_its_own() {
     let (mut keeper, mut machine) = (Mux::new(Side::Keeper), Mux::new(Side::Machine));
-    machine.up();
+    let identity = Identity::here().unwrap();
+    machine.up(&identity);
     machine.serves();
     machine.broken(&"é".repeat(MAX_WORDS));
     let heard = pass(&mut machine, &mut keeper, 7);
     assert!(
-        matches!(heard.as_slice(), [Heard::Up, Heard::Serves, Heard::Broken(why)] if why.len() == MAX_WORDS),
+        matches!(heard.as_slice(), [Heard::Up(up), Heard::Serves, Heard::Broken(why)] if **up == identity && why.len() == MAX_WORDS),
         "{heard:?}"
     );
     let resume =
@@ -52,8 +53,10 @@ fn what_stands_still_has_nothing_under_way_and_the_same_goes_on_where_another_be
     keeper.send(stream, b"later");
     assert_eq!(pass(&mut keeper, &mut machine, 100), [Heard::Hush]);
     machine.send(stream, b"too");
-    machine.up();
-    assert_eq!(pass(&mut machine, &mut keeper, 100), [Heard::Up], "what is said of streams waits");
+    let identity = Identity::here().unwrap();
+    machine.up(&identity);
+    let heard = pass(&mut machine, &mut keeper, 100);
+    assert_eq!(heard, [Heard::Up(Box::new(identity))], "what is said of streams waits");
     let resume = |is_the_same| Resume { seed: [7; 32], epoch_ns: 1, is_the_same, authority: String::new() };
     let data = |bytes: &[u8]| Heard::Data { stream, bytes: bytes.to_vec() };
     keeper.resume(&resume(true));
