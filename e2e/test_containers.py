@@ -980,6 +980,27 @@ def test_a_program_is_whom_its_image_says_where_its_image_says(apply, image, id,
     assert (wrote["exitCode"] == 0) == (image == "as-root"), wrote
 
 
+def test_a_machine_runs_the_same_image_on_a_kernel_of_its_own(apply, target):
+    resources = {"resources": {"cpu": 1, "memory": "1Gi"}}
+    way = {"mode": "allow-list", "allow": [f"files.test:{target.port}"], "allowAddresses": ["127.0.0.0/8"], "hosts": {"files.test": ["127.0.0.1"]}}
+    pool = apply("machine", "copied", env=ENV, secrets=SECRETS, container=resources, isolation="microvm", egress=way)
+    said = pool.get("user", "hello?x=1")
+    assert said["uri"].startswith("/hello?x=1") and said["uid"] == 0 and said["directory"] == "/srv" and said["asked"] == 1
+    assert said["env"]["APP_SECRET"] == "postgres://of-the-pool" and said["env"]["APP_IMAGE"] == "of the image"
+    assert pool.get("user")["asked"] == 2 and pool.get("other")["asked"] == 1
+    assert pool.do("user", "import os; result = os.uname().release") != os.uname().release
+    # Its root can be written to, and its files are on a disk of its own.
+    written = "open('/srv/new', 'w').write('mine'); open('/mnt/data/new', 'w').write('ours'); result = open('/srv/new').read()"
+    assert pool.do("user", written) == "mine"
+    assert pool.native("GET", "user", "/files/new").text == "ours"
+    kinds = pool.do("user", "result = [line.split()[2] for line in open('/proc/mounts') if line.split()[1] in ('/', '/mnt/data')]")
+    assert kinds == ["overlay", "ext4"]
+    # It reaches what its pool allows.
+    reach = f"import urllib.request as r; result = r.urlopen('http://files.test:{target.port}/x').read().decode()"
+    assert pool.do("user", reach) == "far away"
+    assert pool.native("GET", "user").json()["level"].startswith("microvm")
+
+
 def test_an_image_without_a_shell_runs_as_a_pool(apply):
     pool = apply("alone", "alone", 8080)
     assert pool.call("GET", "", "user").text == "no shell here\n"

@@ -96,28 +96,8 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
         run_counting(cargo().args(["test", "--quiet", "--workspace", "--doc"]), sums)?.judged
     })?;
     if !is_fast {
-        sums.stage("real clients", |sums| {
-            let script = root().join("e2e/run");
-            let clients = |words: &[&str]| {
-                let mut clients = Command::new(&script);
-                clients.args(words).current_dir(root()).env("SANDPOOL_BIN", &program);
-                prepare(&mut clients, is_must);
-                clients
-            };
-            let failed = sums.failed;
-            // Two at a time, a file each, each with a server of its own: most of them wait for something.
-            let output = run_counting(&mut clients(&["--cache-clear", "-n", "2", "--dist", "loadfile"]), sums)?;
-            let Err(error) = output.judged else { return Ok(()) };
-            let tests = failed_clients(&output.text);
-            if tests.is_empty() || tests.len() > MOST_AGAIN {
-                return Err(error);
-            }
-            println!("== real clients, once more: {}", tests.join(", "));
-            run_counting(&mut clients(&["--last-failed"]), &mut Sums::default())?.judged?;
-            sums.flaky.extend(tests);
-            sums.failed = failed;
-            Ok(())
-        })?;
+        sums.stage("real clients", |sums| real_clients(sums, &program, is_must, None))?;
+        sums.stage("in machines", |sums| real_clients(sums, &program, is_must, Some(("microvm", &IN_MACHINES))))?;
     }
     if let Some(fuzzing) = fuzzing {
         sums.stage("fuzzing", |_| {
@@ -133,6 +113,36 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
         println!("FLAKY: {name} failed and then passed; find out why before it costs somebody a night");
     }
     Ok(format!("ci: {} passed, {} failed, {} skipped", sums.passed, sums.failed, sums.skipped))
+}
+
+/// What is run once more with its server's sandboxes in machines: what the first clients do.
+const IN_MACHINES: [&str; 3] = ["test_clients_python.py", "test_clients_node.py", "test_10_wire.py"];
+
+/// Runs the tests of real clients against the program: all of them, or these with their server at this level.
+fn real_clients(sums: &mut Sums, program: &Path, is_must: bool, at: Option<(&str, &[&str])>) -> Result<()> {
+    let script = root().join("e2e/run");
+    let clients = |words: &[&str]| {
+        let mut clients = Command::new(&script);
+        clients.args(words).current_dir(root()).env("SANDPOOL_BIN", program);
+        if let Some((level, files)) = at {
+            clients.args(files).env("SANDPOOL_E2E_ISOLATION", level);
+        }
+        prepare(&mut clients, is_must);
+        clients
+    };
+    let failed = sums.failed;
+    // Two at a time, a file each, each with a server of its own: most of them wait for something.
+    let output = run_counting(&mut clients(&["--cache-clear", "-n", "2", "--dist", "loadfile"]), sums)?;
+    let Err(error) = output.judged else { return Ok(()) };
+    let tests = failed_clients(&output.text);
+    if tests.is_empty() || tests.len() > MOST_AGAIN {
+        return Err(error);
+    }
+    println!("== real clients, once more: {}", tests.join(", "));
+    run_counting(&mut clients(&["--last-failed"]), &mut Sums::default())?.judged?;
+    sums.flaky.extend(tests);
+    sums.failed = failed;
+    Ok(())
 }
 
 /// How many targets or tests may be run once more: what breaks more than these is no flake.

@@ -15,7 +15,7 @@ use sandpool_attack::{
 };
 use sandpool_core::ids::PoolName;
 use sandpool_core::limits::Limits;
-use sandpool_node::{Isolation, Node, NodeError, OciRuntime, Start};
+use sandpool_node::{Isolation, Node, NodeError, OciRuntime, PoolSpec, Start};
 use stage::{Outcome, Session, Stage, seen, succeeded};
 
 const LIMITS: Limits = Limits {
@@ -56,9 +56,10 @@ fn in_machines() -> bool {
 }
 
 async fn tests(mut stage: Stage) -> Outcome<()> {
-    let mut zygote = stage.pool("zygote", "python", LIMITS, 8)?;
-    zygote.start = Start::Zygote;
-    let pools = vec![stage.pool("python", "python", LIMITS, 8)?, zygote, stage.pool("shell", "shell", LIMITS, 4)?];
+    let mut pools = vec![stage.pool("python", "python", LIMITS, 8)?, stage.pool("shell", "shell", LIMITS, 4)?];
+    if stage::level::isolation() == Isolation::Process {
+        pools.push(PoolSpec { start: Start::Zygote, ..stage.pool("zygote", "python", LIMITS, 8)? });
+    }
     let node = stage.node(pools).await?;
     // The same attackers in interpreters that started from a zygote, while that is new, and in some that started cold.
     let all = [("zygote", "walls::zygote"), ("python", "walls")];
