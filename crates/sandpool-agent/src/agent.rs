@@ -59,8 +59,9 @@ pub struct Config {
     /// What answers code.
     pub runtime: Runtime,
     /// The socket on which streams arrive: SEQPACKET, and one descriptor in each message. `D` is a stream to the agent; `P` and a port in two
-    /// bytes asks for a connection to that port, which is handed over on the stream ([`crate::port`]). `R`, without a descriptor, comes
-    /// from the first program of a machine: this is another sandbox from here on, that goes on from where one stood.
+    /// bytes asks for a connection to that port, which is handed over on the stream ([`crate::port`]). `R` comes
+    /// from the first program of a machine: this is another sandbox from here on, that goes on from where one stood. Where a stream comes with
+    /// it, the interpreter's process id is said there at once (i32, little endian; 0 for none), and one byte when that has been renewed.
     pub control: OwnedFd,
     /// Whom programs and the interpreter run as. `None` is for tests only: they stay what the agent is.
     pub identity: Option<Identity>,
@@ -106,6 +107,8 @@ pub struct Agent {
     turn: Turn,
     /// The connections that are passed on, where they cannot be handed over.
     relays: Option<Relays>,
+    /// Who waits for the interpreter to be renewed.
+    renewing: Option<OwnedFd>,
     /// Numbers streams and leftovers.
     next_id: u64,
 }
@@ -170,6 +173,7 @@ impl Agent {
             hold_until: None,
             turn,
             relays: passes_on.then(Relays::default),
+            renewing: None,
             next_id: 0,
         };
         if runtime == Runtime::Shell {
@@ -335,13 +339,16 @@ impl Agent {
     }
 
     /// This sandbox was one of several until now. It is nobody's again, and what is in it stays.
-    fn renew(&mut self) {
+    fn renew(&mut self, asked: Option<OwnedFd>) {
         self.boot_id = (u128::from(random()) << 64 | u128::from(random())).to_le_bytes();
         self.is_activated = false;
         self.streams.clear();
+        let pid = self.interpreter.as_ref().and_then(Interpreter::pid);
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.renew();
         }
+        // Whoever does not listen goes on without it.
+        self.renewing = asked.filter(|asked| rustix::io::write(asked, &pid.unwrap_or(0).to_le_bytes()) == Ok(4));
     }
 
     /// Takes one stream from the control socket. `false` when that is closed.
@@ -361,7 +368,7 @@ impl Agent {
             _ => None,
         });
         if word[..length.min(3)] == *b"R" {
-            self.renew();
+            self.renew(received);
             return true;
         }
         let Some(fd) = received else { return true };
@@ -610,6 +617,11 @@ impl Agent {
                 self.warm(version.unwrap_or_default());
             }
             News::Broken(reason) => self.broken(&reason),
+            News::Renewed => {
+                if let Some(asked) = self.renewing.take() {
+                    let _ = rustix::io::write(&asked, b"!");
+                }
+            }
             News::Finished { exec, outcome, duration, state_lost } => {
                 self.hold_until = None;
                 if let Some(log) = crate::log::find(&mut self.logs, exec) {

@@ -72,6 +72,8 @@ pub struct Interpreter {
     /// Variables were lost since the last run ended.
     is_state_lost: bool,
     activation: Option<Activation>,
+    /// It has been asked to renew itself, and has not said that it did.
+    is_renewing: bool,
     version: String,
     nonces: u64,
 }
@@ -151,6 +153,8 @@ pub enum News {
     Ready,
     /// It could not be started.
     Broken(String),
+    /// It draws nothing that another of several draws.
+    Renewed,
     /// The run of this execution has ended.
     Finished {
         /// The execution.
@@ -186,6 +190,7 @@ impl Interpreter {
             run: None,
             is_state_lost: false,
             activation: None,
+            is_renewing: false,
             version: String::new(),
             nonces: 0,
         }
@@ -241,6 +246,7 @@ impl Interpreter {
         if let State::Alive(Alive { to: Some(to), .. }) = &mut self.state {
             to.push(&runner::encode(&ToRunner::Renew));
             let _ = to.flush();
+            self.is_renewing = true;
         }
     }
 
@@ -415,6 +421,14 @@ impl Interpreter {
             }
             FromRunner::Frozen(_) => {
                 alive.end("it was frozen and nobody asked for it");
+                return None;
+            }
+            FromRunner::Renewed if self.is_renewing => {
+                self.is_renewing = false;
+                return Some(News::Renewed);
+            }
+            FromRunner::Renewed => {
+                alive.end("it was renewed and nobody asked for it");
                 return None;
             }
             FromRunner::Ready { .. } => {

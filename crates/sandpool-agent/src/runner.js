@@ -845,7 +845,12 @@
         activate(message);
         break;
       case "renew":
-        renew();
+        try {
+          renew();
+        } finally {
+          say({ t: "renewed" });
+          flush();
+        }
     }
   }
 

@@ -727,6 +727,7 @@ class Runner:
                 # The agent does not wait for it: what cannot be renewed is not a reason to end.
                 with contextlib.suppress(Exception):
                     renew()
+                self.channel.send({"t": "renewed"})
 
     def warm(self, message):
         """Loads what sessions load, as a zygote does, and stays."""

@@ -83,6 +83,8 @@ pub enum FromRunner {
     },
     /// Its memory is in the file, or it has loaded what sessions load; or it says why not.
     Frozen(Result<(), String>),
+    /// It has been renewed.
+    Renewed,
     /// Something about the run with this number.
     Run {
         /// The number.
@@ -122,6 +124,7 @@ enum Said {
     Ready { version: String },
     Frozen {},
     Unfit { why: String },
+    Renewed {},
     Display { n: String, rich: Shown },
     Value { n: String, rich: Shown },
     Error { n: String, name: String, message: String, traceback: String },
@@ -171,6 +174,7 @@ pub fn take(buffer: &[u8]) -> Result<Option<(FromRunner, usize)>, Malformed> {
     let message = match said {
         Said::Ready { version } => without_blob(FromRunner::Ready { version })?,
         Said::Frozen {} => without_blob(FromRunner::Frozen(Ok(())))?,
+        Said::Renewed {} => without_blob(FromRunner::Renewed)?,
         Said::Unfit { why } => without_blob(FromRunner::Frozen(Err(why)))?,
         Said::Display { n, rich } => run(n, Report::Display(rich.with(blob)?)),
         Said::Value { n, rich } => run(n, Report::Value(rich.with(blob)?)),

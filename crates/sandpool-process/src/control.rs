@@ -81,6 +81,15 @@ pub(crate) enum Call {
     Dial {
         id: Id,
     },
+    /// A stream on which everything of a machine comes, which then goes on (`stays`) or stands until it is ended.
+    Save {
+        id: Id,
+        stays: bool,
+    },
+    /// A stream that takes everything of a machine that was saved. Before any other to this sandbox, which goes on from it.
+    Wake {
+        id: Id,
+    },
     /// A stream on which its agent hands over a connection to this port of it, or says why not.
     Connect {
         id: Id,

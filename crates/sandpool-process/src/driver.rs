@@ -4,6 +4,7 @@ mod boot;
 mod machines;
 mod port;
 mod proof;
+mod saved;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
@@ -19,8 +20,8 @@ use async_trait::async_trait;
 use rustix::net::SocketType;
 use sandpool_core::ids::{PoolName, SandboxId};
 use sandpool_driver::{
-    Change, Description, Driver, DriverError, GoneReason, Isolation, MAX_RECORD, Owner, Phase, Sandbox, Start, Stream,
-    Template, Usage,
+    Change, Description, Driver, DriverError, GoneReason, Isolation, Keeps, MAX_RECORD, Owner, Phase, Sandbox, Start,
+    Stream, Template, Usage,
 };
 use sandpool_sys::packet;
 use sandpool_wire::agent::{Activation, Runtime};
@@ -429,6 +430,25 @@ impl Driver for ProcessDriver {
         }
         let (driver, owner, activation) = (self.shared()?, owner.clone(), activation.clone());
         whole(async move { driver.give_at_once(id, owner, &activation).await }).await
+    }
+
+    fn keeps(&self, pool: &PoolName) -> Keeps {
+        if self.state().machines.contains_key(pool) { Keeps::Machine } else { Keeps::Files }
+    }
+
+    async fn save(&self, id: SandboxId, stays: bool) -> Result<Stream, DriverError> {
+        self.save_machine(id, stays).await
+    }
+
+    async fn load(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        saved: Stream,
+        narrowed: Option<&Policy>,
+    ) -> Result<(), DriverError> {
+        let (driver, pool, narrowed) = (self.shared()?, pool.clone(), narrowed.cloned());
+        whole(async move { driver.load_machine(id, &pool, saved, narrowed.as_ref()).await }).await
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), DriverError> {

@@ -612,6 +612,14 @@ impl Launcher {
                 Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
                 Err(refusal) => Err(refusal),
             },
+            Call::Save { id, stays } => match self.machine(id).and_then(|live| live.save(stays)) {
+                Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
+                Err(refusal) => Err(refusal),
+            },
+            Call::Wake { id } => match self.machine(id).and_then(|live| live.wake()) {
+                Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
+                Err(refusal) => Err(refusal),
+            },
             Call::Connect { id, port } => match self.present(id).and_then(|live| live.connect(port)) {
                 Ok(stream) => return Some((Ok(Answer::Dialled), Some(stream))),
                 Err(refusal) => Err(refusal),
@@ -625,6 +633,15 @@ impl Launcher {
 
     fn present(&mut self, id: Id) -> Result<&mut Live, Refusal> {
         self.live.get_mut(&id).filter(|live| !live.is_leaving()).ok_or(Refusal::Gone)
+    }
+
+    /// A sandbox around a machine.
+    fn machine(&mut self, id: Id) -> Result<&mut Live, Refusal> {
+        let pool = self.present(id)?.pool.clone();
+        if self.pools.get(&pool).is_none_or(|pool| pool.machine.is_none()) {
+            return Err(Refusal::Invalid(format!("sandboxes of {pool} are no machines")));
+        }
+        self.present(id)
     }
 
     fn ensure_pool(

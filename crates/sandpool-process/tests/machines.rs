@@ -9,6 +9,10 @@ mod agent;
 mod bare;
 #[path = "machines/clones.rs"]
 mod clones;
+#[path = "machines/figures.rs"]
+mod figures;
+#[path = "machines/saved.rs"]
+mod saved;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
     let done = match word {
         "launcher" => return launcher(&args),
         "server" => server(&args),
-        "killer" => killer(),
+        "killer" => killer(figures::look),
         // What cargo's other tools ask of every test program.
         "--list" => Ok(()),
         _ => start(),
@@ -134,7 +138,9 @@ fn launcher(args: &[OsString]) -> ExitCode {
             uid: 65_534,
             gid: 65_534,
             args: [vec!["server".into()], args[3..].to_vec()].concat(),
-            env: std::env::vars_os().filter(|(name, _)| name == "SANDPOOL_TEST_CLONES").collect(),
+            env: std::env::vars_os()
+                .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SANDPOOL_TEST_"))
+                .collect(),
             inherit,
         },
         egress: None,
@@ -184,6 +190,12 @@ async fn tests(images: &Path) -> Outcome<()> {
     driver.ensure_pool(&template).await?;
     let restored = one_machine(&driver, &template).await?;
     println!("test one_machine_from_a_template ... ok: ready after {restored:?}, and {booted:?} when it booted");
+    let with_figures = std::env::var_os("SANDPOOL_TEST_FIGURES").is_some();
+    if with_figures {
+        figures::figures(&driver, &template, &killer).await?;
+    }
+    saved::saved(&driver, &template).await?;
+    println!("test saved machines of shell ... ok");
     println!("test clones of shell ... ok: {}", clones::clones(&driver, &template).await?);
     for (name, runtime) in [("python", Runtime::Python), ("node", Runtime::Node)] {
         if !Prepared::disk(&images.join(name)).exists() {
@@ -196,6 +208,11 @@ async fn tests(images: &Path) -> Outcome<()> {
         let began = Instant::now();
         driver.ensure_pool(&template).await?;
         println!("test template of {name} ... ok: made in {:?}", began.elapsed());
+        if with_figures {
+            figures::figures(&driver, &template, &killer).await?;
+        }
+        saved::saved(&driver, &template).await?;
+        println!("test saved machines of {name} ... ok");
         println!("test clones of {name} ... ok: {}", clones::clones(&driver, &template).await?);
     }
     wrong_machines(&driver, &template).await?;

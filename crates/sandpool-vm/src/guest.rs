@@ -15,12 +15,12 @@
 //! (providers/implementations/rands/drbg.c, `reseed_time_interval`).
 
 mod doors;
+mod inside;
 
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -32,13 +32,13 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::sandbox::{self as sys, Cloned};
 use sandpool_walls::seccomp::Filters;
 use sandpool_walls::setup::{Blueprint, Inherited, Trust, WORKLOAD, WayOut, become_sandbox};
-use sandpool_wire::agent::{FromAgent, Runtime};
-use sandpool_wire::frame;
+use sandpool_wire::agent::Runtime;
 
 use self::doors::{Doors, Which};
+use self::inside::{GROUP, Inside};
 use crate::identity::Identity;
 use crate::machine::Machine;
-use crate::mux::{Resume, Side};
+use crate::mux::Side;
 use crate::relay::{News, Relay, Source};
 
 /// Where the kernel's modules are in the first root file system, in the order of their names.
@@ -52,12 +52,6 @@ const DEVICE: Duration = Duration::from_secs(30);
 
 /// The time in templates, in nanoseconds since 1970: in the year 2001.
 const PAST: u64 = 1_000_000_000 * 1_000_000_000;
-
-/// The sandbox's control group.
-const GROUP: &str = "/groups/sandbox";
-
-/// The most of an agent's greeting that is read.
-const MAX_GREETING: usize = 64 * 1024;
 
 /// The first id of the sandbox inside: none of the machine's own.
 const FIRST_ID: u32 = 0x2000_0000;
@@ -131,14 +125,18 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
                         relay.mux.up(&identity);
                     }
                     (News::Resume(resume), inside) => {
-                        become_own(&resume)?;
+                        sandpool_sys::machine::reseed(&resume.seed).map_err(about("the generator"))?;
+                        set_clock(resume.epoch_ns)?;
                         let inside = match inside {
                             Some(inside) => inside,
                             none => {
                                 none.insert(launch(machine, &filters, &program, &disk, Whose::Its(resume.authority))?)
                             }
                         };
-                        inside.go_on(!resume.is_the_same)?;
+                        match resume.is_the_same {
+                            true => inside.stand_still(false)?,
+                            false => inside.renew(machine.runtime, resume.epoch_ns)?,
+                        }
                         relay.serve(inside.control.try_clone()?);
                         relay.mux.serves();
                     }
@@ -225,63 +223,6 @@ fn find_disk(serial: &str) -> io::Result<String> {
     })
 }
 
-/// The sandbox inside.
-struct Inside {
-    /// The agent's control socket.
-    control: OwnedFd,
-    /// Its first process.
-    process: OwnedFd,
-    /// What leads out of it.
-    doors: Option<Doors>,
-    stands_still: bool,
-}
-
-impl Inside {
-    /// Dials the agent, which starts its interpreter for that, and hears it out.
-    fn wait_until_warm(&self) -> io::Result<()> {
-        let (mut here, there) = UnixStream::pair()?;
-        there.set_nonblocking(true)?;
-        sandpool_sys::packet::send(&self.control, b"D", &[there.as_fd()])?;
-        drop(there);
-        loop {
-            let mut header = [0; frame::HEADER];
-            here.read_exact(&mut header).map_err(about("the agent"))?;
-            let length = frame::body_length(header).map_err(io::Error::other)?;
-            if length > MAX_GREETING {
-                return Err(io::Error::other("the agent talks too much"));
-            }
-            let mut body = vec![0; length];
-            here.read_exact(&mut body).map_err(about("the agent"))?;
-            match frame::decode::<FromAgent>(&body).map_err(io::Error::other)? {
-                FromAgent::Ready => return Ok(()),
-                FromAgent::Broken { reason, .. } => return Err(io::Error::other(reason)),
-                _ => {}
-            }
-        }
-    }
-
-    /// Has all its processes stand still, or go on.
-    fn stand_still(&mut self, still: bool) -> io::Result<()> {
-        let word = if still { "1" } else { "0" };
-        fs::write(format!("{GROUP}/cgroup.freeze"), word).map_err(about("the sandbox's processes"))?;
-        self.stands_still = still;
-        let wanted = format!("frozen {word}");
-        until("a sandbox that stands still", || {
-            let events = fs::read_to_string(format!("{GROUP}/cgroup.events"))?;
-            if events.lines().any(|line| line == wanted) { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
-        })
-    }
-
-    /// Has it go on, as another one or the same.
-    fn go_on(&mut self, is_another: bool) -> io::Result<()> {
-        if is_another {
-            // Before any stream, which it takes in the order in which they come.
-            sandpool_sys::packet::send(&self.control, b"R", &[])?;
-        }
-        if self.stands_still { self.stand_still(false) } else { Ok(()) }
-    }
-}
-
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug)]
 enum Owner {
@@ -309,12 +250,6 @@ fn wait(relay: &Relay, inside: Option<&Inside>) -> io::Result<Vec<(Owner, PollFl
     }
     let events = fds.iter().map(PollFd::revents);
     Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
-}
-
-/// Makes this machine one of its own, before anything is drawn or dated in it.
-fn become_own(resume: &Resume) -> io::Result<()> {
-    sandpool_sys::machine::reseed(&resume.seed).map_err(about("the generator"))?;
-    set_clock(resume.epoch_ns)
 }
 
 fn set_clock(epoch_ns: u64) -> io::Result<()> {
@@ -444,7 +379,7 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, wh
         _ => None,
     };
     if said.is_empty() {
-        return Ok(Inside { control, process, doors, stands_still: false });
+        return Ok(Inside { control, process, pid, doors, stands_still: false });
     }
     let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
     let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);

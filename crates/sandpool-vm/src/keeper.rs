@@ -7,12 +7,14 @@
 //!                         VMM, as the workload's user, behind the sandbox's filter and its own
 //! ```
 //!
-//! To the launcher it is what an agent is: it takes streams, and ends with what it keeps. What it reads comes out of a machine
+//! To the launcher it is what an agent is: it takes streams, and ends with what it keeps. Of the words that come with them, `D` and `P`
+//! are for the agent inside; `S` and `s` ask for everything of the machine, which goes on afterwards, or stands until it ends and goes on
+//! only if nobody says (one byte) that it has all come; `W`, before every other, brings what was saved. What it reads comes out of a machine
 //! that may be anybody's: [`Mux`](crate::mux::Mux) bounds and judges it. Of the machine's template it is the maker, and says of
 //! that what an agent says of a zygote.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -30,6 +32,7 @@ use crate::extents;
 use crate::machine::Machine;
 use crate::mux::{Resume, Side};
 use crate::relay::{News, Relay, Source};
+use crate::saved;
 use crate::vmm::{Begin, PLATFORM, Parts, Platform, Qemu, Running, Vmm};
 
 /// The session's disk, where the sandbox has memory for it.
@@ -81,14 +84,27 @@ pub fn run(config: Config) -> io::Result<()> {
     let Config { machine, control, image, template } = config;
     workload::ignore_write_signals();
     let is_maker = matches!(template, Some(Template::Make(_)));
+    let children = workload::child_signal()?;
+    let mut keeper = Keeper {
+        machine,
+        control,
+        children,
+        said: Vec::new(),
+        waiting: Vec::new(),
+        running: None,
+        saving: None,
+        identity: String::new(),
+    };
+    let mut saved = None;
     if !is_maker {
         // Made ahead of those who ask: a machine is dear to keep, and begun when it is first wanted.
-        poll(&mut [PollFd::new(&control, PollFlags::IN)], None)?;
+        poll(&mut [PollFd::new(&keeper.control, PollFlags::IN)], None)?;
+        keeper.take_stream();
+        if keeper.waiting.first().is_some_and(|(word, _)| word == b"W") {
+            saved = keeper.waiting.pop().map(|(_, fd)| fd);
+        }
     }
-    let children = workload::child_signal()?;
-    let mut keeper =
-        Keeper { control, children, said: Vec::new(), waiting: Vec::new(), running: None, identity: String::new() };
-    let done = keeper.keep(machine, &image, template.as_ref());
+    let done = keeper.keep(&image, template.as_ref(), saved);
     if let Err(error) = &done {
         // Also those that have come and were not looked at.
         while keeper.take_stream() == Taken::One {}
@@ -98,6 +114,7 @@ pub fn run(config: Config) -> io::Result<()> {
 }
 
 struct Keeper {
+    machine: Machine,
     control: OwnedFd,
     children: OwnedFd,
     /// What the VMM said last.
@@ -105,6 +122,8 @@ struct Keeper {
     /// Streams of which the machine has not heard: until it is what it is to be.
     waiting: Vec<(Vec<u8>, OwnedFd)>,
     running: Option<Running>,
+    /// Who is to have everything of the machine, once it stands still, and whether it goes on.
+    saving: Option<(OwnedFd, bool)>,
     /// What the machine said of its kernel: [`crate::identity::Identity`] as JSON.
     identity: String,
 }
@@ -128,26 +147,31 @@ enum Owner {
 }
 
 impl Keeper {
-    fn keep(&mut self, machine: Machine, image: &OwnedFd, template: Option<&Template>) -> io::Result<()> {
+    fn keep(&mut self, image: &OwnedFd, template: Option<&Template>, saved: Option<OwnedFd>) -> io::Result<()> {
+        let machine = self.machine;
         let platform = std::fs::read(PLATFORM).map_err(|error| about(PLATFORM, &error))?;
         let platform: Platform = serde_json::from_slice(&platform).map_err(io::Error::other)?;
         let size = machine.limits.data >> 12 << 12;
-        let disk = match template {
-            Some(Template::Use(file)) => extents::restore(file, &empty_disk(size)?, size),
-            Some(Template::Make(_)) | None => make_disk(size),
-        };
-        disk.map_err(|error| about("the disk", &error))?;
         let vmm = Qemu { platform };
         let parts = Parts { machine, image, disk: Path::new(DISK) };
-        let begin = match template {
-            None => Begin::Boot,
-            Some(Template::Make(file)) => Begin::Template(file),
-            Some(Template::Use(file)) => Begin::Restore(file),
+        let running = match (saved, template) {
+            (Some(saved), _) => wake(&vmm, &parts, saved, size).map_err(|error| about("what was saved", &error)),
+            (None, template) => {
+                let (begin, disk) = match template {
+                    Some(Template::Use(file)) => {
+                        (Begin::Restore(file), empty_disk(size).and_then(|disk| extents::restore(file, &disk, size)))
+                    }
+                    Some(Template::Make(file)) => (Begin::Template(file), make_disk(size)),
+                    None => (Begin::Boot, make_disk(size)),
+                };
+                disk.map_err(|error| about("the disk", &error))?;
+                vmm.begin(&parts, &begin).map_err(|error| about("the VMM", &error))
+            }
         };
-        let running = vmm.begin(&parts, &begin).map_err(|error| about("the VMM", &error))?;
+        let running = running?;
         let mut relay = Relay::new(Side::Keeper, running.port.try_clone()?);
         self.running = Some(running);
-        let is_maker = matches!(begin, Begin::Template(_));
+        let is_maker = matches!(template, Some(Template::Make(_)));
         if machine.leads_out {
             relay.lead_out();
         }
@@ -159,8 +183,12 @@ impl Keeper {
         // Of a template's maker: whether the file is complete. Of another's: whether its agent takes streams.
         let (mut is_made, mut serves) = (false, false);
         loop {
-            if serves {
-                for (word, fd) in self.waiting.drain(..) {
+            while serves && self.saving.is_none() && !self.waiting.is_empty() {
+                let (word, fd) = self.waiting.remove(0);
+                if matches!(word.as_slice(), b"S" | b"s") {
+                    relay.mux.hush();
+                    self.saving = Some((fd, word == b"S"));
+                } else {
                     relay.open(fd, &word);
                 }
             }
@@ -186,13 +214,17 @@ impl Keeper {
                                 News::Broken(why) => return Err(io::Error::other(why)),
                                 News::Up(identity) if is_maker && !is_made => {
                                     self.identity = serde_json::to_string(&identity).map_err(io::Error::other)?;
-                                    if let (Some(running), Begin::Template(file)) = (&mut self.running, &begin) {
+                                    if let (Some(running), Some(Template::Make(file))) = (&mut self.running, template) {
                                         let made = vmm.snapshot(&parts, running, file);
                                         let made = made.and_then(|()| extents::append(Path::new(DISK), file));
                                         made.map_err(|error| about("the template", &error))?;
                                     }
                                     is_made = true;
                                     self.tell_made(machine);
+                                }
+                                News::Up(_) if self.saving.is_some() => {
+                                    self.save(&vmm, &parts)?;
+                                    relay.mux.resume(&own(machine, true)?);
                                 }
                                 News::Serves => serves = true,
                                 News::Up(_) | News::Prepare | News::Hush | News::Resume(_) => {}
@@ -203,6 +235,26 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// The machine stands still: gives all of it to whoever wants it. Comes back when it runs again.
+    fn save(&mut self, vmm: &impl Vmm, parts: &Parts<'_>) -> io::Result<()> {
+        let (Some((to, stays)), Some(running)) = (self.saving.take(), &mut self.running) else { return Ok(()) };
+        let mut to = saved::patient(to)?;
+        let disk = File::open(parts.disk)?;
+        let written = saved::write(&mut to, &of_what(parts), |pipe| vmm.save(parts, running, pipe), &disk);
+        // Who had not all of it sees that by its end.
+        let is_taken = written.is_ok() && !stays && matches!(to.read(&mut [0; 1]), Ok(1));
+        if is_taken {
+            // Until it is ended. Nobody can want anything of it any more.
+            loop {
+                poll(&mut [PollFd::new(&self.control, PollFlags::IN)], None)?;
+                if self.take_stream() == Taken::End {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        vmm.go_on(parts, running)
     }
 
     fn wait(&self, relay: &Relay) -> io::Result<Vec<(Owner, PollFlags)>> {
@@ -310,6 +362,20 @@ fn how(status: WaitStatus) -> String {
     }
 }
 
+/// What must be the same of a machine that was saved, and of the one that goes on from it.
+fn of_what(parts: &Parts<'_>) -> String {
+    format!("1 qemu {}", parts.machine.words().join(" "))
+}
+
+/// Has a machine go on where it was saved.
+fn wake(vmm: &impl Vmm, parts: &Parts<'_>, saved: OwnedFd, size: u64) -> io::Result<Running> {
+    let disk = empty_disk(size)?;
+    let begin = |pipe: &OwnedFd| vmm.begin(parts, &Begin::Wake(pipe));
+    let mut running = saved::read(saved::patient(saved)?, &of_what(parts), begin, (&disk, size))?;
+    vmm.go_on(parts, &mut running)?;
+    Ok(running)
+}
+
 /// What makes this machine one of its own, or has the same go on.
 fn own(machine: Machine, is_the_same: bool) -> io::Result<Resume> {
     let mut seed = [0; 32];
@@ -346,7 +412,7 @@ fn make_disk(size: u64) -> io::Result<()> {
         terminal: false,
     })?;
     let mut words = String::new();
-    io::Read::read_to_string(&mut io::Read::take(File::from(read), LAST_WORDS as u64), &mut words)?;
+    File::from(read).take(LAST_WORDS as u64).read_to_string(&mut words)?;
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     match rustix::process::waitpid(pid, WaitOptions::empty())? {
         Some((_, status)) if status.exit_status() == Some(0) => Ok(()),

@@ -3,6 +3,7 @@
 //! ```text
 //! keeper   first process of a process-level sandbox: starts the VMM in it, and passes streams on
 //! extents  what is on a disk, at the end of a template
+//! saved    a machine as bytes
 //! vmm      VMMs behind one trait
 //! mux      many streams over the one port of a machine; relay: with their sockets
 //! guest    inside: from a kernel to a sandbox with the agent
@@ -20,4 +21,5 @@ pub mod machine;
 pub mod mux;
 pub mod prepared;
 pub mod relay;
+pub mod saved;
 pub mod vmm;

@@ -6,7 +6,8 @@
 //! keeper --Prepare, Hush, Resume-->  machine       both: Open, Data, End, Reset, Credit       machine --Up, Serves, Broken--> keeper
 //! ```
 //!
-//! After `Hush` and its answer `Up` both ends begin anew: whatever machine goes on from there has no streams.
+//! Between `Hush` and `Resume` nothing is said of streams: an end that stands still there is told from one that goes on from it by
+//! nothing that is under way. Another machine that goes on has none of the streams; the same one has all.
 //!
 //! Of each stream an end may send [`WINDOW`] bytes that its peer has not passed on yet, and no more: so one that nobody reads
 //! holds up no other, and what is kept for all of them has a bound. A peer that breaks a rule is not spoken to any more.
@@ -141,11 +142,11 @@ pub enum Heard {
     Credit(u32),
     /// The machine is to be a template: to do what does not depend on whose it is, and then to wait.
     Prepare,
-    /// The machine is to stand still, and to wait. There are no streams any more.
+    /// The machine is to stand still, and to wait.
     Hush,
     /// The machine is to be one of its own from now on.
     Resume(Resume),
-    /// The machine waits for that, and has no streams; and says whose kernel it runs.
+    /// The machine waits for that, and says whose kernel it runs.
     Up(Box<Identity>),
     /// Its agent takes streams.
     Serves,
@@ -181,7 +182,8 @@ pub struct Mux {
     /// The last streams that were opened, by this end and by the other.
     last: u32,
     peers_last: u32,
-    /// Nothing is said of streams until the machine stands still.
+    /// What is to be said of streams once something may be.
+    held: Vec<u8>,
     is_hushed: bool,
 }
 
@@ -198,8 +200,8 @@ impl Mux {
     #[must_use]
     pub fn new(side: Side) -> Self {
         let (last, peers_last) = first_numbers(side);
-        let (input, output, streams) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { side, input, output, streams, last, peers_last, is_hushed: false }
+        let (input, output, held) = (Vec::new(), Vec::new(), Vec::new());
+        Self { side, input, output, streams: BTreeMap::new(), last, peers_last, held, is_hushed: false }
     }
 
     /// What is to be written to the port.
@@ -215,7 +217,7 @@ impl Mux {
 
     /// Whether what waits for the port is little enough to add to it.
     fn has_room(&self) -> bool {
-        self.output.len() < ENOUGH
+        self.output.len() + self.held.len() < ENOUGH
     }
 
     /// How many bytes of a stream can be taken now.
@@ -250,7 +252,7 @@ impl Mux {
 
     /// Opens a stream; `None` when there are [`STREAMS`] of this end's.
     pub fn open(&mut self, word: &[u8]) -> Option<u32> {
-        if self.is_hushed || self.count(self.side) >= STREAMS {
+        if self.count(self.side) >= STREAMS {
             return None;
         }
         self.last = self.last.checked_add(1).filter(|last| (*last >= OF_MACHINE) == (self.side == Side::Machine))?;
@@ -305,9 +307,8 @@ impl Mux {
         self.say(0, PREPARE, &[]);
     }
 
-    /// Has the machine stand still. From here on nothing is said until it does.
+    /// Has the machine stand still.
     pub fn hush(&mut self) {
-        self.streams.clear();
         self.say(0, HUSH, &[]);
         self.is_hushed = true;
     }
@@ -315,6 +316,7 @@ impl Mux {
     /// Makes the machine one of its own.
     pub fn resume(&mut self, resume: &Resume) {
         self.say(0, RESUME, &resume.encode());
+        self.go_on();
     }
 
     /// Says that this machine waits for [`Mux::resume`], and whose kernel it runs.
@@ -335,10 +337,11 @@ impl Mux {
 
     fn say(&mut self, stream: u32, kind: u8, payload: &[u8]) {
         let Ok(length) = u16::try_from(payload.len()) else { return };
-        self.output.extend_from_slice(&stream.to_le_bytes());
-        self.output.extend_from_slice(&[kind, 0]);
-        self.output.extend_from_slice(&length.to_le_bytes());
-        self.output.extend_from_slice(payload);
+        let output = if self.is_hushed && stream != 0 { &mut self.held } else { &mut self.output };
+        output.extend_from_slice(&stream.to_le_bytes());
+        output.extend_from_slice(&[kind, 0]);
+        output.extend_from_slice(&length.to_le_bytes());
+        output.extend_from_slice(payload);
     }
 
     /// Takes bytes from the port, and tells what they say.
@@ -380,9 +383,6 @@ impl Mux {
                     return Err(Breach("a stream that cannot be"));
                 }
                 self.peers_last = stream;
-                if self.is_hushed {
-                    return Ok(None);
-                }
                 self.begin(stream);
                 if self.count(peer) > STREAMS {
                     self.reset(stream);
@@ -391,16 +391,21 @@ impl Mux {
                 Ok(Some(Heard::Open { stream, word: payload }))
             }
             (Side::Machine, RESUME) => {
-                Resume::decode(&payload).map(|resume| Some(Heard::Resume(resume))).ok_or(Breach("half a resume"))
+                let resume = Resume::decode(&payload).ok_or(Breach("half a resume"))?;
+                if resume.is_the_same {
+                    self.go_on();
+                } else {
+                    self.begin_anew();
+                }
+                Ok(Some(Heard::Resume(resume)))
             }
             (Side::Machine, PREPARE) if payload.is_empty() => Ok(Some(Heard::Prepare)),
             (Side::Machine, HUSH) if payload.is_empty() => {
-                self.begin_anew();
+                self.is_hushed = true;
                 Ok(Some(Heard::Hush))
             }
             (Side::Keeper, UP) if payload.len() <= MAX_IDENTITY => {
                 let identity = serde_json::from_slice(&payload).map_err(|_| Breach("an identity that is none"))?;
-                self.begin_anew();
                 Ok(Some(Heard::Up(identity)))
             }
             (Side::Keeper, SERVES) if payload.is_empty() => Ok(Some(Heard::Serves)),
@@ -412,9 +417,16 @@ impl Mux {
         }
     }
 
+    /// Says what was held back.
+    fn go_on(&mut self) {
+        self.is_hushed = false;
+        self.output.append(&mut self.held);
+    }
+
     /// No stream is left, and what was under way of them is nobody's.
     fn begin_anew(&mut self) {
         self.streams.clear();
+        self.held.clear();
         (self.last, self.peers_last) = first_numbers(self.side);
         self.is_hushed = false;
     }

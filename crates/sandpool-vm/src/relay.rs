@@ -138,12 +138,6 @@ impl Relay {
         }
     }
 
-    /// Ends all streams, and has the machine stand still: [`News::Up`] says that it does.
-    pub fn hush(&mut self) {
-        self.sockets.clear();
-        self.mux.hush();
-    }
-
     /// Everything to wait for.
     pub fn descriptors(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>, PollFlags)> {
         let mut of_port = PollFlags::IN;
@@ -220,15 +214,14 @@ impl Relay {
                     Side::Keeper => self.connect(stream, &word),
                 },
                 Heard::Prepare => return Some(News::Prepare),
-                Heard::Hush => {
-                    self.sockets.clear();
-                    return Some(News::Hush);
+                Heard::Hush => return Some(News::Hush),
+                Heard::Resume(resume) => {
+                    if !resume.is_the_same {
+                        self.sockets.clear();
+                    }
+                    return Some(News::Resume(resume));
                 }
-                Heard::Resume(resume) => return Some(News::Resume(resume)),
-                Heard::Up(identity) => {
-                    self.sockets.clear();
-                    return Some(News::Up(identity));
-                }
+                Heard::Up(identity) => return Some(News::Up(identity)),
                 Heard::Serves => return Some(News::Serves),
                 Heard::Broken(why) => return Some(News::Broken(why)),
                 Heard::Credit(_) => {}

@@ -220,6 +220,15 @@ impl AsyncWrite for Replayed {
 
 impl ProcessDriver {
     pub(super) async fn create_watched(&self, id: SandboxId, pool: &PoolName) -> Result<(), DriverError> {
+        if let (Some(limit), Some(driver)) = (self.create_known(id, pool).await?, self.this.upgrade()) {
+            tokio::spawn(driver.watch_boot(id, limit));
+        }
+        Ok(())
+    }
+
+    /// Has the launcher make a sandbox. Answers how long it may take to be ready, which nobody watches yet; `None` for one that was
+    /// there.
+    pub(super) async fn create_known(&self, id: SandboxId, pool: &PoolName) -> Result<Option<Duration>, DriverError> {
         let limit = {
             let state = self.state();
             let limit = state.templates.get(pool).map(|template| template.boot_limit);
@@ -235,17 +244,14 @@ impl ProcessDriver {
         }
         let created = self.ask(Call::Create { id: id.0, pool: pool.to_string(), purpose: Purpose::Session }).await;
         if !is_new {
-            return created.map(drop);
+            return created.map(|_| None);
         }
         if let Err(error) = created {
             self.state().known.remove(&id);
             return Err(error);
         }
         self.tell(Change::Upsert(sandbox));
-        if let Some(driver) = self.this.upgrade() {
-            tokio::spawn(driver.watch_boot(id, limit));
-        }
-        Ok(())
+        Ok(Some(limit))
     }
 
     /// Makes what interpreters of a pool start from. Where it cannot be made, they start from the one before, or cold.

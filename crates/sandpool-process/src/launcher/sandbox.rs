@@ -127,6 +127,16 @@ impl Live {
         self.give_stream(&[b'P', high, low])
     }
 
+    /// A stream on which its keeper writes everything of the machine.
+    pub(super) fn save(&self, stays: bool) -> Result<OwnedFd, Refusal> {
+        self.give_stream(if stays { b"S" } else { b"s" })
+    }
+
+    /// A stream from which its keeper reads everything of a machine.
+    pub(super) fn wake(&self) -> Result<OwnedFd, Refusal> {
+        self.give_stream(b"W")
+    }
+
     /// Gives the agent one end of a stream, and a word about what it is for.
     fn give_stream(&self, word: &[u8]) -> Result<OwnedFd, Refusal> {
         let give = || -> io::Result<OwnedFd> {

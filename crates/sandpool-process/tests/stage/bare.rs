@@ -16,12 +16,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Kills, for the server that may not, the first processes of all sandboxes, whenever it is asked to.
-pub(crate) fn killer() -> Outcome<()> {
+/// Kills, for the server that may not, the first processes of all sandboxes, whenever it is asked to; `look` is what it does when it is
+/// asked with `?`.
+pub(crate) fn killer(look: impl Fn() -> Outcome<()>) -> Outcome<()> {
     let mut asked = UnixStream::from(rustix::stdio::stdin().try_clone_to_owned()?);
     let launcher = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()).ok_or("no launcher")?;
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    while asked.read(&mut [0])? == 1 {
+    let mut word = [0];
+    while asked.read(&mut word)? == 1 {
+        if word == *b"?" {
+            look()?;
+            asked.write_all(b"!")?;
+            continue;
+        }
         let mut killed = Vec::new();
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -90,7 +97,7 @@ pub(crate) async fn ready(
         if driver.list().await?.iter().any(|sandbox| sandbox.id == which && sandbox.phase == Phase::Ready) {
             return Ok(());
         }
-        match tokio::time::timeout(Duration::from_secs(30), watch.recv()).await?? {
+        match tokio::time::timeout(Duration::from_secs(60), watch.recv()).await?? {
             Change::Gone { id, reason } if id == which => return Err(format!("it is gone: {reason:?}").into()),
             _ => {}
         }

@@ -45,6 +45,36 @@ fn a_machine_says_that_it_waits_and_is_made_one_of_its_own() {
 }
 
 #[test]
+fn what_stands_still_has_nothing_under_way_and_the_same_goes_on_where_another_begins_anew() {
+    let (mut keeper, mut machine) = (Mux::new(Side::Keeper), Mux::new(Side::Machine));
+    let stream = keeper.open(b"D").unwrap();
+    pass(&mut keeper, &mut machine, 100);
+    keeper.hush();
+    keeper.send(stream, b"later");
+    assert_eq!(pass(&mut keeper, &mut machine, 100), [Heard::Hush]);
+    machine.send(stream, b"too");
+    let identity = Identity::here().unwrap();
+    machine.up(&identity);
+    let heard = pass(&mut machine, &mut keeper, 100);
+    assert_eq!(heard, [Heard::Up(Box::new(identity))], "what is said of streams waits");
+    let resume = |is_the_same| Resume { seed: [7; 32], epoch_ns: 1, is_the_same, authority: String::new() };
+    let data = |bytes: &[u8]| Heard::Data { stream, bytes: bytes.to_vec() };
+    keeper.resume(&resume(true));
+    assert_eq!(pass(&mut keeper, &mut machine, 100), [Heard::Resume(resume(true)), data(b"later")]);
+    assert_eq!(pass(&mut machine, &mut keeper, 100), [data(b"too")]);
+    // Another keeper knows nothing of these streams, and numbers its own from the beginning.
+    keeper.hush();
+    pass(&mut keeper, &mut machine, 100);
+    machine.send(stream, b"lost");
+    let mut keeper = Mux::new(Side::Keeper);
+    keeper.resume(&resume(false));
+    assert_eq!(keeper.open(b"D"), Some(stream));
+    let expected = [Heard::Resume(resume(false)), Heard::Open { stream, word: b"D".to_vec() }];
+    assert_eq!(pass(&mut keeper, &mut machine, 100), expected);
+    assert_eq!(pass(&mut machine, &mut keeper, 100), []);
+}
+
+#[test]
 fn one_that_nobody_reads_is_waited_for_and_holds_up_no_other() {
     let (mut keeper, mut machine) = (Mux::new(Side::Keeper), Mux::new(Side::Machine));
     let (full, other) = (keeper.open(b"D").unwrap(), keeper.open(b"P\x01\x02").unwrap());

@@ -171,6 +171,7 @@ impl Vmm for Qemu {
             Begin::Restore(_) | Begin::Wake(_) => {
                 orders.allow("x-ignore-shared", matches!(how, Begin::Restore(_)))?;
                 // What was frozen goes on by itself once it is whole, and ends where it cannot be.
+                orders.is_waking = matches!(how, Begin::Wake(_));
                 let from = json!({"uri": format!("fd:{STATE}")});
                 orders.give(&json!({"execute": "migrate-incoming", "arguments": from}), None)?;
             }
@@ -207,7 +208,11 @@ impl Vmm for Qemu {
     }
 
     fn go_on(&self, _: &Parts<'_>, running: &mut Running) -> io::Result<()> {
-        // One that is not whole yet goes on once it is.
+        // What was stopped when it was written is stopped again once it is whole, whatever was ordered before.
+        if running.orders.is_waking {
+            running.orders.end_migration()?;
+        }
+        running.orders.is_waking = false;
         running.orders.give(&json!({"execute": "cont"}), None).map(drop)
     }
 }
@@ -245,12 +250,14 @@ pub(super) struct Orders {
     from: BufReader<UnixStream>,
     /// What came of the last migration, once something did.
     migrated: Option<String>,
+    /// It is not known yet to be whole.
+    is_waking: bool,
 }
 
 impl Orders {
     fn greet(to: UnixStream) -> io::Result<Self> {
         to.set_read_timeout(Some(ORDER))?;
-        let mut orders = Self { from: BufReader::new(to.try_clone()?), to, migrated: None };
+        let mut orders = Self { from: BufReader::new(to.try_clone()?), to, migrated: None, is_waking: false };
         let greeting = orders.next()?;
         if greeting.get("QMP").is_none() {
             return Err(io::Error::other(format!("it is no QEMU: {greeting}")));
