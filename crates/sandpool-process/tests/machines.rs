@@ -194,9 +194,9 @@ async fn tests(images: &Path) -> Outcome<()> {
     if with_figures {
         figures::figures(&driver, &template, &killer).await?;
     }
-    saved::saved(&driver, &template).await?;
+    saved::what_was_saved_goes_on(&driver, &template).await?;
     println!("test saved machines of shell ... ok");
-    println!("test clones of shell ... ok: {}", clones::clones(&driver, &template).await?);
+    println!("test clones of shell ... ok: {}", clones::nothing_is_drawn_twice(&driver, &template).await?);
     for (name, runtime) in [("python", Runtime::Python), ("node", Runtime::Node)] {
         if !Prepared::disk(&images.join(name)).exists() {
             continue;
@@ -211,9 +211,9 @@ async fn tests(images: &Path) -> Outcome<()> {
         if with_figures {
             figures::figures(&driver, &template, &killer).await?;
         }
-        saved::saved(&driver, &template).await?;
+        saved::what_was_saved_goes_on(&driver, &template).await?;
         println!("test saved machines of {name} ... ok");
-        println!("test clones of {name} ... ok: {}", clones::clones(&driver, &template).await?);
+        println!("test clones of {name} ... ok: {}", clones::nothing_is_drawn_twice(&driver, &template).await?);
     }
     wrong_machines(&driver, &template).await?;
     println!("test wrong_machines ... ok");

@@ -51,7 +51,7 @@ const NODE: &str = r#"
 const SHELL: &str =
     "date +%s; echo nothing; cat /proc/sys/kernel/random/uuid; od -An -N16 -tx1 /dev/urandom; mktemp -u";
 
-pub(crate) async fn clones(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<u16> {
+pub(crate) async fn nothing_is_drawn_twice(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<u16> {
     let count = std::env::var("SANDPOOL_TEST_CLONES").ok().and_then(|count| count.parse().ok()).unwrap_or(CLONES);
     let which = |number: u16| which(template.runtime, number);
     let mut drawn = HashSet::new();

@@ -38,7 +38,7 @@ pub(crate) async fn all_of(driver: &Arc<dyn Driver>, which: SandboxId, stays: bo
 const COUNTS: &str = "(i=0; while :; do i=$((i+1)); echo $i > /mnt/data/counts.new; mv /mnt/data/counts.new /mnt/data/counts; sleep 0.02; done) \
                       > /dev/null 2>&1 & echo kept > /mnt/data/kept; sync; until [ -e /mnt/data/counts ]; do sleep 0.02; done";
 
-pub(crate) async fn saved(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<()> {
+pub(crate) async fn what_was_saved_goes_on(driver: &Arc<dyn Driver>, template: &Template) -> Outcome<()> {
     let which =
         |number: u8| SandboxId([0xd0 + template.runtime as u8, number, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
     given(driver, template, which(0)).await?;
