@@ -256,6 +256,10 @@ pub struct SandboxId(pub [u8; 16]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExecutionId(pub [u8; 16]);
 
+/// A snapshot's number: 128 bits. Prints as a UUID.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(pub [u8; 16]);
+
 fn uuid(bytes: &[u8; 16], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for (at, byte) in bytes.iter().enumerate() {
         if matches!(at, 4 | 6 | 8 | 10) {
@@ -320,6 +324,7 @@ macro_rules! uuid_id {
 
 uuid_id!(SandboxId);
 uuid_id!(ExecutionId);
+uuid_id!(SnapshotId);
 
 #[cfg(test)]
 mod tests {
