@@ -257,7 +257,8 @@ impl Snapshots {
     pub fn open(root: &Path, disk: Arc<dyn Disk>, bounds: Bounds) -> io::Result<Self> {
         match disk.make_directory(root) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+            // Or all that is put into it would go with its own name.
+            _ => disk.sync_directory(root.parent().unwrap_or(Path::new("/")))?,
         }
         let mut index = Index::default();
         for name in disk.names(root)? {
@@ -314,6 +315,14 @@ impl Snapshots {
     #[must_use]
     pub fn suspended_of(&self, pool: &PoolName) -> Vec<Arc<Manifest>> {
         self.manifests(pool, Kind::Suspended)
+    }
+
+    /// All of a pool, suspended and copied.
+    #[must_use]
+    pub fn of_pool(&self, pool: &PoolName) -> Vec<SnapshotId> {
+        let index = self.index();
+        let is_its = |held: &&Held| held.manifest.as_ref().is_ok_and(|manifest| manifest.pool == pool.as_str());
+        index.all.values().filter(is_its).map(|held| held.id).collect()
     }
 
     /// The copies of a session, the oldest first.

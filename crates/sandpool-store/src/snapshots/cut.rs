@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::disk::{Disk, Written};
+pub use super::disk::{Disk, Written};
 
 /// What is there, after a cut, of what was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
