@@ -35,6 +35,17 @@ struct State {
     cut: Option<(usize, usize)>,
     /// Bytes there is room for.
     room: Option<usize>,
+    /// Told when the power goes off.
+    told: Told,
+}
+
+#[derive(Clone, Default)]
+struct Told(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl std::fmt::Debug for Told {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Told")
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +104,11 @@ impl CutDisk {
     /// The power is cut at the operation of this number, counted from 0 and from the disk's beginning; of a write, this many bytes are done.
     pub fn cut_at(&self, operation: usize, bytes: usize) {
         self.state().cut = Some((operation, bytes));
+    }
+
+    /// Who is told when the power goes off: nothing of theirs happens afterwards either.
+    pub fn when_cut(&self, tell: impl Fn() + Send + Sync + 'static) {
+        self.state().told = Told(Some(Arc::new(tell)));
     }
 
     /// There is room for so many bytes of files.
@@ -168,7 +184,7 @@ impl CutDisk {
                 synced.clone_from(data);
             }
         }
-        (state.done, state.cut) = (0, None);
+        (state.done, state.cut, state.told) = (0, None, Told::default());
         Self(Arc::new(Mutex::new(state)))
     }
 }
@@ -183,7 +199,12 @@ impl State {
         self.done += 1;
         match self.cut {
             Some((cut, _)) if at > cut => Err(off()),
-            Some((cut, bytes)) if at == cut => Ok(Some(bytes)),
+            Some((cut, bytes)) if at == cut => {
+                if let Told(Some(tell)) = &self.told {
+                    tell();
+                }
+                Ok(Some(bytes))
+            }
             _ => Ok(None),
         }
     }
