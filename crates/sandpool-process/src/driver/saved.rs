@@ -15,6 +15,9 @@ use super::stream::AgentStream;
 use super::{ProcessDriver, unavailable};
 use crate::control::{Answer, Call};
 
+/// Bytes that are passed on at once.
+const PIECE: usize = 1 << 18;
+
 impl ProcessDriver {
     pub(super) async fn save_machine(&self, id: SandboxId, stays: bool) -> Result<Stream, DriverError> {
         {
@@ -35,7 +38,7 @@ impl ProcessDriver {
         &self,
         id: SandboxId,
         pool: &PoolName,
-        mut saved: Stream,
+        saved: Stream,
         narrowed: Option<&Policy>,
     ) -> Result<(), DriverError> {
         self.must_be_machine(pool)?;
@@ -54,8 +57,9 @@ impl ProcessDriver {
             }
         };
         tokio::spawn(async move {
+            let mut saved = tokio::io::BufReader::with_capacity(PIECE, saved);
             // Bytes that end too early are an end that the keeper did not expect, and says so to whoever waits for the machine.
-            if tokio::io::copy(&mut saved, &mut stream).await.is_ok() {
+            if tokio::io::copy_buf(&mut saved, &mut stream).await.is_ok() {
                 let _ = stream.shutdown().await;
             }
         });
