@@ -22,6 +22,7 @@ pools:
     metadata: {{ name: {name} }}
     spec:
       containerType: {kind}
+      isolation: {level}
       scaleConfiguration: {{ maxConcurrentSessions: 4, readySessionInstances: 1 }}
       egress:
         mode: allow-list
@@ -62,11 +63,11 @@ def target(tmp_path_factory):
 def serve(target, tmp_path):
     servers = []
 
-    def started(name: str, kind: str) -> Server:
+    def started(name: str, kind: str, level: str = "process") -> Server:
         (tmp_path / "key").write_text(VALUE + "\n")
         (tmp_path / "second").write_text(OTHER)
         (tmp_path / "own-ca.pem").write_text(target.authority)
-        config = CONFIG.format(name=name, kind=kind, port=target.port, home=tmp_path)
+        config = CONFIG.format(name=name, kind=kind, level=level, port=target.port, home=tmp_path)
         servers.append(Server(config=config))
         target.seen.clear()
         return servers[-1]
@@ -162,6 +163,15 @@ two = requests.get('{url}/requests?key=' + key, auth=('me', key))
     # With the server it goes.
     server.down()
     assert not stored.exists()
+
+
+def test_a_machine_uses_a_key_that_it_does_not_have(serve, target):
+    server = serve("python", "PythonLTS", "microvm")
+    said = run(server, f"""
+import os, requests
+requests.get('https://api.test:{target.port}/machine', headers={{'Authorization': 'Bearer ' + os.environ['API_KEY']}}).text""")["text"]
+    assert VALUE not in said and "sandpool-api-key-" in said
+    assert target.seen["api.test"] == [(f"Bearer {VALUE}", "/machine")]
 
 
 def test_a_key_goes_to_its_own_hosts_alone(serve, target):

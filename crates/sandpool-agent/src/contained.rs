@@ -68,7 +68,7 @@ impl Contained {
             workload::become_with(AGENT, kept()).map_err(step("another user"))?;
         } else {
             secure().map_err(step("its capabilities"))?;
-            sandpool_walls::landlock::restrict(self.policy).map_err(step("Landlock"))?;
+            sandpool_walls::landlock::restrict(self.policy, None).map_err(step("Landlock"))?;
             let filters = whole(&self.filters).map_err(step("the system call filters"))?;
             workload::install_filters(&filters).map_err(step("the system call filters"))?;
         }

@@ -13,6 +13,7 @@
 
 mod admission;
 mod egress;
+mod kvm;
 mod lingering;
 mod sandbox;
 mod seeds;
@@ -38,6 +39,7 @@ use sandpool_core::limits::Limits;
 use sandpool_sys::counters::Counters;
 use sandpool_sys::sandbox as sys;
 use sandpool_vm::machine::Machine;
+use sandpool_vm::vmm::Platform;
 use sandpool_wire::agent::Runtime;
 use sandpool_wire::egress::MAX_POLICY;
 
@@ -153,13 +155,19 @@ struct PoolMachine {
     /// The image as a block device, open for reading alone; and device and inode of its file.
     image: OwnedFd,
     image_is: (u64, u64),
+    /// Its processors are those of the host, which `/dev/kvm` lends.
+    has_kvm: bool,
 }
 
 impl PoolMachine {
     /// # Errors
     /// Why there can be no such machine.
-    fn new(machine: Machine, image: &str, images: &Path) -> Result<Self, String> {
+    fn new(machine: Machine, image: &str, images: &Path, platform: &Platform) -> Result<Self, String> {
         machine.check()?;
+        let has_kvm = !platform.is_emulated;
+        if has_kvm {
+            kvm::node(0).map_err(|error| format!("its machines run on the host's processors: {error}"))?;
+        }
         let found = std::fs::canonicalize(image).map_err(|error| format!("{image}: {error}"))?;
         if found != Path::new(image) || !found.starts_with(images) {
             return Err(format!("{image} is no image: its own path must lie below {}", images.display()));
@@ -169,7 +177,7 @@ impl PoolMachine {
         if !meta.is_file() {
             return Err(format!("{image} is no file"));
         }
-        Ok(Self { machine, image: file.into(), image_is: (meta.dev(), meta.ino()) })
+        Ok(Self { machine, image: file.into(), image_is: (meta.dev(), meta.ino()), has_kvm })
     }
 }
 
@@ -683,8 +691,10 @@ impl Launcher {
             Some(image) => {
                 let (leads_out, trusts) = (egress.is_some(), self.config.trust.contains_key(name));
                 let machine = Machine { runtime, limits, local_servers, leads_out, trusts };
-                limits = machine.around();
-                Some(PoolMachine::new(machine, &image, &images).map_err(Refusal::Invalid)?)
+                let platform = Platform::read(&rootfs);
+                let platform = platform.map_err(|error| Refusal::Invalid(format!("what its machines are: {error}")))?;
+                limits = machine.around(platform.vmm);
+                Some(PoolMachine::new(machine, &image, &images, &platform).map_err(Refusal::Invalid)?)
             }
         };
         if !self.pools.values().any(|pool| pool.rootfs == rootfs) {
@@ -790,7 +800,7 @@ impl Launcher {
 
 /// Whether two pools' sandboxes keep the same machines, or none.
 fn same_machine(one: Option<&PoolMachine>, other: Option<&PoolMachine>) -> bool {
-    let what = |pool: &PoolMachine| (pool.machine, pool.image_is);
+    let what = |pool: &PoolMachine| (pool.machine, pool.image_is, pool.has_kvm);
     one.map(what) == other.map(what)
 }
 

@@ -4,28 +4,15 @@
 //! for as a user without rights, by whoever prepares a start, and a version below its floor (`floors.txt`) refuses every pool that wants it.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Child;
 
 pub use sandpool_driver::OciRuntime;
+use sandpool_vm::program::{self, Floors, WhyNot};
 use serde::{Deserialize, Serialize};
 
-/// Where a runtime is looked for that nobody has said the place of.
-const PLACES: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
-
 /// The floors, as the file has them.
-const FLOORS: &str = include_str!("oci/floors.txt");
-
-/// How long a runtime may take to say its version, and how much it may say.
-const VERSION: Duration = Duration::from_secs(5);
-const MAX_VERSION: u64 = 4096;
-
-/// Whom it is asked as.
-const NOBODY: u32 = 65_534;
+const FLOORS: Floors = Floors(include_str!("oci/floors.txt"));
 
 /// What an operator says of one runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,13 +62,13 @@ pub fn find(settings: &BTreeMap<OciRuntime, OciSettings>) -> Runtimes {
         .into_iter()
         .map(|runtime| {
             let said = settings.get(&runtime).cloned().unwrap_or_default();
-            (runtime, locate(runtime, &said).and_then(|path| Ok((ask(&path)?, path))), said)
+            (runtime, locate(runtime, &said), said)
         })
         .collect();
     let found = started.into_iter().map(|(runtime, asked, said)| {
         let found = match asked {
             Err(found) => found,
-            Ok((asked, path)) => match hear(asked).and_then(|text| version(runtime, &text)) {
+            Ok((asked, path)) => match program::hear(asked).and_then(|text| version(runtime, &text)) {
                 Err(why) => Found::Refused(format!("{}: {why}", path.display())),
                 Ok(version) => judge(runtime, path, version, &said),
             },
@@ -89,6 +76,21 @@ pub fn find(settings: &BTreeMap<OciRuntime, OciSettings>) -> Runtimes {
         (runtime, found)
     });
     found.collect()
+}
+
+/// Its file, and the question for its version.
+fn locate(runtime: OciRuntime, said: &OciSettings) -> Result<(Child, PathBuf), Found> {
+    let path = program::locate(runtime.word(), said.path.as_deref())?;
+    Ok((program::ask(&path)?, path))
+}
+
+impl From<WhyNot> for Found {
+    fn from(why: WhyNot) -> Self {
+        match why {
+            WhyNot::Refused(why) => Self::Refused(why),
+            WhyNot::Absent(why) => Self::Absent(why),
+        }
+    }
 }
 
 /// The runtime for a pool that wants this one, or any.
@@ -115,65 +117,6 @@ pub fn choose(runtimes: &Runtimes, wanted: Option<OciRuntime>) -> Result<&Progra
     }
 }
 
-fn locate(runtime: OciRuntime, said: &OciSettings) -> Result<PathBuf, Found> {
-    let word = runtime.word();
-    let path = match &said.path {
-        Some(path) => path.clone(),
-        None => {
-            let found = PLACES.iter().map(|place| Path::new(place).join(word)).find(|path| path.exists());
-            found.ok_or_else(|| Found::Absent(format!("{word} is not in {}", PLACES.join(", "))))?
-        }
-    };
-    let real = std::fs::canonicalize(&path)
-        .map_err(|error| Found::Absent(format!("{word} is not there: {}: {error}", path.display())))?;
-    let refused = |why: &str| Err(Found::Refused(format!("{}: {why}", real.display())));
-    match std::fs::metadata(&real) {
-        Ok(meta) if !meta.is_file() => refused("it is no file"),
-        // Whoever could change it could be it.
-        Ok(meta) if meta.uid() != 0 || meta.mode() & 0o022 != 0 => {
-            refused("it belongs to others than root, or others may change it")
-        }
-        Ok(_) => Ok(real),
-        Err(error) => refused(&error.to_string()),
-    }
-}
-
-/// Asks for its version, as nobody in particular.
-fn ask(path: &Path) -> Result<std::process::Child, Found> {
-    let mut command = Command::new(path);
-    command.arg("--version").env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    if rustix::process::geteuid().is_root() {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    command.spawn().map_err(|error| Found::Refused(format!("{}: {error}", path.display())))
-}
-
-fn hear(mut child: std::process::Child) -> Result<String, String> {
-    let until = Instant::now() + VERSION;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
-            _ => {
-                // It says no more; what comes of it does not matter.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("it did not say its version in {} s", VERSION.as_secs()));
-            }
-        }
-    };
-    let mut text = Vec::new();
-    if let Some(output) = child.stdout {
-        output.take(MAX_VERSION).read_to_end(&mut text).map_err(|error| error.to_string())?;
-    }
-    if status.success() {
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    } else {
-        Err(format!("asked for its version, it ended with {status}"))
-    }
-}
-
 /// The version out of what `--version` prints: `runc version 1.3.6+ds1`, `runsc version 0.0~20240729.0` or `release-20250407.0`,
 /// `youki version: 0.5.7`.
 fn version(runtime: OciRuntime, text: &str) -> Result<String, String> {
@@ -183,65 +126,17 @@ fn version(runtime: OciRuntime, text: &str) -> Result<String, String> {
     });
     let word = line.and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
     let word = word.trim_start_matches("release-").trim_start_matches("0.0~").trim_start_matches('v');
-    let is_one = word.starts_with(|first: char| first.is_ascii_digit())
-        && word.len() <= 64
-        && word.chars().all(|c| c.is_ascii_alphanumeric() || ".+-~".contains(c));
-    if is_one { Ok(word.to_owned()) } else { Err("what it says is no version of it".to_owned()) }
-}
-
-/// The numbers of a version, by which versions are in order. What comes before a version (`1.5.0-rc.3`) is less than it.
-fn numbers(version: &str) -> Vec<u64> {
-    let (plain, before) = match version.split_once('-') {
-        Some((plain, rest)) => (plain, rest.starts_with("rc")),
-        None => (version, false),
-    };
-    let plain = plain.split(['+', '~']).next().unwrap_or_default();
-    let mut numbers: Vec<u64> = plain.split('.').map_while(|part| part.parse().ok()).collect();
-    numbers.resize(4, 0);
-    numbers.push(u64::from(!before));
-    numbers
-}
-
-/// One line of the file.
-struct Floor {
-    runtime: &'static str,
-    branch: &'static str,
-    version: &'static str,
-    why: &'static str,
-}
-
-fn floors() -> impl Iterator<Item = Floor> {
-    FLOORS.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-        let (runtime, rest) = line.split_once(char::is_whitespace)?;
-        let (branch, rest) = rest.trim_start().split_once(char::is_whitespace)?;
-        let (version, why) = rest.trim_start().split_once(char::is_whitespace)?;
-        Some(Floor { runtime, branch, version, why: why.trim() })
-    })
-}
-
-/// Why a version is too old, if it is.
-fn below(runtime: OciRuntime, version: &str) -> Option<String> {
-    let of_it: Vec<_> = floors().filter(|floor| floor.runtime == runtime.word()).collect();
-    let of_branch = of_it.iter().find(|floor| {
-        version.strip_prefix(floor.branch).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
-    });
-    let floor = of_branch.or_else(|| of_it.iter().find(|floor| floor.branch == "*"))?;
-    if numbers(version) >= numbers(floor.version) {
-        return None;
-    }
-    let good: Vec<_> = of_it.iter().map(|floor| floor.version).collect();
-    Some(format!("{} {version} is below the floor ({}): {}", runtime.word(), good.join(", "), floor.why))
+    if program::is_version(word) { Ok(word.to_owned()) } else { Err("what it says is no version of it".to_owned()) }
 }
 
 /// The floors of one runtime, for people.
 #[must_use]
 pub fn floor(runtime: OciRuntime) -> String {
-    let of_it: Vec<_> = floors().filter(|floor| floor.runtime == runtime.word()).map(|floor| floor.version).collect();
-    of_it.join(", ")
+    FLOORS.of(runtime.word())
 }
 
 fn judge(runtime: OciRuntime, path: PathBuf, version: String, said: &OciSettings) -> Found {
-    let below_floor = below(runtime, &version);
+    let below_floor = FLOORS.below(runtime.word(), &version);
     match &below_floor {
         Some(why) if !said.accept_below_floor => Found::Refused(why.clone()),
         _ => {
@@ -307,6 +202,8 @@ pub fn level(runtime: OciRuntime, version: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sandpool_vm::program::numbers;
+
     use super::*;
 
     #[test]
@@ -338,7 +235,7 @@ mod tests {
             (OciRuntime::Runsc, "20240729.0"),
         ];
         for (runtime, version) in old {
-            let why = below(runtime, version).unwrap_or_else(|| panic!("{version} was taken for good"));
+            let why = FLOORS.below(runtime.word(), version).unwrap_or_else(|| panic!("{version} was taken for good"));
             assert!(why.contains(version) && (why.contains("CVE") || why.contains("GHSA")), "{why}");
         }
         let good = [
@@ -353,18 +250,16 @@ mod tests {
             (OciRuntime::Runsc, "20250407.0"),
         ];
         for (runtime, version) in good {
-            assert_eq!(below(runtime, version), None, "{version}");
+            assert_eq!(FLOORS.below(runtime.word(), version), None, "{version}");
         }
     }
 
     #[test]
     fn every_runtime_has_a_floor_with_a_reason() {
         for runtime in OciRuntime::ALL {
-            assert!(floors().any(|floor| floor.runtime == runtime.word() && floor.branch == "*"), "{runtime:?}");
+            assert!(FLOORS.all().any(|floor| floor.program == runtime.word() && floor.branch == "*"), "{runtime:?}");
         }
-        assert!(
-            floors().all(|floor| numbers(floor.version)[0] + numbers(floor.version)[1] > 0 && !floor.why.is_empty())
-        );
+        assert!(FLOORS.all().all(|floor| numbers(floor.version)[..2].iter().sum::<u64>() > 0 && !floor.why.is_empty()));
     }
 
     #[test]

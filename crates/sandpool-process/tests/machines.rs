@@ -12,6 +12,8 @@ mod bare;
 mod clones;
 #[path = "machines/figures.rs"]
 mod figures;
+#[path = "machines/looker.rs"]
+mod looker;
 #[path = "machines/saved.rs"]
 mod saved;
 
@@ -19,6 +21,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -32,6 +35,7 @@ use sandpool_process::ProcessDriver;
 use sandpool_process::launcher::{LauncherConfig, ServerProcess, run};
 use sandpool_process::oci::Runtimes;
 use sandpool_vm::build;
+use sandpool_vm::found::{Choice, Wanted};
 use sandpool_vm::prepared::Prepared;
 use sandpool_wire::agent::{Activation, Runtime};
 
@@ -46,6 +50,11 @@ fn main() -> ExitCode {
         "launcher" => return launcher(&args),
         "server" => server(&args),
         "killer" => killer(figures::look),
+        "--api-sock" => looker::run(&args[2].to_string_lossy()),
+        "--version" => {
+            println!("{}", looker::VERSION);
+            Ok(())
+        }
         // What cargo's other tools ask of every test program.
         "--list" => Ok(()),
         _ => start(),
@@ -101,7 +110,23 @@ fn start() -> Outcome<()> {
     let agent = agent::build(target)?;
     let of_store = of_store();
     let rootfs: Vec<&Path> = of_store.iter().map(|(_, rootfs)| rootfs.as_path()).chain([rootfs.as_path()]).collect();
-    let made = std::fs::read(&agent).and_then(|agent| build::prepare(&images, &rootfs, &agent));
+    let run = |which: &str| -> Outcome<()> {
+        let home = target.join(format!("home-{}", std::process::id()));
+        std::fs::create_dir_all(&home)?;
+        let mut launcher = Command::new(std::env::current_exe()?);
+        let launcher = launcher.arg("launcher").args([&home, &images, &agent]).arg(which).status()?;
+        std::fs::remove_dir_all(&home)?;
+        if launcher.success() { Ok(()) } else { Err(format!("the launcher ended with {launcher}").into()) }
+    };
+    match looker_is_prepared(&images, &agent) {
+        Ok(()) => run(LOOKER)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            println!("test what_a_vmm_sees ... SKIPPED: {error}");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let wanted = agent::vmm()?;
+    let made = std::fs::read(&agent).and_then(|agent| build::prepare(&images, &rootfs, &agent, &wanted));
     match made {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             println!("test machines ... SKIPPED: {error}");
@@ -114,11 +139,24 @@ fn start() -> Outcome<()> {
         let _ = std::fs::remove_file(&here);
         std::fs::hard_link(&made, &here).or_else(|_| std::fs::copy(&made, &here).map(drop))?;
     }
-    let home = target.join(format!("home-{}", std::process::id()));
-    std::fs::create_dir_all(&home)?;
-    let launcher = Command::new(std::env::current_exe()?).arg("launcher").args([&home, &images, &agent]).status()?;
-    std::fs::remove_dir_all(&home)?;
-    if launcher.success() { Ok(()) } else { Err(format!("the launcher ended with {launcher}").into()) }
+    run("all")
+}
+
+/// The word for the test with a VMM that is none.
+const LOOKER: &str = "looker";
+
+/// Prepares for the VMM that is none: this program, where one is looked for that root has put there.
+fn looker_is_prepared(images: &Path, agent: &Path) -> io::Result<()> {
+    let place = images.join("looker");
+    std::fs::create_dir_all(&place)?;
+    let path = place.join(looker::NAME);
+    std::fs::copy(std::env::current_exe()?, &path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    let wanted = Wanted { vmm: Some(Choice::Firecracker), path: Some(path.clone()), ..Wanted::default() };
+    let rootfs = images.join("shell");
+    let made = build::prepare(images, &[&rootfs], &std::fs::read(agent)?, &wanted);
+    std::fs::remove_file(path)?;
+    made.map(drop)
 }
 
 fn launcher(args: &[OsString]) -> ExitCode {
@@ -164,15 +202,18 @@ fn server(args: &[OsString]) -> Outcome<()> {
     }));
     let path = |index: usize| PathBuf::from(args.get(index).cloned().unwrap_or_default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if args.last().is_some_and(|which| which == LOOKER) {
+        return runtime.block_on(what_a_vmm_sees(&path(2)));
+    }
     runtime.block_on(tests(&path(2)))
 }
 
-async fn tests(images: &Path) -> Outcome<()> {
-    let driver =
-        ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?, images).await?;
-    let driver: Arc<dyn Driver> = driver;
-    let killer = UnixStream::from(sandpool_sys::workload::inherited(5)?);
-    let template = Template {
+async fn connect(images: &Path) -> Outcome<Arc<dyn Driver>> {
+    Ok(ProcessDriver::connect(sandpool_process::take_control()?, sandpool_process::take_hearing()?, images).await?)
+}
+
+fn template(images: &Path) -> Outcome<Template> {
+    Ok(Template {
         pool: PoolName::parse("shell")?,
         runtime: Runtime::Shell,
         rootfs: images.join("shell"),
@@ -183,7 +224,25 @@ async fn tests(images: &Path) -> Outcome<()> {
         main: None,
         start: Start::Cold,
         egress: None,
-    };
+    })
+}
+
+/// A VMM on the host's processors finds what it needs inside the walls around it, and no more.
+async fn what_a_vmm_sees(images: &Path) -> Outcome<()> {
+    let driver = connect(images).await?;
+    // It runs no guest, so that there is no pool; it says why.
+    let said = driver.ensure_pool(&template(images)?).await.err().map(|error| error.to_string()).unwrap_or_default();
+    let expected = "looker: uid=1000 kvm=open (600 of 1000) image=erofs image-to-write=PermissionDenied disk=open kernel=ELF api=open \
+                    dev=fd,full,kvm,null,ptmx,pts,random,shm,stderr,stdin,stdout,urandom,zero";
+    assert!(said.contains(expected), "{said}");
+    println!("test what_a_vmm_sees ... ok");
+    Ok(())
+}
+
+async fn tests(images: &Path) -> Outcome<()> {
+    let driver = connect(images).await?;
+    let killer = UnixStream::from(sandpool_sys::workload::inherited(5)?);
+    let template = template(images)?;
     let only = std::env::var("SANDPOOL_TEST_ONLY").ok();
     let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
     let warm = Template { start: Start::Zygote, ..template.clone() };

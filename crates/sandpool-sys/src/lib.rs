@@ -6,4 +6,5 @@ pub mod machine;
 pub mod network;
 pub mod packet;
 pub mod sandbox;
+pub mod vsock;
 pub mod workload;

@@ -3,6 +3,7 @@
 //! ```text
 //! <directory>/kernel/           Debian's package of a kernel for clouds, unpacked; never installed
 //! <directory>/vmm-<of what>/    the VMM's root: its program and libraries, copied; the kernel; the first root file system
+//! <directory>/trials.json      whether this host's processors run the guests' kernel
 //! <directory>/prepared.json    which of these are to be used
 //! <image's root>.erofs         the image as a block device
 //! ```
@@ -17,17 +18,29 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::found::{self, Choice, Vmm, Wanted};
 use crate::guest::MODULES;
 use crate::identity::Identity;
 use crate::prepared::Prepared;
-use crate::vmm::{INITRD, KERNEL, PLATFORM, Platform, QEMU};
+use crate::vmm::{INITRD, KERNEL, Kind, PARTS, PLAIN_KERNEL, PLATFORM, Place, Platform};
+use crate::{trial, unpack};
 
 /// The package that stands for the newest kernel for clouds.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What the first program loads, in this order. Kernels that have one built in need no module for it.
-const ORDER: [&str; 8] =
-    ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "libcrc32c", "erofs", "overlay"];
+/// What the first program loads, in this order. Kernels that have one built in need no module for it. By a machine's VMM its devices are on
+/// one transport or another, and its port is a serial one or a socket.
+fn order(vmm: Kind) -> Vec<&'static str> {
+    let (transport, port): (&[_], &[_]) = match vmm {
+        Kind::Qemu => (&["virtio_mmio"], &["virtio_console"]),
+        Kind::Firecracker => (&["virtio_mmio"], VSOCK),
+        Kind::CloudHypervisor => (&["virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"], VSOCK),
+    };
+    let parts = [&["virtio_ring", "virtio"], transport, &["virtio_blk"], port, &["libcrc32c", "erofs", "overlay"]];
+    parts.concat()
+}
+
+const VSOCK: &[&str] = &["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
 
 /// What makes the sessions' disks, inside the VMM's root.
 const MAKER: &str = "/usr/sbin/mke2fs";
@@ -38,9 +51,6 @@ const FIRMWARE_PLACE: &str = "/usr/share/qemu";
 
 /// Where Debian's QEMU has its emulator, which it loads when it is asked for.
 const EMULATOR: &str = "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so";
-
-/// The oldest QEMU with which machines have been tried: major and minor.
-pub const QEMU_FLOOR: (u32, u32) = (7, 2);
 
 /// What is missing, and how to get it.
 #[derive(Debug, thiserror::Error)]
@@ -54,33 +64,6 @@ pub struct Missing {
 
 fn missing(what: impl Into<String>, remedy: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, Missing { what: what.into(), remedy: remedy.into() })
-}
-
-/// The QEMU of this host: what it says of itself, first line.
-///
-/// # Errors
-/// [`Missing`] when there is none, or one that is too old.
-pub fn qemu() -> io::Result<String> {
-    let said = Command::new(QEMU).arg("--version").stdin(Stdio::null()).output();
-    let install = "apt-get install qemu-system-x86";
-    let said = said.map_err(|error| missing(format!("{QEMU} cannot be run ({error})"), install))?;
-    let said = String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or_default().to_owned();
-    match version(&said) {
-        Some(found) if found >= QEMU_FLOOR => Ok(said),
-        _ => {
-            let (major, minor) = QEMU_FLOOR;
-            Err(missing(
-                format!("{QEMU} says {said:?}"),
-                format!("machines need QEMU {major}.{minor} or newer: {install}"),
-            ))
-        }
-    }
-}
-
-/// Of `QEMU emulator version 7.2.22 (...)`: 7 and 2.
-fn version(said: &str) -> Option<(u32, u32)> {
-    let mut numbers = said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?.split('.');
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Runs a program of the host to its end.
@@ -163,7 +146,7 @@ fn fresh(partial: &Path) -> io::Result<PathBuf> {
 }
 
 /// The first root file system: an archive in the form that kernels unpack (cpio, "newc").
-fn first_root(kernel: &Kernel, agent: &[u8]) -> io::Result<Vec<u8>> {
+fn first_root(vmm: Kind, kernel: &Kernel, agent: &[u8]) -> io::Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.add("init", 0o100_755, agent);
     archive.add(MODULES.trim_start_matches('/'), 0o040_755, &[]);
@@ -173,7 +156,7 @@ fn first_root(kernel: &Kernel, agent: &[u8]) -> io::Result<Vec<u8>> {
     let built_in = fs::read_to_string(kernel.modules().join("modules.builtin")).unwrap_or_default();
     let mut all = Vec::new();
     files_below(&kernel.modules().join("kernel"), &mut all)?;
-    for (number, name) in ORDER.iter().enumerate() {
+    for (number, name) in order(vmm).iter().enumerate() {
         // Kernels call it by either.
         let is_it = |path: &Path, end: &str| {
             path.file_name()
@@ -246,11 +229,9 @@ impl Archive {
 ///
 /// # Errors
 /// [`Missing`], and those of the host's disk.
-fn root(directory: &Path, kernel: &Kernel, agent: &[u8]) -> io::Result<PathBuf> {
-    let version = qemu()?;
-    let first = first_root(kernel, agent)?;
-    let meta = fs::metadata(QEMU)?;
-    let of_what = format!("{version} {} {} {}", meta.len(), meta.mtime(), kernel.release);
+fn root(directory: &Path, vmm: &Vmm, is_emulated: bool, kernel: &Kernel, agent: &[u8]) -> io::Result<PathBuf> {
+    let first = first_root(vmm.kind, kernel, agent)?;
+    let of_what = format!("{} {is_emulated}", of_what(vmm, kernel)?);
     let place = directory.join(format!("vmm-{:016x}", digest(&[of_what.as_bytes(), &first])));
     if place.is_dir() {
         return fs::canonicalize(place);
@@ -264,34 +245,61 @@ fn root(directory: &Path, kernel: &Kernel, agent: &[u8]) -> io::Result<PathBuf> 
     for (name, target) in [("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin"), ("sbin", "usr/sbin")] {
         symlink(target, partial.join(name))?;
     }
-    let mut files: BTreeSet<PathBuf> = [QEMU, MAKER].map(PathBuf::from).into();
-    if Path::new(EMULATOR).exists() {
+    let mut files: BTreeSet<PathBuf> = [PathBuf::from(MAKER)].into();
+    if vmm.kind == Kind::Qemu && Path::new(EMULATOR).exists() {
         files.insert(EMULATOR.into());
     }
-    for program in files.clone() {
-        let said = run(Command::new("ldd").arg(&program), "libc-bin")?;
-        // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x...)`, and the loader's path alone.
-        files.extend(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
+    for program in files.clone().iter().chain([&vmm.path]) {
+        files.extend(libraries(program)?);
     }
-    files.extend(FIRMWARE.map(|name| Path::new(FIRMWARE_PLACE).join(name)));
+    if vmm.kind == Kind::Qemu {
+        files.extend(FIRMWARE.map(|name| Path::new(FIRMWARE_PLACE).join(name)));
+    }
+    let program = partial.join("usr/bin").join(vmm.kind.program());
+    fs::copy(&vmm.path, &program).map_err(|error| about(&vmm.path, &error))?;
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
     for file in files {
         // Also on hosts where `/lib` is a directory of its own.
         let inside = file.strip_prefix("/").unwrap_or(&file);
         let inside = if inside.starts_with("usr") { inside.to_owned() } else { Path::new("usr").join(inside) };
         let to = partial.join(inside);
         fs::create_dir_all(to.parent().unwrap_or(&partial))?;
-        fs::copy(&file, &to).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+        fs::copy(&file, &to).map_err(|error| about(&file, &error))?;
     }
-    let inside = |path: &str| partial.join(path.trim_start_matches('/'));
-    fs::copy(kernel.image(), inside(KERNEL))?;
-    fs::write(inside(INITRD), first)?;
-    let platform = Platform { is_emulated: true, tsc_khz: sandpool_sys::machine::tsc_khz() };
-    fs::write(inside(PLATFORM), serde_json::to_vec(&platform).map_err(io::Error::other)?)?;
-    for file in [KERNEL, INITRD, PLATFORM] {
-        fs::set_permissions(inside(file), fs::Permissions::from_mode(0o644))?;
+    let parts = partial.join(PARTS);
+    // All that a VMM may need of the kernel, and nothing else: Firecracker takes it unpacked alone.
+    let (name, file) = match vmm.kind {
+        Kind::Qemu | Kind::CloudHypervisor => (KERNEL, fs::read(kernel.image())?),
+        Kind::Firecracker => (PLAIN_KERNEL, unpack::kernel(&fs::read(kernel.image())?)?),
+    };
+    let platform = Platform { vmm: vmm.kind, is_emulated, tsc_khz: sandpool_sys::machine::tsc_khz() };
+    let platform = serde_json::to_vec(&platform).map_err(io::Error::other)?;
+    for (name, bytes) in [(name, file), (INITRD, first), (PLATFORM, platform)] {
+        fs::write(parts.join(name), bytes)?;
+        fs::set_permissions(parts.join(name), fs::Permissions::from_mode(0o644))?;
     }
     fs::rename(&partial, &place)?;
     fs::canonicalize(place)
+}
+
+/// What tells a VMM's root from others, besides what is in its first root file system.
+fn of_what(vmm: &Vmm, kernel: &Kernel) -> io::Result<String> {
+    let meta = fs::metadata(&vmm.path).map_err(|error| about(&vmm.path, &error))?;
+    Ok(format!("{} {} {} {}", vmm.name(), meta.len(), meta.mtime(), kernel.release))
+}
+
+fn about(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// The files that a program loads when it starts.
+fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
+    match run(Command::new("ldd").arg(program), "libc-bin") {
+        // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x...)`, and the loader's path alone.
+        Ok(said) => Ok(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()),
+        Err(error) if error.to_string().contains("not a dynamic executable") => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// An image as a block device for reading, made once of its root file system: not packed, so that reading it costs no computing.
@@ -312,24 +320,57 @@ fn disk(rootfs: &Path) -> io::Result<()> {
 /// Prepares all that machines of these images need and that is not there yet, and says so to those who declare pools. `agent` is
 /// the first program inside. Of several at one time, one does it.
 ///
+/// Where the host's processors are to run machines, one is booted to see that they can, once until the host boots again: at most 15 s. Where
+/// they cannot, and nobody has said that they must, a processor is emulated, and the reason kept.
+///
 /// # Errors
 /// [`Missing`], and those of the host's disk and of its package manager.
-pub fn prepare(images: &Path, rootfs: &[&Path], agent: &[u8]) -> io::Result<Prepared> {
+pub fn prepare(images: &Path, rootfs: &[&Path], agent: &[u8], wanted: &Wanted) -> io::Result<Prepared> {
     let directory = Prepared::directory(images);
     fs::create_dir_all(&directory)?;
     let lock = fs::File::create(directory.join("lock"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
-    let vmm = qemu()?;
+    let unusable = |why: String| missing(format!("{} cannot be used", wanted.vmm().word()), why);
+    let vmm = found::choose(wanted).map_err(unusable)?;
     let kernel = kernel(&directory)?;
-    let root = root(&directory, &kernel, agent)?;
+    let (root, no_kvm) = match wanted.vmm {
+        Some(Choice::QemuEmulated) => (root(&directory, &vmm, true, &kernel, agent)?, None),
+        Some(Choice::Qemu | Choice::Firecracker | Choice::CloudHypervisor) => {
+            let tried = on_kvm(&directory, &vmm, &kernel, agent)?;
+            let remedy = "set the VMM to qemu-emulated to have machines all the same, which are no boundary then";
+            let tried = tried.map_err(|why| missing(format!("no machine runs on {}: {why}", found::KVM), remedy))?;
+            (tried, None)
+        }
+        None => match on_kvm(&directory, &vmm, &kernel, agent)? {
+            Ok(root) => (root, None),
+            Err(why) => (root(&directory, &vmm, true, &kernel, agent)?, Some(why)),
+        },
+    };
     for rootfs in rootfs {
         disk(rootfs)?;
     }
-    let prepared = Prepared { root, vmm, kernel: kernel.release, is_emulated: true, host: Identity::here()? };
+    let is_emulated = Platform::read(&root)?.is_emulated;
+    let (kernel, host) = (kernel.release, Identity::here()?);
+    let prepared = Prepared { root, vmm: vmm.name(), kind: vmm.kind, kernel, is_emulated, no_kvm, host };
     if Prepared::read(images).ok().as_ref() != Some(&prepared) {
         prepared.write(images)?;
     }
     Ok(prepared)
+}
+
+/// The root for machines on the host's processors, or why these do not run them.
+fn on_kvm(directory: &Path, vmm: &Vmm, kernel: &Kernel, agent: &[u8]) -> io::Result<Result<PathBuf, String>> {
+    if let Err(why) = found::kvm() {
+        return Ok(Err(why));
+    }
+    let root = root(directory, vmm, false, kernel, agent)?;
+    let empty = directory.join("empty");
+    fs::create_dir_all(&empty)?;
+    disk(&empty)?;
+    let place = Place { program: vmm.path.clone(), parts: root.join(PARTS), ..Place::inside(vmm.kind) };
+    let place = Place { identity: None, ..place };
+    let tried = trial::run(directory, &of_what(vmm, kernel)?, &Platform::read(&root)?, place, &Prepared::disk(&empty));
+    Ok(tried.map(|()| root))
 }
 
 /// Tells versions of what is ours apart (FNV-1a, 64 bits): nobody gains by a collision.
@@ -343,6 +384,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_vmm_has_its_devices_in_the_guest() {
+        assert_eq!(
+            order(Kind::Qemu),
+            ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "libcrc32c", "erofs", "overlay"]
+        );
+        for vmm in [Kind::Firecracker, Kind::CloudHypervisor] {
+            let order = order(vmm);
+            let at = |name: &str| order.iter().position(|one| *one == name);
+            assert!(at("virtio_ring") < at("virtio") && at("vsock") < at("vmw_vsock_virtio_transport_common"));
+            assert_eq!(at("vmw_vsock_virtio_transport"), at("vmw_vsock_virtio_transport_common").map(|at| at + 1));
+            assert_eq!(at("virtio_console"), None);
+        }
+    }
+
+    #[test]
     fn an_archive_is_as_kernels_expect_it() {
         let mut archive = Archive::default();
         archive.add("init", 0o100_755, b"hello");
@@ -352,13 +408,5 @@ mod tests {
         assert_eq!(&bytes[..110], header.as_bytes());
         assert_eq!(&bytes[110..124], b"init\0\0hello\0\0\0");
         assert!(bytes.len() % 4 == 0 && bytes[124..].starts_with(b"070701"));
-    }
-
-    #[test]
-    fn versions_are_read_and_compared() {
-        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"), Some((7, 2)));
-        assert_eq!(version("QEMU emulator version 10.0.0"), Some((10, 0)));
-        assert!(version("QEMU emulator version 6.9.9").is_some_and(|old| old < QEMU_FLOOR));
-        assert_eq!(version("something else"), None);
     }
 }

@@ -16,6 +16,7 @@
 
 mod doors;
 mod inside;
+mod port;
 
 use std::fs;
 use std::io::{self, Read};
@@ -26,7 +27,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mount::{MountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::sandbox::{self as sys, Cloned};
@@ -36,6 +37,7 @@ use sandpool_wire::agent::Runtime;
 
 use self::doors::{Doors, Which};
 use self::inside::{GROUP, Inside};
+use self::port::Port;
 use crate::identity::Identity;
 use crate::machine::Machine;
 use crate::mux::Side;
@@ -86,29 +88,35 @@ fn about<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> io::Error + '_ {
 
 fn serve(place: &mut Option<Relay>) -> io::Result<()> {
     let program = prepare()?;
-    let port = open_port()?;
-    let relay = place.insert(Relay::new(Side::Machine, port));
+    let (port, open) = Port::open()?;
+    let relay = place.insert(Relay::new(Side::Machine, open));
     let told = fs::read_to_string("/proc/cmdline").map_err(about("/proc/cmdline"))?;
     let words = told.split_whitespace().find_map(|word| word.strip_prefix(TOLD)).unwrap_or_default();
     let machine = Machine::parse(words.split(',')).ok_or_else(|| io::Error::other("the kernel was told nothing"))?;
-    let (image, disk) = (find_disk("image")?, find_disk("disk")?);
+    let (image, disk) = (find_disk(true)?, find_disk(false)?);
     let read_only = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     rustix::mount::mount(image, "/image", "erofs", read_only, None).map_err(about("the image"))?;
     let filters = Filters::compile()?;
     let identity = Identity::here().map_err(about("its own kernel"))?;
     let mut inside: Option<Inside> = None;
     loop {
-        relay.flush()?;
-        for (owner, events) in wait(relay, inside.as_ref())? {
+        relay.flush().or_else(|error| port.lost(relay, error))?;
+        for (owner, events) in wait(relay, &port, inside.as_ref())? {
             let source = match (owner, &mut inside) {
                 (Owner::Relay(source), _) => source,
+                (Owner::Newer, _) => {
+                    port.renew(relay)?;
+                    // What else was ready was so before it.
+                    break;
+                }
                 (Owner::Door(which), Some(Inside { doors: Some(doors), .. })) => {
                     doors.ready(which, relay);
                     continue;
                 }
                 (Owner::Door(_) | Owner::Agent, _) => return Err(io::Error::other("the agent has ended")),
             };
-            let mut news = relay.ready(source, events)?;
+            let news = relay.ready(source, events);
+            let mut news = news.or_else(|error| port.lost(relay, error).map(|()| None))?;
             while let Some(one) = news {
                 match (one, &mut inside) {
                     (News::Prepare, None) => {
@@ -198,25 +206,15 @@ fn until<T>(what: &str, mut attempt: impl FnMut() -> io::Result<T>) -> io::Resul
     }
 }
 
-/// The only port, which the kernel names `vport<device>p1`.
-fn open_port() -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    until("the port", || {
-        for entry in fs::read_dir("/dev")?.flatten() {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with("vport")) {
-                return Ok(rustix::fs::open(entry.path(), flags, Mode::empty())?);
-            }
-        }
-        Err(io::ErrorKind::NotFound.into())
-    })
-}
-
-/// The block device with this serial.
-fn find_disk(serial: &str) -> io::Result<String> {
-    until(&format!("the disk {serial}"), || {
+/// The block device that can be written to, or the one that cannot: a VMM may not have a name for them.
+fn find_disk(is_read_only: bool) -> io::Result<String> {
+    let (what, wanted) = if is_read_only { ("the image's disk", "1") } else { ("the disk", "0") };
+    until(what, || {
         for entry in fs::read_dir("/sys/block")?.flatten() {
-            if fs::read_to_string(entry.path().join("serial")).is_ok_and(|found| found.trim() == serial) {
-                return Ok(format!("/dev/{}", entry.file_name().to_string_lossy()));
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let says = fs::read_to_string(entry.path().join("ro"));
+            if name.starts_with("vd") && says.is_ok_and(|says| says.trim() == wanted) {
+                return Ok(format!("/dev/{name}"));
             }
         }
         Err(io::ErrorKind::NotFound.into())
@@ -230,10 +228,12 @@ enum Owner {
     Agent,
     Door(Which),
     Relay(Source),
+    /// A newer port.
+    Newer,
 }
 
 /// What is ready.
-fn wait(relay: &Relay, inside: Option<&Inside>) -> io::Result<Vec<(Owner, PollFlags)>> {
+fn wait(relay: &Relay, port: &Port, inside: Option<&Inside>) -> io::Result<Vec<(Owner, PollFlags)>> {
     let agent = inside.iter().map(|inside| (Owner::Agent, inside.process.as_fd(), PollFlags::IN));
     let doors = inside.iter().filter_map(|inside| inside.doors.as_ref()).flat_map(Doors::descriptors);
     let doors = doors.map(|(which, fd)| (Owner::Door(which), fd, PollFlags::IN));
@@ -241,6 +241,7 @@ fn wait(relay: &Relay, inside: Option<&Inside>) -> io::Result<Vec<(Owner, PollFl
     let (owners, mut fds): (Vec<_>, Vec<_>) = streams
         .chain(agent)
         .chain(doors)
+        .chain(port.listener().map(|listener| (Owner::Newer, listener, PollFlags::IN)))
         .map(|(owner, fd, flags): (Owner, BorrowedFd<'_>, PollFlags)| (owner, PollFd::from_borrowed_fd(fd, flags)))
         .unzip();
     match poll(&mut fds, None) {
@@ -341,6 +342,8 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, wh
                 is_container: machine.runtime == Runtime::Container,
                 filters,
                 way_out: handover.as_ref().map_or(WayOut::None, |(_, there)| WayOut::Listeners(there)),
+                kvm: None,
+                lent: None,
             };
             let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 let start = || -> io::Result<String> {

@@ -33,7 +33,7 @@ use crate::machine::Machine;
 use crate::mux::{Resume, Side};
 use crate::relay::{News, Relay, Source};
 use crate::saved;
-use crate::vmm::{Begin, PLATFORM, Parts, Platform, Qemu, Running, Vmm};
+use crate::vmm::{self, Begin, Kind, Parts, Place, Platform, Running, Vmm};
 
 /// The session's disk, where the sandbox has memory for it.
 const DISK: &str = "/mnt/data/disk";
@@ -149,13 +149,14 @@ enum Owner {
 impl Keeper {
     fn keep(&mut self, image: &OwnedFd, template: Option<&Template>, saved: Option<OwnedFd>) -> io::Result<()> {
         let machine = self.machine;
-        let platform = std::fs::read(PLATFORM).map_err(|error| about(PLATFORM, &error))?;
-        let platform: Platform = serde_json::from_slice(&platform).map_err(io::Error::other)?;
+        let platform = Platform::read(Path::new("/"))?;
         let size = machine.limits.data >> 12 << 12;
-        let vmm = Qemu { platform };
+        let (kind, place) = (platform.vmm, Place::inside(platform.vmm));
+        let vmm = vmm::of(platform, place);
+        let vmm = vmm.as_ref();
         let parts = Parts { machine, image, disk: Path::new(DISK) };
         let running = match (saved, template) {
-            (Some(saved), _) => wake(&vmm, &parts, saved, size).map_err(|error| about("what was saved", &error)),
+            (Some(saved), _) => wake((kind, vmm), &parts, saved, size).map_err(|error| about("what was saved", &error)),
             (None, template) => {
                 let (begin, disk) = match template {
                     Some(Template::Use(file)) => {
@@ -223,7 +224,9 @@ impl Keeper {
                                     self.tell_made(machine);
                                 }
                                 News::Up(_) if self.saving.is_some() => {
-                                    self.save(&vmm, &parts)?;
+                                    if let Some(port) = self.save((kind, vmm), &parts)? {
+                                        relay.begin_anew(port);
+                                    }
                                     relay.mux.resume(&own(machine, true)?);
                                 }
                                 News::Serves => serves = true,
@@ -237,12 +240,12 @@ impl Keeper {
         }
     }
 
-    /// The machine stands still: gives all of it to whoever wants it. Comes back when it runs again.
-    fn save(&mut self, vmm: &impl Vmm, parts: &Parts<'_>) -> io::Result<()> {
-        let (Some((to, stays)), Some(running)) = (self.saving.take(), &mut self.running) else { return Ok(()) };
+    /// The machine stands still: gives all of it to whoever wants it. Comes back when it runs again, with its port where that is another.
+    fn save(&mut self, (kind, vmm): (Kind, &dyn Vmm), parts: &Parts<'_>) -> io::Result<Option<OwnedFd>> {
+        let (Some((to, stays)), Some(running)) = (self.saving.take(), &mut self.running) else { return Ok(None) };
         let mut to = saved::patient(to)?;
         let disk = File::open(parts.disk)?;
-        let written = saved::write(&mut to, &of_what(parts), |pipe| vmm.save(parts, running, pipe), &disk);
+        let written = saved::write(&mut to, &of_what(kind, parts), |pipe| vmm.save(parts, running, pipe), &disk);
         // Who had not all of it sees that by its end.
         let is_taken = written.is_ok() && !stays && matches!(to.read(&mut [0; 1]), Ok(1));
         if is_taken {
@@ -254,7 +257,8 @@ impl Keeper {
                 }
             }
         }
-        vmm.go_on(parts, running)
+        let is_new = vmm.go_on(parts, running)?;
+        is_new.then(|| running.port.try_clone()).transpose()
     }
 
     fn wait(&self, relay: &Relay) -> io::Result<Vec<(Owner, PollFlags)>> {
@@ -363,15 +367,15 @@ fn how(status: WaitStatus) -> String {
 }
 
 /// What must be the same of a machine that was saved, and of the one that goes on from it.
-fn of_what(parts: &Parts<'_>) -> String {
-    format!("1 qemu {}", parts.machine.words().join(" "))
+fn of_what(vmm: Kind, parts: &Parts<'_>) -> String {
+    format!("1 {} {}", vmm.word(), parts.machine.words().join(" "))
 }
 
 /// Has a machine go on where it was saved.
-fn wake(vmm: &impl Vmm, parts: &Parts<'_>, saved: OwnedFd, size: u64) -> io::Result<Running> {
+fn wake((kind, vmm): (Kind, &dyn Vmm), parts: &Parts<'_>, saved: OwnedFd, size: u64) -> io::Result<Running> {
     let disk = empty_disk(size)?;
     let begin = |pipe: &OwnedFd| vmm.begin(parts, &Begin::Wake(pipe));
-    let mut running = saved::read(saved::patient(saved)?, &of_what(parts), begin, (&disk, size))?;
+    let mut running = saved::read(saved::patient(saved)?, &of_what(kind, parts), begin, (&disk, size))?;
     vmm.go_on(parts, &mut running)?;
     Ok(running)
 }

@@ -3,6 +3,8 @@
 use sandpool_core::limits::Limits;
 use sandpool_wire::agent::Runtime;
 
+use crate::vmm::Kind;
+
 /// Memory that a VMM needs for itself, in bytes: QEMU's own, its translated code where it emulates, and the buffers of streams.
 const VMM_MEMORY: u64 = 192 << 20;
 
@@ -64,16 +66,21 @@ impl Machine {
     }
 
     /// What the process-level sandbox around it may use: the machine with its disk, which is a file in that one's memory, and
-    /// its VMM.
+    /// its VMM. One that writes a machine to files alone needs the memory once more while it saves.
     #[must_use]
-    pub fn around(&self) -> Limits {
+    pub fn around(&self, vmm: Kind) -> Limits {
         let Limits { memory, cpu_milli, data, .. } = self.limits;
+        let saved = match vmm {
+            Kind::Qemu => 0,
+            Kind::Firecracker | Kind::CloudHypervisor => memory,
+        };
+        let sum = memory.saturating_add(data).saturating_add(VMM_MEMORY).saturating_add(saved);
         Limits {
-            memory: memory.saturating_add(data).saturating_add(VMM_MEMORY),
+            memory: sum,
             pids: VMM_PROCESSES,
             cpu_milli,
             // A template's file holds the memory and what the devices are like (RS5).
-            data: data.saturating_add(16 << 20).max(memory.saturating_add(VMM_MEMORY)),
+            data: data.saturating_add(16 << 20).saturating_add(saved).max(memory.saturating_add(VMM_MEMORY)),
             tmp: 1 << 20,
         }
     }

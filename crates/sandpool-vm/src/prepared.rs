@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
+use crate::vmm::Kind;
 
 /// The level's name where the processor is emulated.
 pub const EMULATED: &str = "microvm-emulated (not a boundary)";
@@ -19,12 +20,16 @@ const FILE: &str = "prepared.json";
 pub struct Prepared {
     /// The VMM's root, below the images.
     pub root: PathBuf,
-    /// The VMM, as it names itself.
+    /// The VMM with its version, for people.
     pub vmm: String,
+    /// Which that is.
+    pub kind: Kind,
     /// The guests' kernel: its release.
     pub kernel: String,
     /// The processor is emulated: then a machine is no boundary.
     pub is_emulated: bool,
+    /// Why the host's processors are not used, where nobody wanted that.
+    pub no_kvm: Option<String>,
     /// Whose kernel the host runs, as root sees it.
     pub host: Identity,
 }
@@ -86,8 +91,8 @@ mod tests {
     fn kernels_are_told_apart_by_their_numbers() {
         let forbids = |kernel: &str| {
             let kernel = kernel.to_owned();
-            let host = Identity::here().unwrap();
-            Prepared { root: "/".into(), vmm: String::new(), kernel, is_emulated: true, host }.forbids_ports()
+            let (vmm, kind, host) = (String::new(), Kind::Qemu, Identity::here().unwrap());
+            Prepared { root: "/".into(), vmm, kind, kernel, is_emulated: true, no_kvm: None, host }.forbids_ports()
         };
         assert!(!forbids("6.1.0-56-cloud-amd64") && !forbids("5.10.0") && !forbids("") && !forbids("6"));
         assert!(forbids("6.12.9+deb13-cloud-amd64") && forbids("6.7.0") && forbids("7.0"));

@@ -80,6 +80,14 @@ impl Relay {
         Self { mux: Mux::new(side), port, sockets, heard, agent: None, leads_out: false }
     }
 
+    /// Goes on with another port, on which nothing was said yet. All streams of the old one end.
+    pub fn begin_anew(&mut self, port: OwnedFd) {
+        (self.mux, self.port) = (Mux::new(self.mux.side()), port);
+        self.sockets.clear();
+        self.heard.clear();
+        self.agent = None;
+    }
+
     /// From now on, streams that the other end opens are given to the agent at this control socket. Before, they are refused.
     pub fn serve(&mut self, agent: OwnedFd) {
         self.agent = Some(agent);

@@ -4,6 +4,7 @@
 //! does, first of all, since no OCI runtime can.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -64,10 +65,11 @@ pub fn ruleset(ports: bool) -> Result<RulesetCreated, RulesetError> {
 }
 
 /// LL1, LL2: puts the calling thread, and all that it starts, under the policy of a sandbox, whose file system is that of the thread.
+/// `lent` is a file from elsewhere that may be read.
 ///
 /// # Errors
 /// Where the kernel cannot, or a sandbox's directory is not there: then the thread must not go on.
-pub fn restrict(policy: Policy) -> io::Result<()> {
+pub fn restrict(policy: Policy, lent: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let other = |error: RulesetError| io::Error::other(error);
     let all = AccessFs::from_all(NEWEST);
     let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
@@ -79,6 +81,9 @@ pub fn restrict(policy: Policy) -> io::Result<()> {
         for port in sandpool_sys::network::PORTS {
             rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(other)?;
         }
+    }
+    if let Some(lent) = lent {
+        rules = rules.add_rule(PathBeneath::new(lent, AccessFs::ReadFile)).map_err(other)?;
     }
     rules
         .add_rule(PathBeneath::new(open("/")?, if policy.is_container { all & !devices } else { read }))

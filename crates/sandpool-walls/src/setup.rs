@@ -140,6 +140,10 @@ pub struct Blueprint<'a> {
     pub filters: &'a Filters,
     /// What leads out of it.
     pub way_out: WayOut<'a>,
+    /// For a VMM: what runs guests on this host's processors, which becomes `/dev/kvm` (FS5). A file system with that node alone.
+    pub kvm: Option<BorrowedFd<'a>>,
+    /// A file that is out of its sight, which whoever has it as a descriptor may also open anew, for reading.
+    pub lent: Option<BorrowedFd<'a>>,
 }
 
 impl Blueprint<'_> {
@@ -244,7 +248,7 @@ pub fn build(blueprint: &Blueprint<'_>, tree: Option<OwnedFd>) -> io::Result<()>
     sandbox::redirect_standard_streams(null)?;
     privileges().map_err(step("privileges"))?;
     tie()?;
-    landlock::restrict(blueprint.policy()).map_err(step("Landlock"))
+    landlock::restrict(blueprint.policy(), blueprint.lent).map_err(step("Landlock"))
 }
 
 /// What ends with the launcher, gains no privilege, and shares no core with others.
@@ -516,6 +520,12 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
         fs::write(format!("root/dev/{device}"), "")?;
         let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec;
         bind(&format!("/dev/{device}"), &format!("root/dev/{device}"), quiet)?;
+    }
+    if let Some(kvm) = blueprint.kvm {
+        make_directory("device")?;
+        attach(kvm, "device")?;
+        fs::write("root/dev/kvm", "")?;
+        bind("device/kvm", "root/dev/kvm", MountAttrFlags::MOUNT_ATTR_NOSUID | no_exec)?;
     }
     for (name, target) in [
         ("fd", "/proc/self/fd"),

@@ -196,7 +196,8 @@ fn prepare(images: &Path, rootfs: &Path) -> Result<String, Failure> {
 
 /// Prepares what machines of these images need and is not there yet.
 pub(crate) fn machines(images: &Path, rootfs: &[&Path]) -> Result<(), Failure> {
-    let prepared = sandpool_vm::build::prepare(images, rootfs, crate::AGENT);
+    let wanted = sandpool_vm::found::Wanted::default();
+    let prepared = sandpool_vm::build::prepare(images, rootfs, crate::AGENT, &wanted);
     prepared.map(drop).map_err(|error| Failure::new("machines cannot be prepared").because(error))
 }
 

@@ -276,6 +276,8 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
             is_container: false,
             filters: &filters,
             way_out: WayOut::None,
+            kvm: None,
+            lent: None,
         };
         setup::build(&blueprint, None)?;
         filters.install()

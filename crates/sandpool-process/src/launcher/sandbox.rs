@@ -323,6 +323,8 @@ impl Launcher {
                         (None, Some(_)) => WayOut::FilesOnly,
                         (None, None) => WayOut::None,
                     },
+                    kvm: None,
+                    lent: pool.machine.as_ref().map(|machine| machine.image.as_fd()),
                 };
                 // The launcher's ends, so that its death is seen here.
                 drop((control, go_out));
@@ -348,7 +350,9 @@ impl Launcher {
                         return say(&format!("its control groups: {error}"));
                     }
                     drop(entrance);
-                    let Some(tree) = told_to_go(&go_in) else { return };
+                    let Some(given) = told_to_go(&go_in) else { return };
+                    let (kvm, tree) = if pool.machine.is_some() { (given, None) } else { (None, given) };
+                    let blueprint = Blueprint { kvm: kvm.as_ref().map(AsFd::as_fd), ..blueprint };
                     let start = || -> io::Result<String> {
                         let zygote = match (&zygote, &pool.zygote) {
                             (Some(file), _) => Some(Zygote::Freeze(file.try_clone()?)),
@@ -410,8 +414,12 @@ impl Launcher {
                 watch(alarm, End::Alarm, *flags | epoll::EventFlags::ONESHOT)?;
             }
             // Its own root needs the image's files to be its own: only we can say so.
-            let tree =
+            let given =
                 match (pool.runtime, &pool.machine) {
+                    (_, Some(machine)) if machine.has_kvm => {
+                        let node = super::kvm::node(super::slots::first_id(slot) + sandpool_walls::setup::WORKLOAD);
+                        Some(node.map_err(|error| io::Error::other(format!("its machine cannot run: {error}")))?)
+                    }
                     (Runtime::Container, None) => {
                         let namespace = std::fs::File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))?;
                         let tree = sys::mapped_tree(&pool.rootfs, &namespace);
@@ -421,7 +429,7 @@ impl Launcher {
                     }
                     _ => None,
                 };
-            let fds: Vec<_> = tree.iter().map(AsFd::as_fd).collect();
+            let fds: Vec<_> = given.iter().map(AsFd::as_fd).collect();
             sandpool_sys::packet::send(&go_out, b"!", &fds)
         });
         if let Err(error) = released {

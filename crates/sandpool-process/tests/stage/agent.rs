@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sandpool_vm::found::{Choice, Wanted};
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the static agent, as the binary's build does.
@@ -23,6 +25,13 @@ pub(crate) fn build(target: &Path) -> io::Result<PathBuf> {
     } else {
         Err(io::Error::other("no agent"))
     }
+}
+
+/// What is to run machines, by an environment variable: QEMU without the host's processors, if nothing is said, which every host has.
+#[allow(dead_code, reason = "other tests have no machines")]
+pub(crate) fn vmm() -> Result<Wanted, String> {
+    let word = std::env::var("SANDPOOL_TEST_VMM").unwrap_or_else(|_| Choice::QemuEmulated.word().to_owned());
+    Ok(Wanted { vmm: Some(word.parse()?), ..Wanted::default() })
 }
 
 /// The image `shell`, made once below `images`.

@@ -96,8 +96,8 @@ fn start(name: &str, images: &[&str], after: impl FnOnce(&Watcher) -> Outcome<()
     if level::are_machines() {
         let roots: Vec<_> = watcher.images.iter().skip(1).step_by(2).map(Path::new).collect();
         let store = roots.first().map_or(Path::new("/"), |rootfs| store_of(rootfs));
-        let agent = std::fs::read(&watcher.agent)?;
-        if let Err(error) = sandpool_vm::build::prepare(store, &roots, &agent) {
+        let program = std::fs::read(&watcher.agent)?;
+        if let Err(error) = sandpool_vm::build::prepare(store, &roots, &program, &agent::vmm()?) {
             return skip(name, &error.to_string());
         }
     }

@@ -141,12 +141,12 @@ async fn between(stage: &mut Stage, node: &Arc<Node>, neighbour: &Session, pool:
     let is_apart = common.is_empty() && words(&one).len() == 9;
     stage
         .judge(&format!("{group}::ZG1-nothing-drawn-twice"), (!is_apart).then(|| format!("{common:?} {}", seen(&one))));
-    // Nor have addresses and hashes, unless both started from one zygote.
+    // Nor have addresses and hashes, unless both started from one zygote, or went on from one machine.
     let lie = "tell(hash('x'), id(libc), \
                [line for line in text('/proc/self/maps').splitlines() if 'libc.so' in line or 'zygote' in line][0])";
     let (one, two) = (neighbour.code(lie, 30).await?, session.code(lie, 30).await?);
     let common = words(&one).into_iter().zip(words(&two)).filter(|(one, two)| one == two).count();
-    if pool == "python" {
+    if pool == "python" && !stage::level::are_machines() {
         let problem = (common > 0 || words(&one).len() != 3).then(|| format!("{} {}", seen(&one), seen(&two)));
         stage.judge(&format!("{group}::ZG1-no-address-and-no-hash-in-common"), problem);
     } else {
@@ -187,6 +187,11 @@ async fn renewed(stage: &Stage, node: &Arc<Node>) -> Outcome<()> {
     Err(format!("all of 20 sessions had the old layout, or one another's not: {new:?}").into())
 }
 
+/// How long an attack may take: an emulated processor is slower.
+fn patience(attack: &Loud) -> u64 {
+    attack.seconds * if stage::level::are_machines() { 4 } else { 1 }
+}
+
 async fn one_loud(node: &Arc<Node>, attack: &Loud, neighbour: &Session, pool: &str) -> Outcome<()> {
     let session = Session::open(node, pool, "loud").await?;
     let tools = session.code(&format!("{TOOLS}\nkept = 7"), 30).await?;
@@ -198,7 +203,7 @@ async fn one_loud(node: &Arc<Node>, attack: &Loud, neighbour: &Session, pool: &s
         let answer = neighbour.code("tell(6 * 7)", 20).await?;
         same("42", &answer).map_or(Ok(()), |problem| Err(format!("the neighbour: {problem}").into()))
     };
-    let (attacked, during): (_, Outcome<()>) = tokio::join!(session.code(attack.code, attack.seconds), during);
+    let (attacked, during): (_, Outcome<()>) = tokio::join!(session.code(attack.code, patience(attack)), during);
     during?;
     let was_told = attacked.as_ref().is_ok_and(|run| run.state_lost);
     match attacked {

@@ -1,9 +1,5 @@
 //! QEMU's machine type `microvm`: a processor, memory, and devices over virtio-mmio.
 //!
-//! ```text
-//! template file:  memory of the machine | MAGIC, length of what follows | state of its devices     (u64 each, little endian)
-//! ```
-//!
 //! A template is made as VM templating does it: the memory is a shared file, so that migration (`x-ignore-shared`) writes the
 //! devices' state alone. Restored machines map the same file, each privately. What is saved of a machine is its migration, memory
 //! and all.
@@ -11,25 +7,16 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
-use sandpool_sys::workload::{self, Identity, Workload};
-use sandpool_walls::setup::WORKLOAD;
 use serde_json::{Value, json};
 
-use super::{Begin, INITRD, KERNEL, Parts, Platform, Running, Vmm};
-
-/// Behind the memory in a template's file.
-const MAGIC: u64 = u64::from_le_bytes(*b"sandpvm2");
-
-/// The longest state of devices, in bytes. It has been 60 KiB.
-const MAX_STATE: usize = 32 << 20;
+use super::template::{self, MAX_STATE};
+use super::{Begin, INITRD, KERNEL, Kind, Parts, Place, Platform, Running, Vmm, told};
 
 /// The longest wait for an answer to an order.
 const ORDER: Duration = Duration::from_secs(60);
@@ -50,18 +37,17 @@ const MEMORY: i32 = 5;
 const ORDERS: i32 = 6;
 const STATE: i32 = 7;
 
-/// Where the distribution puts it.
-pub const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
-
-/// QEMU, as it is found below the root.
+/// QEMU.
 #[derive(Clone, Debug)]
-pub struct Qemu {
+pub(super) struct Qemu {
     /// What its machines have in common.
-    pub platform: Platform,
+    pub(super) platform: Platform,
+    /// Where it is.
+    pub(super) place: Place,
 }
 
 /// Its arguments. All of them are made of numbers and of names that are written here.
-fn arguments(platform: &Platform, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<String> {
+fn arguments(platform: &Platform, place: &Place, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<String> {
     let memory = parts.machine.memory();
     let disk = parts.disk.display();
     let backend = match how {
@@ -82,12 +68,9 @@ fn arguments(platform: &Platform, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<Str
     } else {
         ("off", String::new())
     };
-    let told = format!(
-        "{ticks}quiet panic=-1 reboot=t apparmor=0 audit=0 cryptomgr.notests random.trust_cpu=on sandpool={}",
-        parts.machine.words().join(",")
-    );
+    // It takes a processor that stumbles thrice for the end.
+    let told = told(&parts.machine, &format!("{ticks}reboot=t"));
     let mut arguments: Vec<String> = [
-        PROGRAM,
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
@@ -109,8 +92,8 @@ fn arguments(platform: &Platform, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<Str
     pair("-smp", parts.machine.processors().to_string());
     pair("-m", format!("{}M", memory >> 20));
     pair("-object", backend);
-    pair("-kernel", KERNEL.to_owned());
-    pair("-initrd", INITRD.to_owned());
+    pair("-kernel", place.part(KERNEL).display().to_string());
+    pair("-initrd", place.part(INITRD).display().to_string());
     pair("-append", told);
     pair("-add-fd", format!("fd={IMAGE},set=1"));
     let image = "driver=file,filename=/dev/fdset/1,read-only=on,locking=off,node-name=image,cache.no-flush=on";
@@ -138,9 +121,6 @@ fn arguments(platform: &Platform, parts: &Parts<'_>, how: &Begin<'_>) -> Vec<Str
 impl Vmm for Qemu {
     fn begin(&self, parts: &Parts<'_>, how: &Begin<'_>) -> io::Result<Running> {
         let (port, machines_port) = pair()?;
-        let (words, said) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // What it writes it waits for.
-        rustix::io::ioctl_fionbio(&said, false)?;
         let (orders, its_orders) = pair()?;
         rustix::io::ioctl_fionbio(&orders, false)?;
         let mut pass = vec![(machines_port, PORT), (parts.image.try_clone()?, IMAGE), (its_orders, ORDERS)];
@@ -148,21 +128,14 @@ impl Vmm for Qemu {
             pass.push((file.try_clone()?, MEMORY));
         }
         match how {
-            Begin::Restore(file) => pass.push((state_of(file, parts.machine.memory())?, STATE)),
+            Begin::Restore(file) => {
+                let (state, _) = template::state_of(Kind::Qemu, file, parts.machine.memory())?;
+                pass.push((state.into(), STATE));
+            }
             Begin::Wake(from) => pass.push((from.try_clone()?, STATE)),
             Begin::Boot | Begin::Template(_) => {}
         }
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let pid = workload::spawn(Workload {
-            argv: arguments(&self.platform, parts, how).into_iter().map(Into::into).collect(),
-            file: None,
-            env: vec![("PATH".into(), "/usr/bin".into()), ("TMPDIR".into(), "/tmp".into())],
-            directory: "/".into(),
-            identity: Some(Identity { uid: WORKLOAD, gid: WORKLOAD }),
-            stdio: [null.try_clone()?, said.try_clone()?, said],
-            pass,
-            terminal: false,
-        })?;
+        let (pid, words) = self.place.spawn(arguments(&self.platform, &self.place, parts, how), pass)?;
         let mut orders = Orders::greet(UnixStream::from(orders))?;
         match how {
             Begin::Boot => {}
@@ -176,29 +149,24 @@ impl Vmm for Qemu {
                 orders.give(&json!({"execute": "migrate-incoming", "arguments": from}), None)?;
             }
         }
-        Ok(Running { pid, port, words, orders })
+        Ok(Running { pid, port, words, orders: super::Orders::Qemu(orders) })
     }
 
     fn snapshot(&self, parts: &Parts<'_>, running: &mut Running, file: &OwnedFd) -> io::Result<()> {
         // It is stopped when it has been written, and not before: what was stopped does not go on by itself.
         let (state, its) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        running.orders.begin_migration(its.as_fd())?;
+        let orders = orders_of(running)?;
+        orders.begin_migration(its.as_fd())?;
         drop(its);
         let mut bytes = Vec::new();
         // To its end: QEMU closes its own when it is done, whatever came of it.
         File::from(state).take(MAX_STATE as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() > MAX_STATE {
-            return Err(io::Error::other("the state of the devices is too long"));
-        }
-        running.orders.end_migration()?;
-        let file = File::from(file.try_clone()?);
-        let header = [MAGIC.to_le_bytes(), (bytes.len() as u64).to_le_bytes()].concat();
-        file.write_all_at(&header, parts.machine.memory())?;
-        file.write_all_at(&bytes, parts.machine.memory() + HEADER)
+        orders.end_migration()?;
+        template::complete(Kind::Qemu, file, parts.machine.memory(), &bytes)
     }
 
     fn save(&self, _: &Parts<'_>, running: &mut Running, to: &OwnedFd) -> io::Result<()> {
-        let orders = &mut running.orders;
+        let orders = orders_of(running)?;
         orders.give(&json!({"execute": "stop"}), None)?;
         orders.allow("x-ignore-shared", false)?;
         let fast = json!({"max-bandwidth": BANDWIDTH});
@@ -207,33 +175,23 @@ impl Vmm for Qemu {
         orders.end_migration()
     }
 
-    fn go_on(&self, _: &Parts<'_>, running: &mut Running) -> io::Result<()> {
+    fn go_on(&self, _: &Parts<'_>, running: &mut Running) -> io::Result<bool> {
+        let orders = orders_of(running)?;
         // What was stopped when it was written is stopped again once it is whole, whatever was ordered before.
-        if running.orders.is_waking {
-            running.orders.end_migration()?;
+        if orders.is_waking {
+            orders.end_migration()?;
         }
-        running.orders.is_waking = false;
-        running.orders.give(&json!({"execute": "cont"}), None).map(drop)
+        orders.is_waking = false;
+        orders.give(&json!({"execute": "cont"}), None)?;
+        Ok(false)
     }
 }
 
-/// Bytes before a template's state of devices.
-const HEADER: u64 = 16;
-
-/// A template's state of devices: the file, open anew where that begins.
-fn state_of(file: &OwnedFd, memory: u64) -> io::Result<OwnedFd> {
-    let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let mut header = [0; 16];
-    let is_none = || io::Error::new(io::ErrorKind::InvalidData, "this is no template of such a machine");
-    file.read_exact_at(&mut header, memory).map_err(|_| is_none())?;
-    let (magic, length) = header.split_at(8);
-    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
-    let begins = memory + HEADER;
-    if number(magic) != MAGIC || number(length) > MAX_STATE as u64 || begins + number(length) > file.metadata()?.len() {
-        return Err(is_none());
+fn orders_of(running: &mut Running) -> io::Result<&mut Orders> {
+    match &mut running.orders {
+        super::Orders::Qemu(orders) => Ok(orders),
+        super::Orders::Api(..) => Err(io::ErrorKind::InvalidInput.into()),
     }
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(begins))?;
-    Ok(file.into())
 }
 
 /// A connected pair; the first does not block.
