@@ -144,3 +144,32 @@ fn words(running: &Running) -> String {
     let said = String::from_utf8_lossy(&said);
     said.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::vmm::Kind;
+
+    use super::*;
+
+    #[test]
+    fn what_came_of_a_trial_is_kept_until_the_host_boots_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        fs::write(&image, "").unwrap();
+        let stale = r#"{"another-boot QEMU": {"up": 300}}"#;
+        fs::write(directory.path().join(FILE), stale).unwrap();
+        let platform = Platform { vmm: Kind::Qemu, is_emulated: false, tsc_khz: 0 };
+        let tried = |of_what: &str, program: &str| {
+            let place = Place { program: program.into(), identity: None, ..Place::inside(Kind::Qemu) };
+            run(directory.path(), of_what, &platform, place, &image).unwrap_err()
+        };
+        // One that ends at once, and is not tried again ...
+        let why = tried("QEMU 1", "/usr/bin/false");
+        assert_eq!(tried("QEMU 1", "/nowhere"), why);
+        // ... as long as it is the same.
+        assert_ne!(tried("QEMU 2", "/nowhere"), why);
+        let kept = fs::read_to_string(directory.path().join(FILE)).unwrap();
+        assert!(kept.contains("QEMU 1") && kept.contains("QEMU 2") && !kept.contains("another-boot"), "{kept}");
+        assert!(!directory.path().join("trial").exists());
+    }
+}

@@ -117,6 +117,9 @@ pub(crate) enum Command {
         /// The directory of images
         #[arg(long)]
         images: PathBuf,
+        /// What runs machines, as JSON
+        #[arg(long)]
+        machines: String,
         /// Who is heard
         #[arg(long)]
         user: u32,

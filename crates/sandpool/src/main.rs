@@ -67,7 +67,9 @@ fn dispatch(cli: Cli, log: &LogLayer) -> Result<ExitCode, Failure> {
         Command::Serve(serve) => return commands::up::serve(&context, &serve, home_asked, log_format),
         Command::Server { plan } => return Ok(server::run(&context, &plan, log)),
         Command::Unpack => return Ok(unpack::run()),
-        Command::Puller { images, user, parent } => return Ok(puller::run(&images, user, parent)),
+        Command::Puller { images, machines, user, parent } => {
+            return Ok(puller::run(&images, &machines, user, parent));
+        }
         Command::Egress { records, limits } => return Ok(egress::run(&records, &limits)),
         Command::Down(down) => commands::down::run(&context, &down),
         Command::Doctor(doctor) => commands::doctor::run(&context, &doctor),

@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use sandpool_image::Store;
 use sandpool_oci::blobs::Blobs;
 use sandpool_oci::registry;
+use sandpool_vm::found::Wanted;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::{error, info};
@@ -70,7 +71,7 @@ enum News {
 ///
 /// # Errors
 /// Where the socket cannot be made, or the process not be started.
-pub(crate) fn start(home: &Home, images: &Path, server: (u32, u32)) -> Result<(), Failure> {
+pub(crate) fn start(home: &Home, images: &Path, machines: &Wanted, server: (u32, u32)) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new("what pulls images cannot be started").because(error);
     let listener = listen(&home.run(), server.1).map_err(failed)?;
     let program = std::env::current_exe().map_err(failed)?;
@@ -80,6 +81,7 @@ pub(crate) fn start(home: &Home, images: &Path, server: (u32, u32)) -> Result<()
         .arg("__puller")
         .arg("--images")
         .arg(images)
+        .args(["--machines", &serde_json::to_string(machines).map_err(std::io::Error::from).map_err(failed)?])
         .args(["--user", &server.0.to_string()])
         .args(["--parent", &std::process::id().to_string()])
         .stdin(Stdio::from(OwnedFd::from(listener)))
@@ -117,7 +119,8 @@ impl Place {
 }
 
 /// The process itself.
-pub(crate) fn run(images: &Path, user: u32, parent: i32) -> ExitCode {
+pub(crate) fn run(images: &Path, machines: &str, user: u32, parent: i32) -> ExitCode {
+    let Ok(wanted) = serde_json::from_str::<Wanted>(machines) else { return ExitCode::FAILURE };
     // With the launcher ends all that it has; one that has ended already has another process in its place.
     let ends = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let is_there = rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent);
@@ -134,16 +137,16 @@ pub(crate) fn run(images: &Path, user: u32, parent: i32) -> ExitCode {
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         busy.fetch_add(1, Ordering::SeqCst);
-        let (images, busy) = (images.to_owned(), Arc::clone(&busy));
+        let (images, wanted, busy) = (images.to_owned(), wanted.clone(), Arc::clone(&busy));
         std::thread::spawn(move || {
-            serve(&images, &stream);
+            serve(&images, &wanted, &stream);
             busy.fetch_sub(1, Ordering::SeqCst);
         });
     }
     ExitCode::SUCCESS
 }
 
-fn serve(images: &Path, stream: &UnixStream) {
+fn serve(images: &Path, wanted: &Wanted, stream: &UnixStream) {
     let mut line = Vec::new();
     let read = BufReader::new(stream.take(MAX_LINE)).read_until(b'\n', &mut line);
     let order = read.ok().and_then(|_| serde_json::from_slice::<Order>(&line).ok());
@@ -154,7 +157,7 @@ fn serve(images: &Path, stream: &UnixStream) {
             let pulled = get(images, &reference, credentials, key, &told);
             (format!("pulling {reference}"), pulled)
         }
-        Order::Machines { rootfs } => (format!("machines of {}", rootfs.display()), prepare(images, &rootfs)),
+        Order::Machines { rootfs } => (format!("machines of {}", rootfs.display()), prepare(images, &rootfs, wanted)),
     };
     let news = match done {
         Ok(name) => {
@@ -183,21 +186,20 @@ fn say(mut stream: &UnixStream, news: &News) {
 }
 
 /// Makes machines of an image possible. Answers the image's digest.
-fn prepare(images: &Path, rootfs: &Path) -> Result<String, Failure> {
+fn prepare(images: &Path, rootfs: &Path, wanted: &Wanted) -> Result<String, Failure> {
     // The server names it, which is not trusted with more than what images are.
     let inside = rootfs.strip_prefix(images).ok().map(|inside| inside.components().collect::<Vec<_>>());
     let digest = match inside.as_deref() {
         Some([Component::Normal(digest), Component::Normal(root)]) if *root == "rootfs" => digest.to_string_lossy(),
         _ => return Err(Failure::new(format!("{} is no image", rootfs.display()))),
     };
-    machines(images, &[rootfs])?;
+    machines(images, &[rootfs], wanted)?;
     Ok(digest.into_owned())
 }
 
 /// Prepares what machines of these images need and is not there yet.
-pub(crate) fn machines(images: &Path, rootfs: &[&Path]) -> Result<(), Failure> {
-    let wanted = sandpool_vm::found::Wanted::default();
-    let prepared = sandpool_vm::build::prepare(images, rootfs, crate::AGENT, &wanted);
+pub(crate) fn machines(images: &Path, rootfs: &[&Path], wanted: &Wanted) -> Result<(), Failure> {
+    let prepared = sandpool_vm::build::prepare(images, rootfs, crate::AGENT, wanted);
     prepared.map(drop).map_err(|error| Failure::new("machines cannot be prepared").because(error))
 }
 

@@ -16,6 +16,7 @@ pub(crate) use sandpool_objects::Size;
 use sandpool_objects::pool::default_pools;
 use sandpool_objects::{Fault, PoolObject};
 use sandpool_process::oci::{OciRuntime, OciSettings};
+use sandpool_vm::found::Wanted;
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
@@ -71,6 +72,9 @@ pub(crate) struct Settings {
     /// The OCI runtimes of pools with `isolation: container`, where they are not in the usual places or need a word.
     #[serde(default)]
     pub(crate) oci_runtimes: BTreeMap<OciRuntime, OciSettings>,
+    /// What runs the machines of pools with `isolation: microvm`.
+    #[serde(default)]
+    pub(crate) machines: Wanted,
     /// The pools.
     #[serde(default = "default_pools")]
     pub(crate) pools: Vec<PoolObject>,
@@ -251,6 +255,7 @@ impl Default for Settings {
             metrics: MetricsSettings::default(),
             telemetry: telemetry::TelemetrySettings::default(),
             oci_runtimes: BTreeMap::new(),
+            machines: Wanted::default(),
             pools: default_pools(),
         }
     }
@@ -312,6 +317,14 @@ impl Settings {
                     let why = format!("{} is no absolute path below /", path.display());
                     return Err(value(format!("ociRuntimes.{}.{field}", runtime.word()), why));
                 }
+            }
+        }
+        if let Some(path) = &self.machines.path {
+            if !path.is_absolute() {
+                return Err(value("machines.path", format!("{} is no absolute path", path.display())));
+            }
+            if self.machines.vmm.is_none() {
+                return Err(value("machines.path", "whose program is it? machines.vmm says so".to_owned()));
             }
         }
         if self.pools.is_empty() {

@@ -89,7 +89,8 @@ pub(crate) fn prepare(store: &Store, settings: &Settings) -> Result<Images, Fail
             "Preparing machines: a guest kernel, and images as disks. What is not there yet takes some seconds.",
         );
         // A host that cannot have machines is without these pools, which say why; the others are there.
-        if let Err(failure) = crate::puller::machines(store.directory(), &roots.into_iter().collect::<Vec<_>>()) {
+        let roots: Vec<_> = roots.into_iter().collect();
+        if let Err(failure) = crate::puller::machines(store.directory(), &roots, &settings.machines) {
             print::note(&failure.to_string());
         }
     }

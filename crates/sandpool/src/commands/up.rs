@@ -150,7 +150,7 @@ fn start(start: &Start) -> Result<ExitCode, Failure> {
     let mut settings = start.settings.clone();
     let trust = secrets::install(home, &mut settings, egress)?;
     write_run_files(start, settings, &record, &images, server)?;
-    crate::puller::start(home, store.directory(), server)?;
+    crate::puller::start(home, store.directory(), &start.settings.machines, server)?;
     let config = LauncherConfig {
         agent: crate::AGENT,
         home: home.path().to_owned(),

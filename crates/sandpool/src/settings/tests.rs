@@ -73,7 +73,7 @@ fn unknown_keys_are_errors_that_name_their_path() {
     check(
         "listn: 127.0.0.1:1",
         &expect![
-            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `previewHost`, `egressLimits`, `metrics`, `telemetry`, `ociRuntimes`, `pools`"
+            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `previewHost`, `egressLimits`, `metrics`, `telemetry`, `ociRuntimes`, `machines`, `pools`"
         ],
     );
     check(
@@ -117,6 +117,12 @@ fn values_of_the_wrong_kind_are_errors_that_name_their_path() {
             "pools[0].spec.containerType: unknown variant `Ruby`, expected one of `PythonLTS`, `NodeLTS`, `Shell`, `CustomContainer` at line 1 column 58"
         ],
     );
+    check(
+        "machines: { vmm: xen }",
+        &expect![
+            "machines.vmm: unknown variant `xen`, expected one of `qemu`, `qemu-emulated`, `firecracker`, `cloud-hypervisor` at line 1 column 18"
+        ],
+    );
     check("pools: [ { metadata: { name: p } } ]", &expect!["pools[0]: missing field `spec` at line 1 column 10"]);
     check("- a list", &expect!["invalid type: sequence, expected struct Settings"]);
 }
@@ -124,6 +130,11 @@ fn values_of_the_wrong_kind_are_errors_that_name_their_path() {
 #[test]
 fn values_out_of_range_are_errors_that_name_their_path() {
     check("pools: []", &expect!["pools: there must be one at least"]);
+    check(
+        "machines: { vmm: firecracker, path: firecracker }",
+        &expect!["machines.path: firecracker is no absolute path"],
+    );
+    check("machines: { path: /opt/firecracker }", &expect!["machines.path: whose program is it? machines.vmm says so"]);
     check(
         &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { lifecycleType: OnContainerExit } }"),
         &expect![
