@@ -61,7 +61,8 @@ pub struct Config {
     /// The socket on which streams arrive: SEQPACKET, and one descriptor in each message. `D` is a stream to the agent; `P` and a port in two
     /// bytes asks for a connection to that port, which is handed over on the stream ([`crate::port`]). `R` comes
     /// from the first program of a machine: this is another sandbox from here on, that goes on from where one stood. Where a stream comes with
-    /// it, the interpreter's process id is said there at once (i32, little endian; 0 for none), and one byte when that has been renewed.
+    /// it, the interpreter's process id is said there at once (i32, little endian; 0 for none, or for one that runs code and cannot be renewed
+    /// before that ends), and one byte when that has been renewed.
     pub control: OwnedFd,
     /// Whom programs and the interpreter run as. `None` is for tests only: they stay what the agent is.
     pub identity: Option<Identity>,
@@ -343,9 +344,9 @@ impl Agent {
         self.boot_id = (u128::from(random()) << 64 | u128::from(random())).to_le_bytes();
         self.is_activated = false;
         self.streams.clear();
-        let pid = self.interpreter.as_ref().and_then(Interpreter::pid);
+        let pid = self.interpreter.as_ref().filter(|interpreter| !interpreter.is_running()).and_then(Interpreter::pid);
         if let Some(interpreter) = &mut self.interpreter {
-            interpreter.renew();
+            interpreter.renew(asked.is_some());
         }
         // Whoever does not listen goes on without it.
         self.renewing = asked.filter(|asked| rustix::io::write(asked, &pid.unwrap_or(0).to_le_bytes()) == Ok(4));

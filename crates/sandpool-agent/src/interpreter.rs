@@ -241,10 +241,10 @@ impl Interpreter {
         self.activation = Some(activation);
     }
 
-    /// Its process goes on in several machines.
-    pub fn renew(&mut self) {
+    /// Its process goes on in several machines; `thorough` where it had a session before.
+    pub fn renew(&mut self, thorough: bool) {
         if let State::Alive(Alive { to: Some(to), .. }) = &mut self.state {
-            to.push(&runner::encode(&ToRunner::Renew));
+            to.push(&runner::encode(&ToRunner::Renew { thorough }));
             let _ = to.flush();
             self.is_renewing = true;
         }

@@ -748,7 +748,9 @@
     moduleApi.syncBuiltinESMExports();
   }
 
-  function renew() {
+  function renew({ thorough }) {
+    // First of all, at the one time at which OpenSSL is sure to take a new seed.
+    if (thorough) require("crypto").randomBytes(1);
     if (renewed === null) {
       const isTheEngines = Math.random === enginesRandom;
       renewed = generator();
@@ -770,8 +772,7 @@
     Object.defineProperty(performance, "timeOrigin", { get: () => origin, configurable: true, enumerable: true });
     // What was drawn ahead is drawn away. What is not loaded has drawn nothing.
     if (process.moduleLoadList.includes("NativeModule internal/crypto/random")) {
-      const { randomBytes, randomInt, randomUUID } = require("crypto");
-      randomBytes(1);
+      const { randomInt, randomUUID } = require("crypto");
       for (let count = 0; count < 128; count += 1) randomUUID();
       for (let count = 0; count < 1024; count += 1) randomInt(2);
     }
@@ -846,7 +847,7 @@
         break;
       case "renew":
         try {
-          renew();
+          renew(message);
         } finally {
           say({ t: "renewed" });
           flush();

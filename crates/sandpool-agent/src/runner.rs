@@ -55,7 +55,10 @@ pub enum ToRunner<'a> {
         source: &'a str,
     },
     /// This process is one of several that go on from the same memory: nothing may be drawn in it that is drawn in another.
-    Renew,
+    Renew {
+        /// It had a session before: what draws may be anything.
+        thorough: bool,
+    },
     /// End the present run. It comes besides SIGINT, which an interpreter may not hear while its code runs.
     Interrupt,
 }

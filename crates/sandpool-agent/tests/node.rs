@@ -3,9 +3,10 @@
 
 mod support;
 
+use std::io::Read;
 use std::time::Duration;
 
-use sandpool_wire::agent::{Answer, Call, Outcome, Runtime, Stop, Work};
+use sandpool_wire::agent::{Answer, Call, Outcome, Refusal, Runtime, Stop, Work};
 use support::{Agent, code, has_node};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -154,4 +155,30 @@ fn what_goes_on_between_runs_goes_on() {
     let run = client
         .shell(&format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; tail -n 1 <&3"));
     assert_eq!(run.stdout, "served");
+}
+
+#[test]
+fn one_of_several_keeps_its_variables_and_draws_for_itself() {
+    let Some(agent) = agent("js-renewed") else { return };
+    let mut before = agent.session();
+    before.code("kept = 7; require('crypto').randomUUID()");
+    agent.renew();
+    // Whoever had it has nothing to say any more, and whoever comes must take it first.
+    assert!(before.stream.read(&mut [0; 16]).is_ok_and(|count| count == 0));
+    let mut client = agent.dial();
+    client.until_ready();
+    assert!(matches!(client.call(Call::Executions), Err(Refusal::Invalid(_))));
+    let mut client = agent.session();
+    assert_eq!(client.code("kept").text(), "7");
+    // The engine's generator, whose state cannot be had anew, is not there any more, in any context.
+    let drawn = "const draws = Array.from({ length: 20000 }, Math.random); const mean = draws.reduce((sum, one) => sum + one) / 20000;
+                 [draws.every((one) => one >= 0 && one < 1), new Set(draws).size === 20000, Math.abs(mean - 0.5) < 0.02,
+                  /native/.test(Math.random), /native/.test(require('vm').runInNewContext('Math.random')),
+                  require('vm').runInNewContext('a + 1', { a: 2 }), Object.keys(Math).length]";
+    let said = client.code(drawn).text().replace(['\n', ' ', '[', ']'], "");
+    assert_eq!(said, "true,true,true,false,false,3,0");
+    let fresh = Work::Code { code: "/native/.test(Math.random)".to_owned(), fresh: true };
+    assert_eq!(client.run(fresh).text(), "false");
+    agent.renew();
+    assert_eq!(agent.session().code("kept").text(), "7");
 }

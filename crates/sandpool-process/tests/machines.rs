@@ -1,7 +1,8 @@
 //! Real machines: this program starts itself as a launcher, which starts it again as the server, as `sandboxes` does.
 //!
 //! Needs root, QEMU, `mkfs.erofs` and a kernel from Debian's archive; says so when it skips. Where there is no processor that
-//! runs guests, QEMU emulates one.
+//! runs guests, QEMU emulates one. `SANDPOOL_TEST_ONLY` names those of shell, python, node and contract that are wanted;
+//! `SANDPOOL_TEST_CLONES` and `SANDPOOL_TEST_FIGURES` ask for more (`machines/clones.rs`, `machines/figures.rs`).
 
 #[path = "stage/agent.rs"]
 mod agent;
@@ -242,43 +243,42 @@ async fn tests(images: &Path) -> Outcome<()> {
     let driver = connect(images).await?;
     let killer = UnixStream::from(sandpool_sys::workload::inherited(5)?);
     let template = template(images)?;
-    let booted = one_machine(&driver, &template).await?;
-    println!("test one_machine ... ok");
-    let template = Template { start: Start::Zygote, ..template };
-    // Its template is made here, which no machine waits for.
-    driver.ensure_pool(&template).await?;
-    let restored = one_machine(&driver, &template).await?;
-    println!("test one_machine_from_a_template ... ok: ready after {restored:?}, and {booted:?} when it booted");
-    let with_figures = std::env::var_os("SANDPOOL_TEST_FIGURES").is_some();
-    if with_figures {
-        figures::figures(&driver, &template, &killer).await?;
+    let only = std::env::var("SANDPOOL_TEST_ONLY").ok();
+    let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
+    let warm = Template { start: Start::Zygote, ..template.clone() };
+    if is_wanted("shell") {
+        let booted = one_machine(&driver, &template).await?;
+        println!("test one_machine ... ok");
+        // Its template is made here, which no machine waits for.
+        driver.ensure_pool(&warm).await?;
+        let restored = one_machine(&driver, &warm).await?;
+        println!("test one_machine_from_a_template ... ok: ready after {restored:?}, and {booted:?} when it booted");
     }
-    saved::what_was_saved_goes_on(&driver, &template).await?;
-    println!("test saved machines of shell ... ok");
-    println!("test clones of shell ... ok: {}", clones::nothing_is_drawn_twice(&driver, &template).await?);
-    for (name, runtime) in [("python", Runtime::Python), ("node", Runtime::Node)] {
-        if !Prepared::disk(&images.join(name)).exists() {
+    let big = Limits { memory: 512 << 20, data: 64 << 20, tmp: 16 << 20, ..Limits::default() };
+    for (runtime, limits) in [(Runtime::Shell, template.limits), (Runtime::Python, big), (Runtime::Node, big)] {
+        let name = runtime.word();
+        if !is_wanted(name) || !Prepared::disk(&images.join(name)).exists() {
             continue;
         }
-        let limits = Limits { memory: 512 << 20, data: 64 << 20, tmp: 16 << 20, ..Limits::default() };
         let (pool, rootfs) = (PoolName::parse(name)?, images.join(name));
-        let template =
-            Template { pool, runtime, rootfs, limits, boot_limit: Duration::from_secs(300), ..template.clone() };
+        let template = Template { pool, runtime, rootfs, limits, boot_limit: Duration::from_secs(300), ..warm.clone() };
         let began = Instant::now();
         driver.ensure_pool(&template).await?;
-        println!("test template of {name} ... ok: made in {:?}", began.elapsed());
-        if with_figures {
+        println!("test template of {name} ... ok: there after {:?}", began.elapsed());
+        if std::env::var_os("SANDPOOL_TEST_FIGURES").is_some() {
             figures::figures(&driver, &template, &killer).await?;
         }
         saved::what_was_saved_goes_on(&driver, &template).await?;
         println!("test saved machines of {name} ... ok");
         println!("test clones of {name} ... ok: {}", clones::nothing_is_drawn_twice(&driver, &template).await?);
     }
-    wrong_machines(&driver, &template).await?;
-    println!("test wrong_machines ... ok");
-    let harness = Real { driver, template, killer };
-    sandpool_driver::contract::run(&harness).await;
-    println!("test contract ... ok");
+    if is_wanted("contract") {
+        wrong_machines(&driver, &warm).await?;
+        println!("test wrong_machines ... ok");
+        driver.ensure_pool(&warm).await?;
+        sandpool_driver::contract::run(&Real { driver, template: warm, killer }).await;
+        println!("test contract ... ok");
+    }
     Ok(())
 }
 

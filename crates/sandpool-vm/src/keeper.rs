@@ -8,8 +8,8 @@
 //! ```
 //!
 //! To the launcher it is what an agent is: it takes streams, and ends with what it keeps. Of the words that come with them, `D` and `P`
-//! are for the agent inside; `S` and `s` ask for everything of the machine, which goes on afterwards, or stands until it ends and goes on
-//! only if nobody says (one byte) that it has all come; `W`, before every other, brings what was saved. What it reads comes out of a machine
+//! are for the agent inside; `S` and `s` ask for everything of the machine, which goes on afterwards, or when the stream is closed, which
+//! nobody does whose sandbox is to end instead; `W`, before every other, brings what was saved. What it reads comes out of a machine
 //! that may be anybody's: [`Mux`](crate::mux::Mux) bounds and judges it. Of the machine's template it is the maker, and says of
 //! that what an agent says of a zygote.
 
@@ -246,16 +246,10 @@ impl Keeper {
         let mut to = saved::patient(to)?;
         let disk = File::open(parts.disk)?;
         let written = saved::write(&mut to, &of_what(kind, parts), |pipe| vmm.save(parts, running, pipe), &disk);
-        // Who had not all of it sees that by its end.
-        let is_taken = written.is_ok() && !stays && matches!(to.read(&mut [0; 1]), Ok(1));
-        if is_taken {
-            // Until it is ended. Nobody can want anything of it any more.
-            loop {
-                poll(&mut [PollFd::new(&self.control, PollFlags::IN)], None)?;
-                if self.take_stream() == Taken::End {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-            }
+        // Who had not all of it sees that by its end. Who had keeps the stream until it is safe, and ends this sandbox.
+        if written.is_ok() && !stays {
+            let mut fds = [PollFd::new(&to, PollFlags::IN), PollFd::new(&self.control, PollFlags::empty())];
+            poll(&mut fds, None)?;
         }
         let is_new = vmm.go_on(parts, running)?;
         is_new.then(|| running.port.try_clone()).transpose()

@@ -63,6 +63,13 @@ pub(crate) fn patient(fd: OwnedFd) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
+/// A pipe that holds much, where that is allowed: each time that it is full or empty somebody is woken.
+fn wide_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (out, into) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&into, 1 << 20);
+    Ok((out, into))
+}
+
 fn put(to: &mut UnixStream, kind: u8, parts: &[&[u8]]) -> io::Result<()> {
     let length = parts.iter().map(|part| part.len()).sum::<usize>();
     let length = u32::try_from(length).map_err(io::Error::other)?;
@@ -78,7 +85,7 @@ pub(crate) fn write(
     disk: &File,
 ) -> io::Result<()> {
     put(to, HEAD, &[text.as_bytes()])?;
-    let (from, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (from, pipe) = wide_pipe()?;
     let mut out = to.try_clone()?;
     // Where it fails the pipe is closed, and so the other end of it fails too.
     let passing = std::thread::spawn(move || -> io::Result<()> {
@@ -123,7 +130,7 @@ pub(crate) fn read<T>(
         let said = String::from_utf8_lossy(&from.payload).into_owned();
         return Err(wrong(&format!("what was saved is another machine than this one: {said:?} is not {text:?}")));
     }
-    let (out, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (out, pipe) = wide_pipe()?;
     let passing = std::thread::spawn(move || -> io::Result<(u8, Pieces)> {
         let mut pipe = File::from(pipe);
         loop {

@@ -72,6 +72,18 @@ impl Agent {
         Client { stream: ours, buffer: Vec::new(), events: Vec::new(), requests: 0 }
     }
 
+    /// Makes it another one, as the first program of a machine does that goes on from where one stood. Comes back when the interpreter has
+    /// been renewed.
+    pub(crate) fn renew(&self) {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        sandpool_sys::packet::send(self.control.as_ref().unwrap(), b"R", &[theirs.as_fd()]).unwrap();
+        let mut pid = [0; 4];
+        ours.read_exact(&mut pid).unwrap();
+        assert!(i32::from_le_bytes(pid) > 0);
+        ours.read_exact(&mut [0]).unwrap();
+    }
+
     /// A stream that has seen the agent ready and a session take the sandbox.
     pub(crate) fn session(&self) -> Client {
         let mut client = self.dial();

@@ -15,6 +15,9 @@ use super::stream::AgentStream;
 use super::{ProcessDriver, unavailable};
 use crate::control::{Answer, Call};
 
+/// Bytes that are passed on at once.
+const PIECE: usize = 1 << 18;
+
 impl ProcessDriver {
     pub(super) async fn save_machine(&self, id: SandboxId, stays: bool) -> Result<Stream, DriverError> {
         {
@@ -28,14 +31,14 @@ impl ProcessDriver {
             self.must_be_machine(&pool)?;
         }
         let stream = self.special(Call::Save { id: id.0, stays }).await?;
-        Ok(Box::new(Saved { stream, place: Place::Header { bytes: [0; HEADER], count: 0 }, stays }))
+        Ok(Box::new(Saved { stream, place: Place::Header { bytes: [0; HEADER], count: 0 } }))
     }
 
     pub(super) async fn load_machine(
         &self,
         id: SandboxId,
         pool: &PoolName,
-        mut saved: Stream,
+        saved: Stream,
         narrowed: Option<&Policy>,
     ) -> Result<(), DriverError> {
         self.must_be_machine(pool)?;
@@ -54,8 +57,9 @@ impl ProcessDriver {
             }
         };
         tokio::spawn(async move {
+            let mut saved = tokio::io::BufReader::with_capacity(PIECE, saved);
             // Bytes that end too early are an end that the keeper did not expect, and says so to whoever waits for the machine.
-            if tokio::io::copy(&mut saved, &mut stream).await.is_ok() {
+            if tokio::io::copy_buf(&mut saved, &mut stream).await.is_ok() {
                 let _ = stream.shutdown().await;
             }
         });
@@ -80,11 +84,10 @@ impl ProcessDriver {
     }
 }
 
-/// What a keeper writes, as it comes. It knows its end, so that an earlier one is an error.
+/// What a keeper writes, as it comes. It knows its end, so that an earlier one is an error. Its keeper sees when it is dropped.
 struct Saved {
     stream: AgentStream,
     place: Place,
-    stays: bool,
 }
 
 /// Where in a piece the next byte is.
@@ -97,9 +100,8 @@ enum Place {
     Payload {
         left: usize,
     },
-    /// All has come, and its keeper is to hear that.
+    /// All has come.
     Whole,
-    End,
 }
 
 impl Place {
@@ -124,7 +126,7 @@ impl Place {
                     *left -= taken;
                     passed = &passed[taken..];
                 }
-                Self::Whole | Self::End => return Err(io::Error::new(ErrorKind::InvalidData, "bytes behind the end")),
+                Self::Whole => return Err(io::Error::new(ErrorKind::InvalidData, "bytes behind the end")),
             }
             if matches!(self, Self::Payload { left: 0 }) {
                 *self = Self::Header { bytes: [0; HEADER], count: 0 };
@@ -138,12 +140,6 @@ impl AsyncRead for Saved {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if matches!(this.place, Place::Whole) {
-            if !this.stays && ready!(Pin::new(&mut this.stream).poll_write(context, b"!"))? == 0 {
-                return Poll::Ready(Err(ErrorKind::WriteZero.into()));
-            }
-            this.place = Place::End;
-        }
-        if matches!(this.place, Place::End) {
             return Poll::Ready(Ok(()));
         }
         let before = out.filled().len();

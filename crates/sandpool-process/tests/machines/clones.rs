@@ -14,7 +14,7 @@ use super::bare::{Outcome, code, shell};
 use super::given;
 
 /// Machines of each runtime, when nobody says how many.
-const CLONES: u16 = 20;
+const CLONES: u16 = 16;
 
 /// Machines at one time.
 const BATCH: u16 = 4;

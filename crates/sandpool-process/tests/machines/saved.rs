@@ -73,6 +73,7 @@ pub(crate) async fn what_was_saved_goes_on(driver: &Arc<dyn Driver>, template: &
             let all = code(driver.as_ref(), which(number), get).await?;
             let mut lines = all.lines();
             assert_eq!(lines.next(), Some("a variable"));
+            assert_eq!(all.lines().count(), if template.runtime == Runtime::Python { 8 } else { 6 }, "{all}");
             for line in lines {
                 assert!(drawn.insert(line.to_owned()), "{number} draws what another drew: {line} of {all}");
             }
@@ -88,8 +89,8 @@ const SET_PYTHON: &str = "import random, numpy, ssl, uuid, secrets, tempfile; ke
                           ssl.RAND_bytes(8), next(tempfile._get_candidate_names())";
 const GET_PYTHON: &str = "print(kept)\nfor draw in (random.random(), numpy.random.random(), uuid.uuid4(), uuid.uuid1(), secrets.token_hex(), \
                           ssl.RAND_bytes(16).hex(), next(tempfile._get_candidate_names())): print(draw)";
-const SET_NODE: &str = "kept = 'a variable'; crypto = require('crypto'); [Math.random(), crypto.randomUUID(), crypto.randomInt(2 ** 47), \
-                        crypto.randomBytes(8)]";
-const GET_NODE: &str = "console.log(kept); for (const draw of [Math.random(), crypto.randomUUID(), crypto.randomInt(2 ** 47), \
-                        crypto.randomBytes(16).toString('hex'), crypto.generateKeyPairSync('ed25519').publicKey.export({ type: 'spki', \
+const SET_NODE: &str = "kept = 'a variable'; drawer = require('crypto'); [Math.random(), drawer.randomUUID(), drawer.randomInt(2 ** 47), \
+                        drawer.randomBytes(8)].length";
+const GET_NODE: &str = "console.log(kept); for (const draw of [Math.random(), drawer.randomUUID(), drawer.randomInt(2 ** 47), \
+                        drawer.randomBytes(16).toString('hex'), drawer.generateKeyPairSync('ed25519').publicKey.export({ type: 'spki', \
                         format: 'pem' }).split('\\n')[1]]) console.log(`${draw}`);";

@@ -26,8 +26,8 @@ const MAX_GREETING: usize = 64 * 1024;
 /// A day, in nanoseconds: by so much the clock is ahead while an interpreter is renewed.
 const DAY: u64 = 24 * 60 * 60 * 1_000_000_000;
 
-/// How long an interpreter may take for that. One that runs code is not renewed before that ends.
-const RENEWAL: Duration = Duration::from_secs(2);
+/// How long an idle interpreter may take for that.
+const RENEWAL: Duration = Duration::from_secs(30);
 
 pub(super) struct Inside {
     /// The agent's control socket.
@@ -112,7 +112,10 @@ fn wait_for_renewal(here: &mut UnixStream) -> io::Result<()> {
     here.set_read_timeout(Some(RENEWAL))?;
     let mut wanted = [0; 4];
     here.read_exact(&mut wanted)?;
-    let wanted = i32::from_le_bytes(wanted).to_string();
+    let wanted = match i32::from_le_bytes(wanted) {
+        0 => return Ok(()),
+        pid => pid.to_string(),
+    };
     for pid in processes(APART)? {
         // As it is numbered by the machine, and last, by the innermost namespace.
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
