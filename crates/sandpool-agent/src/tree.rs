@@ -6,7 +6,7 @@
 //! meanwhile it is kept what reading it gives.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -121,7 +121,7 @@ impl Pack {
             if [c".", c".."].contains(&name.as_c_str()) {
                 continue;
             }
-            match self.entry(name.clone()) {
+            match self.entry(&name) {
                 Ok(Some(item)) => return Ok(item),
                 // Gone in the meantime, or nothing to keep.
                 Ok(None) | Err(Errno::NOENT) => {}
@@ -130,27 +130,27 @@ impl Pack {
         }
     }
 
-    fn entry(&mut self, name: CString) -> Result<Option<Item>, Errno> {
+    fn entry(&mut self, name: &CStr) -> Result<Option<Item>, Errno> {
         let depth = self.levels.len();
         let path: usize = self.levels.iter().map(|level| level.name.len() + 1).sum();
         let Some(Level { directory, .. }) = self.levels.last() else { return Ok(None) };
-        let stat = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let bytes = name.as_bytes().to_vec();
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let bytes = name.to_bytes().to_vec();
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if depth > MAX_DEPTH => Err(Errno::NAMETOOLONG),
             FileType::Directory => {
-                let inner = readable(directory, &name, &stat, DIRECTORY)?;
+                let inner = readable(directory, name, &stat, DIRECTORY)?;
                 let entries = Dir::read_from(&inner)?;
                 self.levels.push(Level { name: bytes.clone(), directory: inner, entries });
                 Ok(Some(Item::Enter(bytes)))
             }
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(directory, &name, Vec::new())?.into_bytes();
+                let target = rustix::fs::readlinkat(directory, name, Vec::new())?.into_bytes();
                 Ok(Some(Item::Link { name: bytes, target }))
             }
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let file = readable(directory, &name, &stat, flags)?;
+                let file = readable(directory, name, &stat, flags)?;
                 // What is open is what counts; but its mode may be for us.
                 let kept = Kept { mode: stat.st_mode & MODE, ..kept(&rustix::fs::fstat(&file)?) };
                 let stat = rustix::fs::fstat(&file)?;
@@ -220,7 +220,7 @@ impl Reading {
 }
 
 /// Opens what its owner has kept from itself too.
-fn readable(directory: &OwnedFd, name: &CString, stat: &Stat, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn readable(directory: &OwnedFd, name: &CStr, stat: &Stat, flags: OFlags) -> Result<OwnedFd, Errno> {
     match rustix::fs::openat(directory, name, flags, Mode::empty()) {
         Err(Errno::ACCESS) => {
             let before = Mode::from_raw_mode(stat.st_mode & 0o7777);

@@ -71,13 +71,16 @@ enum Piece {
     Whole(Box<Manifest>),
 }
 
+/// Tells those who wait for a session what came of it.
+type Sender = watch::Sender<Option<Result<Arc<Session>, NodeError>>>;
+
 /// A session in which nothing begins any more: whoever asks for it waits. Dropped, it goes on.
 struct Standing {
     pool: Arc<PoolState>,
     session: Arc<Session>,
     /// Where it was found.
     before: Coming,
-    sender: Option<watch::Sender<Option<Result<Arc<Session>, NodeError>>>>,
+    sender: Option<Sender>,
     busy: usize,
 }
 
@@ -103,7 +106,7 @@ impl Standing {
     }
 
     /// It is on disk: who waited for it finds it there.
-    fn is_away(mut self) {
+    fn leave(mut self) {
         if let Some(sender) = self.sender.take() {
             sender.send_replace(Some(Err(NodeError::Suspended(self.session.key.identifier.clone()))));
         }
@@ -309,7 +312,7 @@ impl PoolState {
         // It does not panic; and if it did, the session would be suspended all the same.
         let _ = self.destroy(session.sandbox).await;
         drop(stream);
-        standing.is_away();
+        standing.leave();
         self.counts.kept(Kept::Suspended);
         self.changed.notify_waiters();
         self.refill.notify_one();

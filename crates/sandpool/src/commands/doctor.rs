@@ -117,7 +117,7 @@ impl Machines {
             let (path, version) = (vmm.path.as_deref().map(Path::display), vmm.version.as_deref().unwrap_or_default());
             match (&vmm.why_not, path) {
                 (None, Some(path)) => {
-                    line("ok", vmm.vmm.word(), &format!("{version} ({path}), at least {}", vmm.floor))
+                    line("ok", vmm.vmm.word(), &format!("{version} ({path}), at least {}", vmm.floor));
                 }
                 (why, path) => {
                     let word = if path.is_some() { "refused" } else { "absent" };
