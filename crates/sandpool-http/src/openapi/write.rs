@@ -132,7 +132,7 @@ fn bytes() -> Value {
 const ALWAYS: [u16; 3] = [400, 401, 403];
 
 /// What a call may be refused with that finds or makes a session.
-const OPENING: [u16; 4] = [404, 410, 429, 503];
+const OPENING: [u16; 5] = [404, 409, 410, 429, 503];
 
 fn general() -> Vec<Operation> {
     let open = |path, id, summary| on("get", path, id, summary).tag("server").open();
@@ -187,7 +187,7 @@ fn hosted() -> Vec<Operation> {
             .answers(200, "The answer.", "text/event-stream", text())
             .bare(202, "A notification or a response was passed on; or the request was taken back, and has no answer.")
             .gives(502, "The server could not be begun: the message says why.", "JsonRpc")
-            .refuses(&[410, 413, 429, 503]),
+            .refuses(&[409, 410, 413, 429, 503]),
         not_acceptable(with("get", "hearServer", "What a hosted MCP server says that belongs to no request")).answers(
             200,
             "A stream. The newest one of a session is served.",
@@ -210,7 +210,7 @@ fn native() -> Vec<Operation> {
     let with =
         |method, path: &str, id, summary| on(method, path, id, summary).tag("native").shared("Tenant").refuses(&ALWAYS);
     let execution = |method, what: &str, id, summary| {
-        with(method, &format!("{EXECUTION}{what}"), id, summary).refuses(&[404, 410, 503])
+        with(method, &format!("{EXECUTION}{what}"), id, summary).refuses(&[404, 409, 410, 503])
     };
     let file = |method, id, summary| {
         with(method, FILE, id, summary)
@@ -251,13 +251,13 @@ fn native() -> Vec<Operation> {
             .refuses(&[404]),
         with("get", SESSION, "getSession", "One session, and what it uses")
             .gives(200, "The session.", "SessionDetail")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("put", SESSION, "openSession", "Finds a session, or makes it")
             .takes("application/json", to("Opening"), false)
             .gives(200, "It was there.", "OpenedSession")
             .gives(201, "It is new.", "OpenedSession")
             .refuses(&OPENING),
-        with("delete", SESSION, "endSession", "Ends a session, and all in it").nothing("It ends.").refuses(&[404]),
+        with("delete", SESSION, "endSession", "Ends a session, and all in it").nothing("It ends.").refuses(&[404, 503]),
         with("post", "/pools/{pool}/sessions/{session}/suspend", "suspendSession", "Puts a session on the host's disk, and ends its sandbox")
             .about(
                 "The next use of it, in any dialect, brings it back. What is kept depends on its level: `files` (`/mnt/data` and the home \
@@ -288,15 +288,15 @@ fn native() -> Vec<Operation> {
             .refuses(&[404, 409, 410, 413, 429, 503, 507]),
         with("get", EGRESS, "getEgress", "What a session may reach")
             .gives(200, "What its pool allows, and what of it the session does.", "SessionEgress")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("put", EGRESS, "narrowEgress", "Narrows what a session may reach")
             .about("It takes away from what the pool allows, and never adds. What is forbidden by it is cut before the answer.")
             .takes("application/json", to("Egress"), true)
             .gives(200, "It holds.", "SessionEgress")
-            .refuses(&[404, 410, 413, 503]),
+            .refuses(&[404, 409, 410, 413, 503]),
         with("delete", EGRESS, "widenEgress", "Gives back to a session all that its pool may reach")
             .nothing("It holds.")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("get", "/pools/{pool}/sessions/{session}/egress/decisions", "listEgressDecisions", "What a session reached, and what it was refused")
             .about("The last 256 decisions, oldest first. As server-sent events: those, and a `decision` for each that follows.")
             .query("limit", number(1, 256), "At most this many; by default 256.")
@@ -304,7 +304,7 @@ fn native() -> Vec<Operation> {
             .shared("LastEventId")
             .gives(200, "A page; or a stream.", "EgressDecisions")
             .answers(200, "A page; or a stream.", "text/event-stream", text())
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("get", "/pools/{pool}/sessions/{session}/samples", "getSamples", "What a session uses, second by second")
             .about(
                 "Samples are taken from the first call on until a minute after the last, and those of the last five minutes are kept. As \
@@ -314,10 +314,10 @@ fn native() -> Vec<Operation> {
             .shared("LastEventId")
             .gives(200, "The samples; or a stream.", "Samples")
             .answers(200, "The samples; or a stream.", "text/event-stream", text())
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("get", EXECUTIONS, "listExecutions", "A session's executions, oldest first, without their output")
             .gives(200, "Those that are still known.", "Executions")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("post", EXECUTIONS, "execute", "Runs something in a session that is found or made")
             .about("With `Accept: text/event-stream` the answer is the stream of its events. A client that goes away ends nothing.")
             .query(
@@ -360,14 +360,14 @@ fn native() -> Vec<Operation> {
             .about("Whoever has the address reaches what listens there, without a token, until it expires or the session ends.")
             .takes("application/json", to("PreviewRequest"), true)
             .gives(201, "The address, in two forms.", "Preview")
-            .refuses(&[404, 410, 413, 500, 503]),
+            .refuses(&[404, 409, 410, 413, 500, 503]),
         with("get", "/pools/{pool}/sessions/{session}/logs", "readLogs", "What the program of a container session has written")
             .query("after", json!({ "type": "integer", "minimum": 0 }), "`next` of the page before.")
             .gives(200, "A piece of it.", "Logs")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("get", TERMINALS, "listTerminals", "A session's terminals, oldest first")
             .gives(200, "Those that are known: the ones that have ended make room for new ones.", "Terminals")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("get", TERMINAL, "attachTerminal", "Attaches to a terminal, over a WebSocket")
             .about(
                 "It is made where it is not there. Messages: `docs/terminals.md`. The protocol is `sandpool.terminal.v1`; a browser offers \
@@ -386,7 +386,7 @@ fn native() -> Vec<Operation> {
             .refuses(&OPENING),
         with("delete", TERMINAL, "endTerminal", "Hangs a terminal up, and ends all that it started")
             .nothing("It is not there any more.")
-            .refuses(&[404, 410, 503]),
+            .refuses(&[404, 409, 410, 503]),
         with("get", FILES, "listFiles", "A directory's entries, sorted by path")
             .query("path", text(), "The directory, relative to `/mnt/data` or absolute.")
             .query("recursive", json!({ "type": "boolean" }), "Also what is in directories below.")
@@ -417,7 +417,7 @@ fn ports() -> Vec<Operation> {
             .gives(502, "Nothing listens there, or it does not speak HTTP.", "Problem")
             .gives(504, "It did not answer in time.", "Problem")
             .refuses(&ALWAYS)
-            .refuses(&[404, 410, 503])
+            .refuses(&[404, 409, 410, 503])
     };
     ["get", "put", "post", "patch", "delete"].into_iter().map(passed).collect()
 }
@@ -483,7 +483,7 @@ fn azure() -> Vec<Operation> {
         let summary = route.about.trim_end_matches('.');
         let begun =
             on(method, &format!("{AZURE_BASE}/{path}"), id, summary).tag("azure").shared("ApiVersion").shared("Tenant");
-        let begun = begun.refuses(&ALWAYS).refuses(&[404, 410, 503]);
+        let begun = begun.refuses(&ALWAYS).refuses(&[404, 409, 410, 503]);
         let begun = match shape {
             OfPool(_) => begun.query("skip", number(0, u32::MAX), "Sessions to leave out.").query(
                 "limit",

@@ -79,7 +79,7 @@ async fn what_stands_in_the_way_is_said_with_a_code_of_its_own() {
     assert_eq!(refusal("POST", path, json!({})).await, says(409, "SessionNotSuspendable"));
     // A byte has changed: its file is named, and nothing starts from it.
     let names = sandpool_store_names(&served);
-    served.disk.spoil(&names.join("files"), |bytes| bytes[20] ^= 1);
+    served.disk.spoil(&names.join("files"), |bytes| bytes[0] ^= 1);
     let damaged = served.call("PUT", HERE, "").await;
     assert!(damaged.text().contains("files has other bytes"), "{}", damaged.text());
     assert_eq!(refusal("POST", &format!("{HERE}/resume"), json!({})).await, says(409, "SnapshotDamaged"));
