@@ -132,14 +132,19 @@ export function Activity({ place, session, pool, at }: { place: Place; session: 
       <section class="card" aria-labelledby="used">
         <h2 id="used">In all</h2>
         <dl class="facts">
-          <dt>Processor time</dt><dd>{span(usage.cpuSeconds)}</dd>
+          {usage && <><dt>Processor time</dt><dd>{span(usage.cpuSeconds)}</dd></>}
           {last && <><dt>Held back</dt><dd>{last.throttledSeconds === null ? "this kernel does not tell" : span(last.throttledSeconds)}</dd></>}
-          <dt>Memory</dt><dd>{bytes(usage.memoryBytes)} now, {bytes(usage.memoryPeakBytes)} at most so far, of {bytes(pool.limits.memoryBytes)}</dd>
+          {usage && <><dt>Memory</dt><dd>{bytes(usage.memoryBytes)} now, {bytes(usage.memoryPeakBytes)} at most so far, of {bytes(pool.limits.memoryBytes)}</dd></>}
           {last && <><dt>Stalled for memory</dt><dd>{last.memoryPressure === null ? "this kernel does not tell" : `${percent(last.memoryPressure)} of the last ten seconds`}</dd></>}
-          <dt>Killed for memory</dt><dd>{usage.oomKills} processes</dd>
-          <dt>Files</dt><dd>{bytes(usage.storedBytes)}</dd>
-          <dt>Processes</dt><dd>{usage.pids} of {pool.limits.pids}</dd>
-          <dt>Egress</dt><dd>{bytes(usage.sentBytes)} sent, {bytes(usage.receivedBytes)} received</dd>
+          {usage && (
+            <>
+              <dt>Killed for memory</dt><dd>{usage.oomKills} processes</dd>
+              <dt>Files</dt><dd>{bytes(usage.storedBytes)}</dd>
+              <dt>Processes</dt><dd>{usage.pids} of {pool.limits.pids}</dd>
+              <dt>Egress</dt><dd>{bytes(usage.sentBytes)} sent, {bytes(usage.receivedBytes)} received</dd>
+            </>
+          )}
+          {session.suspended && <><dt>On disk</dt><dd>{bytes(session.suspended.bytes)}, kept: {session.suspended.keeps}</dd></>}
           <dt>Wall</dt><dd>{session.wall.join(", ")}</dd>
           {session.weaker.length > 0 && <><dt>Weaker here</dt><dd>{session.weaker.join("; ")}</dd></>}
           <dt>Sandbox</dt><dd class="mono">{session.sandbox}</dd>

@@ -135,7 +135,7 @@ function Facts({ polled }: { polled: Polled<Seen> }) {
   const { session } = seen;
   return (
     <>
-      {session.busy > 0 ? <Badge tone="accent">busy</Badge> : <Badge tone="good">idle</Badge>}
+      {session.suspended ? <Badge>suspended</Badge> : session.busy > 0 ? <Badge tone="accent">busy</Badge> : <Badge tone="good">idle</Badge>}
       <Badge>tenant {session.tenant}</Badge>
       <span class="muted">
         {session.level} · {span(Math.floor(since(session.createdAt, now)))} old

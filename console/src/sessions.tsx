@@ -175,7 +175,7 @@ function Table({ rows, sort }: { rows: Row[]; sort: string }) {
           {rows.slice(first, last).map((row, at) => (
             <tr key={row.sandbox} aria-rowindex={first + at + 2}>
               <th scope="row" title={row.identifier}>
-                <a href={sessionAddress({ pool: row.pool, session: row.identifier, tenant: row.room })}>{row.identifier}</a> {row.busy > 0 && <Badge tone="accent">busy</Badge>}
+                <a href={sessionAddress({ pool: row.pool, session: row.identifier, tenant: row.room })}>{row.identifier}</a> {row.busy > 0 && <Badge tone="accent">busy</Badge>} {row.suspended && <Badge>suspended</Badge>}
               </th>
               <td>{row.pool}</td>
               <td>{row.tenant}</td>

@@ -21,11 +21,13 @@ export type {
   OpenedSession,
   Pool,
   Raised,
+  Resumed,
   SessionDetail,
   SessionRecord,
   SessionSecret,
   Shown,
   Size,
+  Suspended,
   Terminal,
   Usage,
 } from "./wire.js";

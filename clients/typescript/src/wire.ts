@@ -129,6 +129,26 @@ export interface SessionRecord {
   lastUsedAt: string;
   /** When it ends, if it is not used again. */
   expiresAt: string;
+  /** Whether it has a sandbox. The next use of one that is suspended brings it back. */
+  state: "live" | "suspended";
+  suspended?: Suspended;
+}
+
+/** How a session is suspended. */
+export interface Suspended {
+  /** Since when. */
+  since: string;
+  /** Bytes of it on the host's disk. */
+  bytes: number;
+  /** What is kept: the files of `/mnt/data` and of the home directory, or all of its machine. */
+  keeps: "files" | "machine";
+}
+
+/** What a session that was brought back has of what had been there. */
+export interface Resumed {
+  keeps: "files" | "machine";
+  /** What it has not: none for a machine. */
+  lost: string[];
 }
 
 /** A session that was found or made. */
@@ -137,6 +157,8 @@ export interface OpenedSession extends SessionRecord {
   isNew: boolean;
   /** How long it took to get it. */
   openMilliseconds: number;
+  /** This call brought it back from being suspended. */
+  resumed: Resumed | null;
 }
 
 /** What a session's sandbox uses. */
@@ -161,7 +183,8 @@ export interface Usage {
 
 /** A session, and what it uses. */
 export interface SessionDetail extends SessionRecord {
-  usage: Usage;
+  /** Null while it is suspended. */
+  usage: Usage | null;
   /** What its wall is made of. */
   wall: string[];
   /** What is weaker on this host than the level promises elsewhere. */
@@ -237,6 +260,8 @@ export interface ExecutionOutline {
 
 /** An execution, as it is now. */
 export interface ExecutionRecord extends ExecutionOutline {
+  /** It is the first since its session was brought back from being suspended. */
+  resumed?: Resumed;
   /** Standard output so far; not with `bytes=base64`. */
   stdout?: string;
   /** Standard error so far; not with `bytes=base64`. */

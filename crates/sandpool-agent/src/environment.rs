@@ -117,6 +117,13 @@ impl Environment {
         self.of_session.contains(name)
     }
 
+    /// What the session brought.
+    #[must_use]
+    pub fn given(&self) -> Vec<(String, String)> {
+        let own = self.of_session.iter().filter_map(|name| self.variables.get_key_value(name));
+        own.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// Whether there is a variable of this name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {

@@ -301,7 +301,7 @@ fn make_directories(path: &str) -> Result<OwnedFd, Refusal> {
 }
 
 /// Opens an absolute, normal path from the root, without following any link.
-fn open(path: &str, flags: OFlags) -> Result<OwnedFd, Refusal> {
+pub(crate) fn open(path: &str, flags: OFlags) -> Result<OwnedFd, Refusal> {
     check(path)?;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..8 {
@@ -388,7 +388,7 @@ fn wrong(kind: &str) -> Refusal {
     Refusal::WrongKind(kind.to_owned())
 }
 
-fn refusal(error: Errno) -> Refusal {
+pub(crate) fn refusal(error: Errno) -> Refusal {
     match error {
         Errno::NOENT => Refusal::NotFound,
         Errno::NOTDIR => wrong("directory"),

@@ -28,5 +28,6 @@ pub mod runner;
 pub mod shim;
 pub mod stream;
 pub mod terminal;
+pub mod tree;
 pub mod turn;
 pub mod zygote;

@@ -11,6 +11,7 @@ use crate::files::Upload;
 use crate::log::Log;
 use crate::pipe::{self, Got};
 use crate::terminal::{Terminal, Watch};
+use crate::tree::{Pack, Unpack};
 
 /// Bytes of replies that may wait; above it no further request is read.
 const REPLIES: usize = 2 * 1024 * 1024;
@@ -27,6 +28,10 @@ pub struct Stream {
     pub uploads: BTreeMap<u32, Upload>,
     /// The next upload's handle.
     pub next_upload: u32,
+    /// The tree of files that it reads.
+    pub packing: Option<Pack>,
+    /// The tree of files that it writes.
+    pub unpacking: Option<Unpack>,
     /// Its last input waits for this execution: nothing more is read.
     pub held_by: Option<ExecKey>,
     inbox: Vec<u8>,
@@ -68,6 +73,8 @@ impl Stream {
             fd,
             uploads: BTreeMap::new(),
             next_upload: 1,
+            packing: None,
+            unpacking: None,
             held_by: None,
             inbox: Vec::new(),
             replies: Vec::new(),

@@ -256,6 +256,10 @@ pub struct SandboxId(pub [u8; 16]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExecutionId(pub [u8; 16]);
 
+/// A snapshot's number: 128 bits. Prints as a UUID.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(pub [u8; 16]);
+
 fn uuid(bytes: &[u8; 16], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for (at, byte) in bytes.iter().enumerate() {
         if matches!(at, 4 | 6 | 8 | 10) {
@@ -320,6 +324,24 @@ macro_rules! uuid_id {
 
 uuid_id!(SandboxId);
 uuid_id!(ExecutionId);
+uuid_id!(SnapshotId);
+
+impl SandboxId {
+    /// Of a sandbox that is made of what was saved of another: from 16 random bytes, with the version bits of a UUID of one's own (RFC 9562,
+    /// 5.8). So it can be seen at any time that it never was fresh.
+    #[must_use]
+    pub fn of_loaded(bytes: [u8; 16]) -> Self {
+        let mut id = Self::from_random(bytes);
+        id.0[6] = id.0[6] & 0x0f | 0x80;
+        id
+    }
+
+    /// It is made of what was saved of another.
+    #[must_use]
+    pub fn is_loaded(self) -> bool {
+        self.0[6] >> 4 == 8
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -358,6 +380,13 @@ mod tests {
         assert!(Identifier::parse(signs).is_ok());
         for bad in [' ', '\\', '\0', '\n', 'é', '\u{202e}'] {
             assert_eq!(Identifier::parse(&format!("abcd{bad}")), Err(IdentifierError::Character { character: bad }));
+        }
+    }
+
+    #[test]
+    fn ids_say_whether_their_sandbox_was_fresh() {
+        for byte in 0..=255 {
+            assert!(SandboxId::of_loaded([byte; 16]).is_loaded() && !SandboxId::from_random([byte; 16]).is_loaded());
         }
     }
 

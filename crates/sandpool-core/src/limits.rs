@@ -53,3 +53,18 @@ impl Life {
         self.max_alive.map_or(by_idleness, |most| by_idleness.min(created + most))
     }
 }
+
+/// What becomes of idle sessions before they would end, and of those that are suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspends {
+    /// After this long without a request (and without a running execution) a session is suspended; `None` for never.
+    pub after: Option<Duration>,
+    /// After this long a suspended session ends.
+    pub kept_for: Duration,
+}
+
+impl Default for Suspends {
+    fn default() -> Self {
+        Self { after: None, kept_for: Duration::from_secs(7 * 24 * 3600) }
+    }
+}

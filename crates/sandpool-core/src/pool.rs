@@ -129,15 +129,8 @@ impl Pool {
 
     /// The sandbox of a session; one from the reservoir if the session is new. Counts as use.
     pub fn claim(&mut self, identifier: &SessionKey, now: Moment) -> Claim {
-        if let Some(session) = self.sessions.get_mut(identifier) {
-            session.used = now;
-            return Claim::Existing(session.sandbox);
-        }
-        let active = count(self.sessions.len());
-        if active >= self.scale.max_sessions {
-            let next = self.sessions.values().map(|session| self.ends(session, now)).min().unwrap_or(now);
-            let retry_after = next.saturating_sub(now).max(Duration::from_secs(1));
-            return Claim::Full { active, limit: self.scale.max_sessions, retry_after };
+        if let Some(found) = self.found_or_full(identifier, now) {
+            return found;
         }
         match self.ready.pop_front() {
             Some(sandbox) => {
@@ -149,6 +142,29 @@ impl Pool {
             }
             None => Claim::Wait,
         }
+    }
+
+    /// The sandbox of a session; if that is not there this one, which is made for it and comes from no reservoir. Counts as use.
+    pub fn claim_with(&mut self, identifier: &SessionKey, sandbox: SandboxId, now: Moment) -> Claim {
+        if let Some(found) = self.found_or_full(identifier, now) {
+            return found;
+        }
+        self.place(identifier.clone(), sandbox, now, now);
+        Claim::Fresh(sandbox)
+    }
+
+    /// The session, used now; or that there is no place for it.
+    fn found_or_full(&mut self, identifier: &SessionKey, now: Moment) -> Option<Claim> {
+        if let Some(session) = self.sessions.get_mut(identifier) {
+            session.used = now;
+            return Some(Claim::Existing(session.sandbox));
+        }
+        let active = count(self.sessions.len());
+        (active >= self.scale.max_sessions).then(|| {
+            let next = self.sessions.values().map(|session| self.ends(session, now)).min().unwrap_or(now);
+            let retry_after = next.saturating_sub(now).max(Duration::from_secs(1));
+            Claim::Full { active, limit: self.scale.max_sessions, retry_after }
+        })
     }
 
     /// Puts a session in its place that was there before (after a restart). Answers the sandbox to destroy when two
@@ -328,6 +344,15 @@ impl Pool {
             }
         }
         (over, next)
+    }
+
+    /// The sandboxes of sessions that have been idle for so long, and when the next will have been.
+    #[must_use]
+    pub fn idle(&self, long: Duration, now: Moment) -> (Vec<SandboxId>, Option<Moment>) {
+        let due = |session: &&Session| if session.busy > 0 { now + long } else { session.used + long };
+        let (over, rest): (Vec<_>, Vec<_>) = self.sessions.values().partition(|session| due(session) <= now);
+        let next = rest.iter().map(due).min();
+        (over.into_iter().map(|session| session.sandbox).collect(), next)
     }
 
     /// When a session ends, if it is not used again.

@@ -618,6 +618,8 @@ async fn what_is_saved_of_a_machine_goes_on_in_another_and_where_it_stays(case: 
     assert_eq!(stream.call(Call::Ping).await, Ok(Answer::Done), "it stays, with its streams");
     drop(driver.save(id(70), false).await.expect("and again"));
     assert_eq!(stream.call(Call::Ping).await, Ok(Answer::Done), "what nobody reads to its end has not happened");
+    drop(whole(driver.save(id(70), false).await.expect("to its end")).await);
+    assert_eq!(stream.call(Call::Ping).await, Ok(Answer::Done), "nor what was read, and had no consequence");
     let again = whole(driver.save(id(70), false).await.expect("for good")).await;
     driver.destroy(id(70)).await.expect("it is not needed any more");
     // The one goes on twice, the other once; neither is the one before.

@@ -147,7 +147,7 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Everything of a sandbox, as bytes of the driver's own: from the first of them to the last it stands still. Where it `stays` it goes
     /// on afterwards, also when the stream is dropped early; else it stands until it is destroyed, and goes on only when the stream is
-    /// dropped before its end. A stream that is not whole ends with an error, never early.
+    /// dropped before that, at whatever place it was. A stream that is not whole ends with an error, never early.
     ///
     /// # Errors
     /// `Invalid` where the pool keeps [`Keeps::Files`], or nobody has the sandbox yet; `Gone` when it is not there.

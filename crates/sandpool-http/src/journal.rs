@@ -29,6 +29,10 @@ pub(crate) enum Did {
     AttachedTerminal,
     /// A terminal of it was hung up.
     EndedTerminal,
+    /// It was copied to the disk.
+    Copied,
+    /// It was made of another.
+    Forked,
 }
 
 impl Did {
@@ -42,6 +46,8 @@ impl Did {
             Self::OpenedTerminal => "terminal.opened",
             Self::AttachedTerminal => "terminal.attached",
             Self::EndedTerminal => "terminal.ended",
+            Self::Copied => "session.copied",
+            Self::Forked => "session.forked",
         }
     }
 }

@@ -292,7 +292,7 @@ type OfPool = (&'static str, &'static str, fn(&PoolMetrics) -> u64);
 /// How often something happened in a pool, by the words of a label.
 type ByWord = (&'static str, &'static str, &'static str, fn(&PoolMetrics) -> &[(&'static str, u64)]);
 
-const POOL_GAUGES: [OfPool; 11] = [
+const POOL_GAUGES: [OfPool; 13] = [
     ("sandpool_pool_ready_sandboxes", "Sandboxes that are ready for a session", |pool| pool.status.ready.into()),
     ("sandpool_pool_target_sandboxes", "Sandboxes that should be ready", |pool| pool.status.target.into()),
     ("sandpool_pool_booting_sandboxes", "Sandboxes that are being made", |pool| pool.status.booting.into()),
@@ -306,6 +306,8 @@ const POOL_GAUGES: [OfPool; 11] = [
         "1 if it has as many ready sandboxes as it was asked to keep, or sessions that use them",
         |pool| pool.status.is_full.into(),
     ),
+    ("sandpool_pool_suspended_sessions", "Sessions that are suspended", |pool| pool.suspended),
+    ("sandpool_pool_snapshot_bytes", "Bytes of suspended sessions and snapshots on disk", |pool| pool.snapshot_bytes),
     ("sandpool_pool_trouble", "1 while sandboxes do not start", |pool| pool.status.trouble.is_some().into()),
     ("azure_pool_ready_pod_count", "Azure's PoolReadyPodCount: sandpool_pool_ready_sandboxes", |pool| {
         pool.status.ready.into()
@@ -324,11 +326,12 @@ const POOL_COUNTERS: [OfPool; 3] = [
     ("sandpool_pool_boot_failures", "Sandboxes that could not be made", |pool| pool.boots_failed),
 ];
 
-const POOL_WORDS: [ByWord; 4] = [
+const POOL_WORDS: [ByWord; 5] = [
     ("sandpool_pool_sessions_ended", "Sessions that have ended without being lost", "reason", |pool| &pool.ended),
     ("sandpool_pool_sessions_lost", "Sessions whose sandbox was lost with all that was in it", "reason", |pool| {
         &pool.lost
     }),
+    ("sandpool_pool_snapshots", "What was done with sessions on disk", "what", |pool| &pool.kept),
     ("sandpool_pool_refusals", "Sessions and executions that were refused, in all dialects", "reason", |pool| {
         &pool.refused
     }),

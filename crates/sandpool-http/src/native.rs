@@ -11,6 +11,7 @@
 //! events     .../executions/{execution}/events                      shown: how an execution looks as JSON
 //! files      .../files[/{path}]
 //! terminals  .../terminals[/{terminal}]
+//! suspend    .../suspend, .../resume, .../snapshots[/{snapshot}], .../fork
 //! ports      .../ports/{port}/{path}, .../previews, /preview/{word}/{path}, .../logs
 //! ```
 
@@ -26,6 +27,7 @@ mod request;
 mod samples;
 mod sessions;
 pub(crate) mod shown;
+mod suspend;
 pub(crate) mod terminals;
 
 use axum::Router;
@@ -95,6 +97,12 @@ fn table() -> Vec<Route> {
         on_get(SESSION, sessions::one),
         on_put(SESSION, sessions::open),
         on_delete(SESSION, sessions::end),
+        on_post("/pools/{pool}/sessions/{session}/suspend", suspend::suspend),
+        on_post("/pools/{pool}/sessions/{session}/resume", suspend::resume),
+        on_get("/pools/{pool}/sessions/{session}/snapshots", suspend::list),
+        on_post("/pools/{pool}/sessions/{session}/snapshots", suspend::copy),
+        on_delete("/pools/{pool}/sessions/{session}/snapshots/{snapshot}", suspend::remove),
+        on_post("/pools/{pool}/sessions/{session}/fork", suspend::fork),
         on_get(EGRESS, egress::one),
         on_put(EGRESS, egress::narrow),
         on_delete(EGRESS, egress::widen),

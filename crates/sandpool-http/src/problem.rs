@@ -109,6 +109,14 @@ impl From<NodeError> for Problem {
             NodeError::Denied(_) => (StatusCode::FORBIDDEN, "FileAccessDenied"),
             NodeError::Refused(_) => (StatusCode::BAD_GATEWAY, "SessionPortRefused"),
             NodeError::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "SessionNotReady"),
+            NodeError::Busy { .. } => (StatusCode::CONFLICT, "SessionBusy"),
+            NodeError::Suspended(_) => (StatusCode::CONFLICT, "SessionSuspended"),
+            NodeError::NotSuspendable(_) => (StatusCode::CONFLICT, "SessionNotSuspendable"),
+            NodeError::SessionExists(_) => (StatusCode::CONFLICT, "SessionExists"),
+            NodeError::NoSnapshot(_) => (StatusCode::NOT_FOUND, "SnapshotNotFound"),
+            NodeError::SnapshotDamaged { .. } => (StatusCode::CONFLICT, "SnapshotDamaged"),
+            NodeError::SnapshotUnusable { .. } => (StatusCode::CONFLICT, "SnapshotUnusable"),
+            NodeError::SnapshotsFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "SnapshotStorageFull"),
             NodeError::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "SessionStorageFull"),
             NodeError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
         };
@@ -133,6 +141,19 @@ impl From<NodeError> for Problem {
                 problem.retry_after = Some(Duration::from_secs(1));
             }
             NodeError::PoolBroken { .. } => problem.retry_after = Some(Duration::from_secs(5)),
+            NodeError::Busy { identifier, busy } => {
+                problem.message = format!(
+                    "Session {identifier} is busy: {busy} executions or transfers go on in it. Wait until they have ended, or \
+                     suspend it with force, which ends them."
+                );
+            }
+            NodeError::Suspended(identifier) => {
+                problem.message =
+                    format!("Session {identifier} is suspended, and this does not bring it back: resume it first.");
+            }
+            NodeError::SnapshotDamaged { .. } | NodeError::SnapshotUnusable { .. } => {
+                problem.message.push_str(" It is kept until it is deleted with DELETE.");
+            }
             _ => {}
         }
         problem

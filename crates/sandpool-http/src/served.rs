@@ -19,7 +19,8 @@ use http_body_util::BodyExt;
 use sandpool_core::ids::{PoolName, TenantName};
 use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory, MemoryConfig};
-use sandpool_node::{Node, NodeConfig, PoolSpec, Quota, Runtime, Tenant};
+use sandpool_node::cut::CutDisk;
+use sandpool_node::{Bounds, Node, NodeConfig, PoolSpec, Quota, Runtime, Snapshots, Tenant};
 use sandpool_objects::pool::default_pools;
 use sandpool_objects::{Found, HostedServer, ImageConfig, Images, Metadata, Origin, PoolFace, Prepared};
 use serde_json::Value;
@@ -43,6 +44,8 @@ pub(crate) const OUTPUT_LIMIT: u64 = 10_000;
 /// A router, what is behind it, and a token for it.
 pub struct Served {
     pub(crate) memory: Memory,
+    /// Where its snapshots are, below `/snapshots`.
+    pub(crate) disk: Arc<CutDisk>,
     pub(crate) node: Node,
     router: Router,
     auth: Arc<Auth>,
@@ -144,6 +147,7 @@ fn spec(name: &str, runtime: Runtime) -> PoolSpec {
         session_secrets: name == "python",
         isolation: sandpool_node::Isolation::default(),
         local_servers: true,
+        suspends: sandpool_core::limits::Suspends::default(),
         full_wait: Duration::ZERO,
     }
 }
@@ -178,7 +182,11 @@ impl Served {
         let pools = prepared.declared.clone();
         let quota = Quota { sessions: Some(1), executions: Some(1), ..Quota::default() };
         let tenants = vec![Tenant { name: tenant("small"), weight: 1, quota }];
-        let node = Node::start(NodeConfig { pools, tenants, ..NodeConfig::default() }, memory.driver()).await.unwrap();
+        let bounds = Bounds { all: 1 << 30, of_tenant: 1 << 30 };
+        let disk = Arc::new(CutDisk::default());
+        let snapshots = Snapshots::open(std::path::Path::new("/snapshots"), disk.clone(), bounds).ok();
+        let config = NodeConfig { pools, tenants, snapshots, ..NodeConfig::default() };
+        let node = Node::start(config, memory.driver()).await.unwrap();
         let keys = tempfile::tempdir().unwrap();
         let config = AuthConfig {
             keys_dir: keys.path().to_owned(),
@@ -204,7 +212,7 @@ impl Served {
         let router = router(app.clone()).merge(crate::mcp::native::fixtures(app));
         #[cfg(not(feature = "conformance-fixtures"))]
         let router = router(app);
-        let mut served = Self { memory, node, router, auth, token: String::new(), _keys: keys };
+        let mut served = Self { memory, disk, node, router, auth, token: String::new(), _keys: keys };
         served.token = served.token_for(Role::Executor, None, None);
         served
     }
@@ -223,7 +231,7 @@ impl Served {
         self.minted(&Mint { pools, session, ..Mint::new("tester", role) })
     }
 
-    fn minted(&self, mint: &Mint) -> String {
+    pub(crate) fn minted(&self, mint: &Mint) -> String {
         self.auth.mint(mint).unwrap().token
     }
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
+use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, SnapshotId, TenantName};
+pub use sandpool_core::limits::Suspends;
 use sandpool_core::limits::{Life, Limits, Scale};
 pub use sandpool_core::tenants::{Quota, Resource, Tenant};
-pub use sandpool_driver::{Isolation, Main, OciRuntime, Start, Usage};
+pub use sandpool_driver::{Isolation, Keeps, Main, OciRuntime, Start, Usage};
 pub use sandpool_wire::agent::{
     Entry, EntryKind, Event, Finished, IdentityToken, MAX_CODE, Outcome, Raised, Rich, Runtime, Stdin, Stop, Work,
 };
@@ -52,6 +53,8 @@ pub struct PoolSpec {
     pub scope: SessionScope,
     /// How long a caller waits for a place when every one is taken, before it hears [`NodeError::Exhausted`].
     pub full_wait: Duration,
+    /// When sessions are suspended, and for how long.
+    pub suspends: Suspends,
 }
 
 /// What sessions of a custom container are for.
@@ -152,6 +155,40 @@ pub struct SessionInfo {
     pub expires: SystemTime,
     /// Executions that run or wait.
     pub busy: usize,
+    /// It has no sandbox now, and the next request brings it back. Then `expires` is when it ends without one.
+    pub suspended: Option<Suspended>,
+}
+
+/// How a session is suspended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspended {
+    /// Since when.
+    pub since: SystemTime,
+    /// Bytes of it on the host's disk.
+    pub bytes: u64,
+    /// What is kept of it.
+    pub keeps: Keeps,
+}
+
+/// A copy of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What its maker calls it.
+    pub name: Option<String>,
+    /// The session's pool.
+    pub pool: PoolName,
+    /// The session.
+    pub identifier: Identifier,
+    /// When it was taken.
+    pub taken: SystemTime,
+    /// Bytes of it on the host's disk.
+    pub bytes: u64,
+    /// What is kept in it.
+    pub keeps: Keeps,
+    /// The snapshot that the session had come from.
+    pub parent: Option<SnapshotId>,
 }
 
 impl SessionInfo {
@@ -169,6 +206,8 @@ pub struct Opened {
     pub session: SessionInfo,
     /// This call made it.
     pub new: bool,
+    /// This call brought it back from being suspended, with this of what had been there.
+    pub resumed: Option<Keeps>,
     /// How long it took to get it.
     pub took: Duration,
 }
@@ -459,6 +498,45 @@ pub enum NodeError {
     /// The session is there, and its program says that it takes no requests now.
     #[error("session {0} takes no requests now: its readiness probe fails")]
     NotReady(Identifier),
+    /// Something runs in the session, and it cannot be suspended.
+    #[error("session {identifier} is busy: {busy} executions or transfers go on in it")]
+    Busy {
+        /// Which.
+        identifier: Identifier,
+        /// How many.
+        busy: usize,
+    },
+    /// The session has no sandbox now, and this does not bring it back.
+    #[error("session {0} is suspended")]
+    Suspended(Identifier),
+    /// The session cannot be suspended: says why.
+    #[error("{0}")]
+    NotSuspendable(String),
+    /// There is a session of that name.
+    #[error("there is a session {0} already")]
+    SessionExists(Identifier),
+    /// No such snapshot of the session.
+    #[error("there is no snapshot {0}")]
+    NoSnapshot(String),
+    /// What is on disk is not what was written: says which file. It stays there until the session, or the snapshot, is deleted.
+    #[error("session {identifier} cannot be resumed: {why}")]
+    SnapshotDamaged {
+        /// Of which session.
+        identifier: Identifier,
+        /// Which file, and what is wrong.
+        why: String,
+    },
+    /// It would become another sandbox than it was: says why. It stays until the session, or the snapshot, is deleted.
+    #[error("session {identifier} cannot be resumed: {why}")]
+    SnapshotUnusable {
+        /// Of which session.
+        identifier: Identifier,
+        /// What is not as it was.
+        why: String,
+    },
+    /// The host has no room for it: says which.
+    #[error("{0}")]
+    SnapshotsFull(String),
     /// The server is stopping, or the host is in trouble: try again later.
     #[error("unavailable: {0}")]
     Unavailable(String),

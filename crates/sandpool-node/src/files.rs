@@ -10,7 +10,7 @@ use sandpool_wire::agent::{Answer, Call, MAX_CHUNK, Refusal};
 
 use crate::api::*;
 use crate::node::Node;
-use crate::session::{InUse, Session};
+use crate::session::Session;
 
 /// The longest path, in bytes (`PATH_MAX` of Linux).
 const MAX_PATH: usize = 4096;
@@ -30,8 +30,7 @@ impl Node {
     /// # Errors
     /// `NoFile`, `Denied`, `Invalid` for a path that is not absolute and normal.
     pub async fn stat_file(&self, pool: &PoolName, key: &SessionKey, path: &str) -> Result<Entry, NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
-        let _in_use = InUse::begin(&pool, &session);
+        let (_, session, _in_use) = self.session_in_use(pool, key).await?;
         match ask(&session, Call::Stat { path: checked(path)? }, path).await? {
             Answer::Entry(entry) => Ok(entry),
             _ => Err(nonsense()),
@@ -51,8 +50,7 @@ impl Node {
         after: Option<String>,
         limit: u32,
     ) -> Result<(Vec<Entry>, bool), NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
-        let _in_use = InUse::begin(&pool, &session);
+        let (_, session, _in_use) = self.session_in_use(pool, key).await?;
         match ask(&session, Call::List { path: checked(path)?, recursive, after, limit }, path).await? {
             Answer::Entries { entries, more } => Ok((entries, more)),
             _ => Err(nonsense()),
@@ -69,8 +67,7 @@ impl Node {
         key: &SessionKey,
         path: &str,
     ) -> Result<(u64, BoxStream<'static, Result<Bytes, NodeError>>), NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
-        let in_use = InUse::begin(&pool, &session);
+        let (_, session, in_use) = self.session_in_use(pool, key).await?;
         let path = checked(path)?;
         let (first, size) = read(&session, &path, 0).await?;
         let state = Some((in_use, session, path, first, 0_u64));
@@ -105,9 +102,8 @@ impl Node {
         path: &str,
         mut data: BoxStream<'_, Result<Bytes, NodeError>>,
     ) -> Result<Entry, NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
+        let (_, session, _in_use) = self.session_in_use(pool, key).await?;
         session.tenant.may_store()?;
-        let _in_use = InUse::begin(&pool, &session);
         let Answer::Upload(upload) = ask(&session, Call::WriteOpen { path: checked(path)? }, path).await? else {
             return Err(nonsense());
         };
@@ -140,8 +136,7 @@ impl Node {
     /// # Errors
     /// As [`Node::stat_file`].
     pub async fn remove_file(&self, pool: &PoolName, key: &SessionKey, path: &str) -> Result<(), NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
-        let _in_use = InUse::begin(&pool, &session);
+        let (_, session, _in_use) = self.session_in_use(pool, key).await?;
         ask(&session, Call::Remove { path: checked(path)? }, path).await.map(drop)
     }
 }

@@ -67,6 +67,8 @@ words! {
         Failed = "failed",
         /// The program of its container did.
         Program = "program",
+        /// It is on disk now.
+        Suspended = "suspended",
     }
 }
 
@@ -87,6 +89,22 @@ words! {
         NotStopped = "notStopped",
         /// After a restart of the server it was not there any more, or could not be reached.
         Restart = "restart",
+    }
+}
+
+words! {
+    /// What was done with sessions on disk.
+    pub(crate) enum Kept {
+        Suspended = "suspended",
+        /// A session could not be suspended, and went on.
+        NotSuspended = "notSuspended",
+        Resumed = "resumed",
+        /// A session could not be resumed, and stays suspended.
+        NotResumed = "notResumed",
+        Copied = "copied",
+        Forked = "forked",
+        /// A suspended session's time was over.
+        Expired = "expired",
     }
 }
 
@@ -180,7 +198,9 @@ impl From<&NodeError> for Refused {
             NodeError::PoolBroken { .. } => Self::PoolBroken,
             NodeError::QueueFull { .. } => Self::QueueFull,
             NodeError::SessionLost { .. } => Self::SessionLost,
-            NodeError::Unavailable(_) | NodeError::NotReady(_) | NodeError::NoSpace => Self::Unavailable,
+            NodeError::Unavailable(_) | NodeError::NotReady(_) | NodeError::NoSpace | NodeError::SnapshotsFull(_) => {
+                Self::Unavailable
+            }
             NodeError::NoPool(_)
             | NodeError::NoSession(_)
             | NodeError::NoExecution(_)
@@ -192,6 +212,13 @@ impl From<&NodeError> for Refused {
             | NodeError::NoFile(_)
             | NodeError::WrongKind(_)
             | NodeError::Denied(_)
+            | NodeError::Busy { .. }
+            | NodeError::Suspended(_)
+            | NodeError::NotSuspendable(_)
+            | NodeError::SessionExists(_)
+            | NodeError::NoSnapshot(_)
+            | NodeError::SnapshotDamaged { .. }
+            | NodeError::SnapshotUnusable { .. }
             | NodeError::Refused(_) => Self::Other,
         }
     }
@@ -337,6 +364,7 @@ pub(crate) struct PoolCounts {
     ran: Histogram,
     queued: Histogram,
     boots_failed: AtomicU64,
+    kept: Tally<Kept>,
     decided: Tally<Judged>,
     sent: AtomicU64,
     received: AtomicU64,
@@ -361,6 +389,11 @@ impl PoolCounts {
     /// A session was lost.
     pub(crate) fn lost(&self, why: Loss) {
         self.lost.add(why);
+    }
+
+    /// Something was done with a session on disk.
+    pub(crate) fn kept(&self, what: Kept) {
+        self.kept.add(what);
     }
 
     /// A caller got no session, or no execution.
@@ -596,6 +629,12 @@ pub struct PoolMetrics {
     pub queued: Durations,
     /// Sandboxes that could not be made.
     pub boots_failed: u64,
+    /// Sessions that are suspended.
+    pub suspended: u64,
+    /// Bytes of snapshots.
+    pub snapshot_bytes: u64,
+    /// What was done with sessions on disk.
+    pub kept: Vec<(&'static str, u64)>,
     /// What was decided about what its sandboxes would reach; `None` where they reach nothing.
     pub egress: Option<EgressMetrics>,
 }
@@ -666,7 +705,11 @@ impl PoolMetrics {
     fn of(pool: &PoolState) -> Self {
         let counts = &pool.counts;
         let busy = pool.all_sessions().iter().filter(|session| session.activity.seen().1 > 0).count();
+        let (suspended, snapshot_bytes) = pool.snapshots.as_ref().map(|it| it.counts(&pool.name)).unwrap_or_default();
         Self {
+            suspended: u64::try_from(suspended).unwrap_or(u64::MAX),
+            snapshot_bytes,
+            kept: counts.kept.read(),
             status: pool.status(),
             busy: u64::try_from(busy).unwrap_or(u64::MAX),
             allocations: counts.allocations.read(),

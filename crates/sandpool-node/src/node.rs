@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use sandpool_core::ids::{ExecutionId, PoolName, SandboxId, SessionKey};
 use sandpool_driver::{Change, Driver, DriverError, Phase, Template, Usage};
+use sandpool_store::snapshots::Snapshots;
 use sandpool_store::{Deed, Store};
 use sandpool_telemetry as telemetry;
 use sandpool_wire::agent::ToAgent;
@@ -21,10 +22,10 @@ use crate::by_name::ByName;
 use crate::journal;
 use crate::metrics::{Calls, Metrics, Refused, counted};
 use crate::outward::{Outward, ReachedReader};
-use crate::pools::{Clock, PoolState};
+use crate::pools::{Clock, Found, PoolState};
 use crate::record::Record;
 use crate::samples::{self, SampleReader, Samples};
-use crate::session::Session;
+use crate::session::{InUse, Session};
 use crate::tenants::Tenants;
 use crate::usages::Usages;
 
@@ -59,6 +60,7 @@ struct Inner {
     tenants: Arc<Tenants>,
     usages: Usages,
     store: Option<Store>,
+    snapshots: Option<Snapshots>,
     /// What sessions reached.
     outward: Arc<Outward>,
     /// Places for sessions of which samples are taken.
@@ -83,6 +85,8 @@ pub struct NodeConfig {
     pub monotonic: Duration,
     /// Where it is written down what nobody else would know after a restart; without it nothing is.
     pub store: Option<Store>,
+    /// Where sessions are that are suspended, and copies of them; without it no session is.
+    pub snapshots: Option<Snapshots>,
     /// Who signs sessions' identities; without it they have none.
     pub identities: Option<Arc<dyn Identities>>,
 }
@@ -92,6 +96,8 @@ pub struct NodeConfig {
 pub struct ExecutionHandle {
     session: Arc<Session>,
     record: Arc<Record>,
+    /// It is the first since its session was brought back, with this of what had been there.
+    resumed: Option<Keeps>,
 }
 
 /// What a driver's answer about a session's sandbox means for the session.
@@ -104,7 +110,7 @@ pub(crate) fn of_session(key: &SessionKey, error: DriverError) -> NodeError {
 
 /// A refusal, once its tenant may hear it: one that asks without end for more than its quota is slowed down, so that its asking costs the
 /// others little.
-async fn held(pool: &PoolState, error: NodeError) -> NodeError {
+pub(crate) async fn held(pool: &PoolState, error: NodeError) -> NodeError {
     pool.counts.refused(&error);
     if let NodeError::OverQuota { tenant, .. } = &error {
         let hold = pool.hold(tenant);
@@ -165,6 +171,7 @@ impl Node {
                 tenants: Arc::clone(&tenants),
                 usages: Usages::default(),
                 store: config.store,
+                snapshots: config.snapshots,
                 outward: Arc::default(),
                 sampled: Arc::new(Semaphore::new(samples::MOST)),
                 identities: config.identities,
@@ -405,7 +412,7 @@ impl Node {
         self.state(pool).map(|pool| pool.spec())
     }
 
-    fn state(&self, pool: &PoolName) -> Result<Arc<PoolState>, NodeError> {
+    pub(crate) fn state(&self, pool: &PoolName) -> Result<Arc<PoolState>, NodeError> {
         self.find(pool).ok_or_else(|| NodeError::NoPool(pool.to_string()))
     }
 
@@ -426,9 +433,9 @@ impl Node {
     }
 
     fn new_pool(&self, spec: PoolSpec, is_declared: bool) -> Arc<PoolState> {
-        let Inner { driver, tenants, store, identities, outward, clock, stop, .. } = &*self.inner;
+        let Inner { driver, tenants, store, snapshots, identities, outward, clock, stop, .. } = &*self.inner;
         let with = (Arc::clone(&driver.0), identities.clone(), *clock, stop.child_token());
-        let told = (store.clone(), Arc::clone(outward));
+        let told = (store.clone(), Arc::clone(outward), snapshots.clone());
         Arc::new(PoolState::new(spec, is_declared, with, Arc::clone(tenants), told))
     }
 
@@ -545,7 +552,7 @@ impl Node {
         let given = Arc::new(given);
         let opened = telemetry::scope(inside, pool.open(key, open, &given, caller)).await;
         if let Some(mut span) = span
-            && !matches!(opened, Ok((_, false)))
+            && !matches!(opened, Ok((_, Found::There)))
         {
             // One that is there is found in no time, and nothing is told of it.
             span.set("sandpool.pool", pool.name.to_string());
@@ -554,10 +561,12 @@ impl Node {
             }
             span.end(opened.as_ref().err().map(Refused::word_of));
         }
-        let (session, new) = match opened {
+        let (session, found) = match opened {
             Ok(opened) => opened,
             Err(error) => return Err(held(&pool, error).await),
         };
+        let new = found == Found::Made;
+        let resumed = if let Found::Woken(keeps) = found { Some(keeps) } else { None };
         if is_given && !new {
             let why =
                 "the session is there already, and has the variables and secrets that it was given when it was made";
@@ -567,7 +576,7 @@ impl Node {
         if new {
             pool.counts.allocated(took);
         }
-        Ok(Opened { session: pool.describe_session(&session), new, took })
+        Ok(Opened { session: pool.describe_session(&session), new, resumed, took })
     }
 
     /// A session, without counting as use.
@@ -577,6 +586,12 @@ impl Node {
     pub fn session(&self, pool: &PoolName, key: &SessionKey) -> Result<SessionInfo, NodeError> {
         let pool = self.state(pool)?;
         pool.info(&pool.scoped(key))
+    }
+
+    /// A session that has a sandbox.
+    fn awake(&self, pool: &PoolName, key: &SessionKey) -> Result<SessionInfo, NodeError> {
+        let info = self.session(pool, key)?;
+        if info.suspended.is_some() { Err(NodeError::Suspended(info.identifier)) } else { Ok(info) }
     }
 
     /// The sessions of a pool, oldest first.
@@ -592,7 +607,7 @@ impl Node {
     /// # Errors
     /// `NoPool`, `NoSession`, `Unavailable`.
     pub async fn usage(&self, pool: &PoolName, key: &SessionKey) -> Result<Usage, NodeError> {
-        let info = self.session(pool, key)?;
+        let info = self.awake(pool, key)?;
         self.inner.driver.0.usage(info.sandbox).await.map_err(|error| of_session(key, error))
     }
 
@@ -635,7 +650,7 @@ impl Node {
         policy: Option<&EgressPolicy>,
     ) -> Result<(), NodeError> {
         self.egress(pool)?;
-        let info = self.session(pool, key)?;
+        let info = self.awake(pool, key)?;
         self.inner.driver.0.narrow(info.sandbox, policy).await.map_err(|error| match error {
             DriverError::Invalid(why) => NodeError::Invalid(why),
             error => of_session(key, error),
@@ -652,7 +667,7 @@ impl Node {
         key: &SessionKey,
     ) -> Result<(EgressPolicy, Option<EgressPolicy>), NodeError> {
         let whole = self.egress(pool)?;
-        let info = self.session(pool, key)?;
+        let info = self.awake(pool, key)?;
         let own = self.inner.driver.0.narrowed(info.sandbox).await.map_err(|error| of_session(key, error))?;
         Ok((whole, own))
     }
@@ -670,10 +685,13 @@ impl Node {
 
     /// For the journal: somebody did this to a session that is there. Waits for nothing.
     pub fn did(&self, pool: &PoolName, key: &SessionKey, subject: &str, what: &'static str, detail: String) {
-        if let Some(store) = &self.inner.store
-            && let Ok(info) = self.session(pool, key)
-        {
-            store.did(info.sandbox, subject, what, detail);
+        let Some(store) = &self.inner.store else { return };
+        let Ok(pool) = self.state(pool) else { return };
+        let key = pool.scoped(key);
+        match (pool.on_disk(&key), pool.info(&key)) {
+            (_, Ok(info)) if info.suspended.is_none() => store.did(info.sandbox, subject, what, detail),
+            (Ok(Some(manifest)), _) => pool.audit(what, &manifest, subject),
+            _ => {}
         }
     }
 
@@ -725,9 +743,10 @@ impl Node {
         if self.inner.store.as_ref().is_some_and(Store::is_in_trouble) {
             return Err(held(&pool, journal::unwritable()).await);
         }
-        let session = pool.existing(&pool.scoped(key)).await?;
+        let (session, _begins) = pool.kept_here(&pool.scoped(key), InUse::quietly).await?;
+        let resumed = session.resumed.lock().unwrap_or_else(PoisonError::into_inner).take();
         match session.execute(&pool, id, request) {
-            Ok(record) => Ok(ExecutionHandle { session, record }),
+            Ok(record) => Ok(ExecutionHandle { session, record, resumed }),
             Err(error) => Err(held(&pool, error).await),
         }
     }
@@ -745,7 +764,7 @@ impl Node {
         let pool = self.state(pool)?;
         let session = pool.present(&pool.scoped(key)).await?;
         let record = session.find(*id).ok_or_else(|| NodeError::NoExecution(id.to_string()))?;
-        Ok(ExecutionHandle { session, record })
+        Ok(ExecutionHandle { session, record, resumed: None })
     }
 
     /// An execution that [`Node::execution`] does not know any more, as it was written down: of a session that was lost, or
@@ -764,7 +783,10 @@ impl Node {
         let pool = self.state(pool)?;
         let session = pool.present(&pool.scoped(key)).await?;
         let records = session.executions();
-        Ok(records.into_iter().map(|record| ExecutionHandle { session: Arc::clone(&session), record }).collect())
+        Ok(records
+            .into_iter()
+            .map(|record| ExecutionHandle { session: Arc::clone(&session), record, resumed: None })
+            .collect())
     }
 
     /// A session to look at, which is not use of it.
@@ -781,15 +803,26 @@ impl Node {
         self.inner.store.as_ref()
     }
 
-    /// A session's state and itself, for the file calls.
-    pub(crate) async fn session_for_files(
+    /// A session that is used for as long as the third of these is there.
+    pub(crate) async fn session_in_use(
         &self,
         pool: &PoolName,
         key: &SessionKey,
-    ) -> Result<(Arc<PoolState>, Arc<Session>), NodeError> {
+    ) -> Result<(Arc<PoolState>, Arc<Session>, InUse), NodeError> {
         let pool = self.state(pool)?;
-        let session = pool.existing(&pool.scoped(key)).await?;
-        Ok((pool, session))
+        let (session, in_use) = pool.in_use(&pool.scoped(key)).await?;
+        Ok((pool, session, in_use))
+    }
+
+    /// The same of one that is not used by that.
+    pub(crate) async fn session_kept(
+        &self,
+        pool: &PoolName,
+        key: &SessionKey,
+    ) -> Result<(Arc<PoolState>, Arc<Session>, InUse), NodeError> {
+        let pool = self.state(pool)?;
+        let (session, kept) = pool.kept_here(&pool.scoped(key), InUse::quietly).await?;
+        Ok((pool, session, kept))
     }
 }
 
@@ -798,6 +831,12 @@ impl ExecutionHandle {
     #[must_use]
     pub fn id(&self) -> ExecutionId {
         self.record.id
+    }
+
+    /// It is the first since its session was brought back from being suspended, with this of what had been there.
+    #[must_use]
+    pub fn resumed(&self) -> Option<Keeps> {
+        self.resumed
     }
 
     /// As it is now.

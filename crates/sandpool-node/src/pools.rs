@@ -1,6 +1,11 @@
 //! One pool at work: fills its reservoir, binds sessions to sandboxes, ends them when their time is over.
 
+mod adopting;
+mod connecting;
+mod found;
+mod suspending;
 mod waiting;
+mod waking;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -8,31 +13,30 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, Identifier, PoolName, SandboxId, SessionKey, TenantName};
+use sandpool_core::ids::{Identifier, PoolName, SandboxId, SessionKey, TenantName};
 use sandpool_core::line::{Line, Ticket};
 use sandpool_core::pool::{Claim, Moment, Pool};
-use sandpool_driver::{Description, Driver, DriverError, GoneReason, Owner, Phase, Sandbox, Usage};
-use sandpool_store::{Known, Place, Store};
+use sandpool_driver::{Description, Driver, DriverError, GoneReason, Phase, Sandbox, Usage};
+use sandpool_store::snapshots::Snapshots;
+use sandpool_store::{Place, Store};
 use sandpool_telemetry::{self as telemetry, Span};
-use sandpool_wire::agent::{Activation, Answer, Call, without_words};
-use tokio::sync::{Notify, watch};
+use sandpool_wire::agent::without_words;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::*;
 use crate::journal;
-use crate::link::Link;
 use crate::lost::Lost;
 use crate::metrics::{Ended, Loss, PoolCounts, Refused};
 use crate::outward::Outward;
 use crate::owner::OwnerRecord;
-use crate::session::{Activity, Session};
+use crate::session::{InUse, Session};
 use crate::tenants::{TenantState, Tenants};
+pub(crate) use suspending::{Whom, on_disk};
 use waiting::{InLine, Waiting, begin_to_wait};
-
-/// The longest that it may take to give a sandbox to a session, or to find one again after a restart.
-const CONNECT: Duration = Duration::from_secs(60);
+use waking::Source;
 
 /// The pause after which a caller does not wait for the next attempt to start a sandbox.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -46,8 +50,8 @@ const ATTEMPTS: usize = 3;
 /// How often a sandbox is tried to be destroyed after that: for an hour.
 const LATER_ATTEMPTS: u32 = 64;
 
-/// The pause between two attempts to reach a sandbox that has a session.
-const REDIAL: Duration = Duration::from_millis(200);
+/// How long a session that was brought back is not suspended again: for whoever waited for it to begin.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// Callers of one tenant that may wait for a place in a full pool.
 const IN_LINE: usize = 64;
@@ -73,6 +77,10 @@ pub(crate) struct PoolState {
     tenants: Arc<Tenants>,
     store: Option<Store>,
     outward: Arc<Outward>,
+    /// Where sessions are that are suspended, and copies of sessions.
+    pub(crate) snapshots: Option<Snapshots>,
+    /// Machines that may come back at the same time.
+    loads: Semaphore,
     clock: Clock,
     pub(crate) counts: Arc<PoolCounts>,
     inner: Mutex<Inner>,
@@ -113,6 +121,8 @@ struct Inner {
     /// The boot ids of the sandboxes that are ready or belong to a session.
     boots: HashMap<SandboxId, [u8; 16]>,
     trouble: Option<String>,
+    /// Sandboxes that are loaded for their sessions, whose end is told by whoever loads them.
+    loading: HashSet<SandboxId>,
     /// No sandbox is made before it is declared again.
     is_held: bool,
     /// Nobody gets a session any more.
@@ -143,10 +153,11 @@ impl PoolState {
         is_declared: bool,
         (driver, identities, clock, stop): Means,
         tenants: Arc<Tenants>,
-        (store, outward): (Option<Store>, Arc<Outward>),
+        (store, outward, snapshots): (Option<Store>, Arc<Outward>, Option<Snapshots>),
     ) -> Self {
         let Description { level, wall, weaker } = driver.describe_pool(&spec.name);
         let rules = Pool::new(spec.scale, spec.life);
+        let loads = Semaphore::new(usize::try_from(spec.scale.boots).unwrap_or(1).max(1));
         Self {
             name: spec.name.clone(),
             scope: spec.scope,
@@ -161,6 +172,8 @@ impl PoolState {
             tenants,
             store,
             outward,
+            snapshots,
+            loads,
             clock,
             counts: Arc::default(),
             inner: Mutex::new(Inner {
@@ -171,6 +184,7 @@ impl PoolState {
                 created: HashSet::new(),
                 boots: HashMap::new(),
                 trouble: None,
+                loading: HashSet::new(),
                 is_held: false,
                 is_removed: false,
             }),
@@ -248,6 +262,7 @@ impl PoolState {
         let ends = ends.into_iter().chain(reservoir.into_iter().map(|sandbox| self.destroy(sandbox)));
         // They do not panic; and if they did, the sessions would be ended all the same.
         futures::future::join_all(ends).await;
+        self.remove_from_disk().await;
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -314,113 +329,6 @@ impl PoolState {
         self.inner().rules.is_full()
     }
 
-    /// Takes over a sandbox that was there before this server.
-    pub(crate) fn adopt(self: &Arc<Self>, sandbox: &Sandbox) {
-        match sandbox.phase {
-            Phase::Leaving => return,
-            Phase::Lost => return self.adopt_lost(sandbox),
-            Phase::Booting | Phase::Ready => {}
-        }
-        let id = sandbox.id;
-        match sandbox.owner.as_ref().map(|owner| OwnerRecord::parse(&owner.record)) {
-            Some(Some(record)) if sandbox.activated => self.adopt_session(id, record),
-            // Half given away: whoever it was meant for has had no answer.
-            Some(_) => drop(self.destroy(id)),
-            None => {
-                {
-                    let mut inner = self.inner();
-                    inner.rules.booting(id, self.now());
-                    inner.created.insert(id);
-                }
-                self.upsert(sandbox);
-            }
-        }
-    }
-
-    /// A session's sandbox has ended, and no server was there to see it.
-    fn adopt_lost(&self, sandbox: &Sandbox) {
-        if let Some(record) = sandbox.owner.as_ref().and_then(|owner| OwnerRecord::parse(&owner.record)) {
-            let mut inner = self.inner();
-            // A session of the same name that is there now was made by an owner who had heard.
-            let key = self.key(&record.tenant, &record.identifier);
-            if inner.rules.session(&key).is_none() {
-                let reason = "its sandbox ended while the server was not there".to_owned();
-                if let Some(store) = &self.store {
-                    store.lost(sandbox.id, &reason, without_words(&reason));
-                }
-                self.counts.lost(Loss::Restart);
-                inner.lost.add(key, reason, sandbox.id);
-                return;
-            }
-        }
-        self.destroy(sandbox.id);
-    }
-
-    /// A session was there whose sandbox is not: it ended with the launcher, and nobody else knows of it any more.
-    pub(crate) fn remember(&self, known: &Known) {
-        let Place { key, payer, sandbox, .. } = &known.place;
-        let why = known.lost.clone().unwrap_or_else(|| "its sandbox ended with its launcher".to_owned());
-        if let Some(store) = self.store.as_ref().filter(|_| known.lost.is_none()) {
-            store.lost(*sandbox, &why, without_words(&why));
-            self.counts.lost(Loss::Restart);
-        }
-        let key = self.key(payer, &key.identifier);
-        let mut inner = self.inner();
-        if !known.is_heard && inner.rules.session(&key).is_none() {
-            inner.lost.add(key, why, *sandbox);
-        }
-    }
-
-    /// The owner of a lost session has heard of it: its driver may forget it.
-    fn heard(&self, sandbox: SandboxId) {
-        if let Some(store) = &self.store {
-            store.heard(sandbox);
-        }
-        self.destroy(sandbox);
-    }
-
-    fn adopt_session(self: &Arc<Self>, sandbox: SandboxId, record: OwnerRecord) {
-        let now = self.now();
-        let age = self.age(&record);
-        let (sender, coming) = watch::channel(None);
-        let surplus = {
-            let key = self.key(&record.tenant, &record.identifier);
-            let mut inner = self.inner();
-            if let Some((_, before)) = inner.lost.take(&key) {
-                self.heard(before);
-            }
-            let surplus = inner.rules.bind(key.clone(), sandbox, now.saturating_sub(age), now);
-            if surplus != Some(sandbox) {
-                if let Some(payer) = surplus.and_then(|earlier| inner.payers.remove(&earlier)) {
-                    payer.closed();
-                }
-                let payer = self.tenants.get(&record.tenant);
-                payer.adopted();
-                inner.payers.insert(sandbox, payer);
-                self.change_sessions().insert(key, coming);
-            }
-            surplus
-        };
-        if let Some(surplus) = surplus {
-            self.destroy(surplus);
-            if surplus == sandbox {
-                return;
-            }
-        }
-        let pool = Arc::clone(self);
-        tokio::spawn(async move {
-            let session = pool.connect(sandbox, record, None).await;
-            if let Err(error) = &session {
-                let why = match error {
-                    NodeError::Unavailable(why) => why.clone(),
-                    error => error.to_string(),
-                };
-                pool.lose(sandbox, Loss::Restart, &why);
-            }
-            sender.send_replace(Some(session));
-        });
-    }
-
     /// A sandbox is there, and looks like this.
     pub(crate) fn upsert(self: &Arc<Self>, sandbox: &Sandbox) {
         let id = sandbox.id;
@@ -458,7 +366,7 @@ impl PoolState {
         let now = self.now();
         {
             let mut inner = self.inner();
-            if !inner.rules.knows(sandbox) {
+            if !inner.rules.knows(sandbox) || inner.loading.contains(&sandbox) {
                 return;
             }
             if let GoneReason::BootFailed(why) = reason {
@@ -517,7 +425,7 @@ impl PoolState {
     }
 
     /// Ends a session. Answers the task that destroys its sandbox, if there was one.
-    fn end(self: &Arc<Self>, sandbox: SandboxId, why: Ended) -> Option<JoinHandle<()>> {
+    pub(super) fn end(self: &Arc<Self>, sandbox: SandboxId, why: Ended) -> Option<JoinHandle<()>> {
         let key = self.inner().rules.owner(sandbox)?.clone();
         let counted = self.settled_now(&key).filter(|session| session.tenant.counts_usage());
         self.take(sandbox, None)?;
@@ -554,6 +462,8 @@ impl PoolState {
 
     /// Ends a session, as asked.
     pub(crate) async fn delete(self: &Arc<Self>, key: &SessionKey) -> Result<(), NodeError> {
+        // First, so that nothing brings it back.
+        let was_away = self.forget_on_disk(key).await?;
         let sandbox = {
             let mut inner = self.inner();
             let was_lost = inner.lost.take(key);
@@ -567,6 +477,7 @@ impl PoolState {
                     self.destroy(sandbox);
                     return Ok(());
                 }
+                (None, None) if was_away => return Ok(()),
                 (None, None) => return Err(NodeError::NoSession(key.identifier.clone())),
             }
         };
@@ -632,11 +543,11 @@ impl PoolState {
         open: Open,
         given: &Arc<Given>,
         caller: &Caller,
-    ) -> Result<(Arc<Session>, bool), NodeError> {
+    ) -> Result<(Arc<Session>, Found), NodeError> {
         let (tenant, key) = (&key.tenant, &*self.scoped(key));
         if let Some(session) = self.settled_now(key) {
             session.activity.touch(self.now());
-            return Ok((session, false));
+            return Ok((session, Found::There));
         }
         let patience = Instant::now() + crate::node::boot_limit(&self.spec());
         let mut attempts = 0;
@@ -658,6 +569,8 @@ impl PoolState {
                     match settled(coming).await {
                         // Its sandbox turned out to be of no use: the next one may be.
                         Err(NodeError::Unavailable(_)) if attempts + 1 < ATTEMPTS => attempts += 1,
+                        // It was on its way to the disk: from there it comes back.
+                        Err(NodeError::Suspended(_)) => {}
                         outcome => return outcome.map(|session| (session, new)),
                     }
                 }
@@ -741,15 +654,18 @@ impl PoolState {
             self.heard(sandbox);
             return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
         }
+        let source = if inner.rules.session(key).is_some() { None } else { self.away(key)? };
+        // Whose session it was, whoever asks for it.
+        let payer = source.as_ref().map_or(payer, Source::payer).clone();
         let tenant = if inner.rules.session(key).is_some() {
             None
-        } else if open == Open::Existing {
+        } else if open == Open::Existing && source.is_none() {
             return Err(NodeError::NoSession(key.identifier.clone()));
         } else {
             if self.store.as_ref().is_some_and(Store::is_in_trouble) {
                 return Err(journal::unwritable());
             }
-            let tenant = self.tenants.get(payer);
+            let tenant = self.tenants.get(&payer);
             tenant.may_open(now)?;
             Some(tenant)
         };
@@ -765,17 +681,23 @@ impl PoolState {
                 return Ok(Look::Full(self.exhausted(active, Duration::from_secs(1))));
             }
         }
-        let mut claim = inner.rules.claim(key, now);
-        if matches!(claim, Claim::Full { .. }) {
+        let loaded =
+            source.as_ref().filter(|source| source.keeps() == Keeps::Machine).map(|_| new_id(true)).transpose()?;
+        let claim = |rules: &mut Pool| match loaded {
+            Some(sandbox) => rules.claim_with(key, sandbox, now),
+            None => rules.claim(key, now),
+        };
+        let mut claimed = claim(&mut inner.rules);
+        if matches!(claimed, Claim::Full { .. }) {
             // When a place becomes free is asked again, with what goes on in the sessions now.
             self.look_at_sessions(&mut inner);
-            claim = inner.rules.claim(key, now);
+            claimed = claim(&mut inner.rules);
         }
-        match claim {
+        match claimed {
             Claim::Existing(_) => {
                 let coming = self.sessions().get(key).cloned();
                 let coming = coming.ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?;
-                Ok(Look::There(coming, false))
+                Ok(Look::There(coming, Found::There))
             }
             Claim::Fresh(sandbox) => {
                 let (sender, coming) = watch::channel(None);
@@ -785,6 +707,7 @@ impl PoolState {
                     tenant.opened(now);
                     inner.payers.insert(sandbox, tenant);
                 }
+                inner.loading.extend(loaded);
                 if let Some(ticket) = ticket {
                     inner.line.served(ticket);
                 }
@@ -794,24 +717,36 @@ impl PoolState {
                     created: SystemTime::now(),
                     began: Some(self.clock.monotonic()),
                     subject: caller.subject.chars().take(200).collect(),
-                    tenant: payer.clone(),
+                    tenant: payer,
+                    has_secrets: source.is_none() && !given.secrets.is_empty(),
                 };
+                let found = source.as_ref().map_or(Found::Made, Source::found);
                 let (pool, given) = (Arc::clone(self), Arc::clone(given));
                 let span = telemetry::current().and_then(|trace| trace.child("sandpool.activation"));
                 // A task of its own: a client that goes away in the middle leaves nothing half done.
                 tokio::spawn(async move {
-                    let session = pool.connect(sandbox, record, Some(given)).await;
+                    let session = match source {
+                        None => pool.connect(sandbox, record, connecting::Coming::Fresh(given)).await,
+                        Some(source) => pool.wake(sandbox, record, source).await,
+                    };
                     if let Some(span) = span {
                         span.end(session.as_ref().err().map(Refused::word_of));
                     }
+                    pool.inner().loading.remove(&sandbox);
                     if session.is_err() {
                         pool.end(sandbox, Ended::Failed);
                     }
+                    // Nobody suspends it again before those it was brought back for have begun.
+                    let grace = session.as_ref().ok().filter(|_| found != Found::Made).cloned();
+                    let grace = grace.map(|session| InUse::quietly(&pool, &session));
                     sender.send_replace(Some(session));
                     pool.refill.notify_one();
                     pool.ends.notify_one();
+                    if grace.is_some() {
+                        tokio::time::sleep(GRACE).await;
+                    }
                 });
-                Ok(Look::There(coming, true))
+                Ok(Look::There(coming, found))
             }
             Claim::Wait => Ok(Look::Boots),
             Claim::Full { active, retry_after, .. } => Ok(Look::Full(self.exhausted(active, retry_after))),
@@ -846,177 +781,6 @@ impl PoolState {
         self.driver.0.dial(sandbox).await
     }
 
-    /// The stream to a sandbox whose session was there before this server: it is worth more than one attempt. Whoever calls sets the limit.
-    async fn dial_patiently(&self, sandbox: SandboxId) -> Result<sandpool_driver::Stream, DriverError> {
-        loop {
-            match self.dial(sandbox).await {
-                Err(DriverError::Unavailable { .. }) => tokio::time::sleep(REDIAL).await,
-                outcome => return outcome,
-            }
-        }
-    }
-
-    /// Makes a sandbox a session's own, with what that is given (or nothing, where it is already), and opens the stream to it.
-    async fn connect(
-        self: &Arc<Self>,
-        sandbox: SandboxId,
-        record: OwnerRecord,
-        given: Option<Arc<Given>>,
-    ) -> Result<Arc<Session>, NodeError> {
-        let connecting = self.connect_patiently(sandbox, record, given);
-        let late = || NodeError::Unavailable("its sandbox does not answer".to_owned());
-        tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn connect_patiently(
-        self: &Arc<Self>,
-        sandbox: SandboxId,
-        record: OwnerRecord,
-        given: Option<Arc<Given>>,
-    ) -> Result<Arc<Session>, NodeError> {
-        let driver = &self.driver.0;
-        let adopted = given.is_none();
-        let failed = |error: DriverError| match error {
-            DriverError::Invalid(why) => NodeError::Invalid(why),
-            error => NodeError::Unavailable(error.to_string()),
-        };
-        let stream = match given {
-            None => self.dial_patiently(sandbox).await,
-            Some(given) => {
-                let no_random = |error: getrandom::Error| NodeError::Unavailable(error.to_string());
-                let mut seed = [0; 32];
-                getrandom::fill(&mut seed).map_err(no_random)?;
-                let mut env = self.spec().env.clone();
-                let secrets = given.made(&mut env).map_err(no_random)?;
-                let stream = driver.give(sandbox, &Owner { record: record.encode() }, &Activation { env, seed }).await;
-                if !secrets.is_empty() && stream.is_ok() {
-                    // Before anybody can run anything in it.
-                    driver.entrust(sandbox, &secrets).await.map_err(failed)?;
-                }
-                stream
-            }
-        };
-        let stream = stream.map_err(failed)?;
-        let link = Link::open(stream).await.map_err(|error| NodeError::Unavailable(error.to_string()))?;
-        let expected = self.inner().boots.get(&sandbox).copied();
-        if expected.is_some_and(|expected| expected != link.boot_id()) {
-            return Err(NodeError::Unavailable("its sandbox started anew".to_owned()));
-        }
-        let now = self.now();
-        let born = now.saturating_sub(self.age(&record));
-        let activity = Activity::new(born, now);
-        let tenant = self.inner().payers.get(&sandbox).cloned();
-        // Without one it has been ended meanwhile, and counts against nobody.
-        let tenant = tenant.unwrap_or_else(|| self.tenants.get(&record.tenant));
-        let key = self.key(&record.tenant, &record.identifier);
-        let place = Place {
-            pool: self.name.clone(),
-            key,
-            payer: tenant.name.clone(),
-            sandbox,
-            owner: record.subject,
-            created: journal::written(record.created),
-        };
-        let session = Session::new(place, tenant, self.store.clone(), activity, link);
-        if let Some(journal) = &session.journal {
-            journal.store.opened(&journal.place);
-        }
-        let session = Arc::new(session);
-        if adopted {
-            session.forget_charges();
-            let asked = session.link.call(Call::Executions).await;
-            // What its agent said of its end is more than that it is gone.
-            let said = |error| session.link.reason().map_or(error, |why| NodeError::Unavailable(why.to_owned()));
-            let known = match asked.map_err(said)? {
-                Ok(Answer::Executions(known)) => known,
-                // Its agent does not know the session: it is not the one that did.
-                Ok(_) => return Err(NodeError::Unavailable("its agent answered something else".to_owned())),
-                Err(refusal) => return Err(NodeError::Unavailable(refusal.to_string())),
-            };
-            if let Some(store) = &self.store {
-                let unfinished = store.unfinished(sandbox).await;
-                let unknown = unfinished.iter().filter(|row| known.iter().all(|(key, _)| *key != row.id.0));
-                for row in unknown {
-                    let identifier = session.key.identifier.clone();
-                    session.report(journal::never_begun(row.id, identifier, self.spec().output_limit));
-                }
-            }
-            for (key, _) in known {
-                session.adopt(self, ExecutionId(key)).await?;
-            }
-        }
-        crate::identity::give(self, &session).await?;
-        let (pool, closed, weak) = (Arc::clone(self), session.link.closed_token(), Arc::downgrade(&session));
-        tokio::spawn(async move {
-            closed.cancelled().await;
-            let said = weak.upgrade().and_then(|session| session.link.ended());
-            // Nothing, if the session was ended before: then this is the echo.
-            match said {
-                Some((_, true)) if pool.spec().container.as_ref().is_some_and(|one| one.ends_with_program) => {
-                    tracing::info!(pool = %pool.name, %sandbox, "a session ends with its program");
-                    pool.end(sandbox, Ended::Program);
-                }
-                Some((why, _)) => pool.lose(sandbox, Loss::StoppedAnswering, &why),
-                None => pool.lose(sandbox, Loss::StoppedAnswering, "its sandbox stopped answering"),
-            }
-        });
-        Ok(session)
-    }
-
-    pub(crate) async fn existing(&self, key: &SessionKey) -> Result<Arc<Session>, NodeError> {
-        if let Some(session) = self.settled_now(key) {
-            return Ok(session);
-        }
-        let coming = {
-            let mut inner = self.inner();
-            if let Some((reason, sandbox)) = inner.lost.take(key) {
-                self.heard(sandbox);
-                return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason });
-            }
-            self.sessions().get(key).cloned()
-        };
-        settled(coming.ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?).await
-    }
-
-    /// A session that is there now. That it was lost is said here as often as it is asked: only who would use the
-    /// session has heard of it for good.
-    pub(crate) async fn present(&self, key: &SessionKey) -> Result<Arc<Session>, NodeError> {
-        if let Some(session) = self.settled_now(key) {
-            return Ok(session);
-        }
-        let coming = {
-            let inner = self.inner();
-            if let Some(reason) = inner.lost.get(key) {
-                return Err(NodeError::SessionLost { identifier: key.identifier.clone(), reason: reason.clone() });
-            }
-            self.sessions().get(key).cloned()
-        };
-        // Just after a restart it is there, and its agent has yet to answer.
-        settled(coming.ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?).await
-    }
-
-    pub(crate) fn info(&self, key: &SessionKey) -> Result<SessionInfo, NodeError> {
-        if let Some(session) = self.settled_now(key) {
-            return Ok(self.describe_session(&session));
-        }
-        let inner = self.inner();
-        let session = inner.rules.session(key).ok_or_else(|| NodeError::NoSession(key.identifier.clone()))?;
-        Ok(self.describe(&inner, key, session))
-    }
-
-    /// The sessions that are in a tenant's room, or all of them.
-    pub(crate) fn infos(&self, whose: Whose<'_>) -> Vec<SessionInfo> {
-        let inner = self.inner();
-        let is_meant = |key: &SessionKey| match (whose, self.scope) {
-            (Whose::Everybody, _) | (_, SessionScope::Pool) => true,
-            (Whose::Tenant(tenant), SessionScope::Tenant) => key.tenant == *tenant,
-        };
-        let sessions = inner.rules.sessions().filter(|(key, _)| is_meant(key));
-        let mut all: Vec<_> = sessions.map(|(key, session)| self.describe(&inner, key, session)).collect();
-        all.sort_by(|one, other| one.order().cmp(&other.order()));
-        all
-    }
-
     /// Where the session is that has this sandbox.
     pub(crate) fn place_of(&self, sandbox: SandboxId) -> Option<Arc<Place>> {
         let key = self.owner(sandbox)?;
@@ -1031,46 +795,6 @@ impl PoolState {
     /// Every session that is there now.
     pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
         self.sessions().values().filter_map(|coming| coming.borrow().clone()?.ok()).collect()
-    }
-
-    /// A session's description; of one that is still being made, what the rules know of it.
-    fn describe(&self, inner: &Inner, key: &SessionKey, place: &sandpool_core::pool::Session) -> SessionInfo {
-        if let Some(session) = self.settled_now(key).filter(|session| session.sandbox == place.sandbox) {
-            return self.describe_session(&session);
-        }
-        let now = self.now();
-        let clock = SystemTime::now();
-        SessionInfo {
-            pool: self.name.clone(),
-            identifier: key.identifier.clone(),
-            tenant: inner.payers.get(&place.sandbox).map_or_else(|| key.tenant.clone(), |payer| payer.name.clone()),
-            sandbox: place.sandbox,
-            owner: String::new(),
-            level: self.level.clone(),
-            created: clock,
-            used: clock - now.saturating_sub(place.used),
-            expires: clock + inner.rules.ends(place, now).saturating_sub(now),
-            busy: place.busy,
-        }
-    }
-
-    pub(crate) fn describe_session(&self, session: &Session) -> SessionInfo {
-        let now = self.now();
-        let clock = SystemTime::now();
-        let (used, busy) = session.activity.seen();
-        let ends = self.spec().life.ends(session.activity.born(), if busy > 0 { now } else { used });
-        SessionInfo {
-            pool: self.name.clone(),
-            identifier: session.key.identifier.clone(),
-            tenant: session.tenant.name.clone(),
-            sandbox: session.sandbox,
-            owner: session.owner.clone(),
-            level: self.level.clone(),
-            created: session.created,
-            used: clock - now.saturating_sub(used),
-            expires: clock + ends.saturating_sub(now),
-            busy,
-        }
     }
 
     /// Tells the rules what goes on in the sessions.
@@ -1113,12 +837,13 @@ impl PoolState {
     }
 
     async fn begin_one(&self) {
-        let mut id = [0; 16];
-        if let Err(error) = getrandom::fill(&mut id) {
-            self.inner().trouble = Some(format!("no random numbers: {error}"));
-            return;
-        }
-        let id = SandboxId::from_random(id);
+        let id = match new_id(false) {
+            Ok(id) => id,
+            Err(error) => {
+                self.inner().trouble = Some(error.to_string());
+                return;
+            }
+        };
         let now = self.now();
         self.inner().rules.booting(id, now);
         match self.driver.0.create(id, &self.name).await {
@@ -1151,14 +876,18 @@ impl PoolState {
     /// Ends sessions whose time is over.
     pub(crate) async fn reap(self: Arc<Self>) {
         loop {
-            let (over, next) = {
+            let (over, next, idle) = {
                 let mut inner = self.inner();
                 // Since the last look sessions may have been used: then they end later.
                 self.look_at_sessions(&mut inner);
-                let (over, next) = inner.rules.expired(self.now());
+                let now = self.now();
+                let (over, next) = inner.rules.expired(now);
                 let sandboxes = over.iter().filter_map(|key| inner.rules.session(key));
-                (sandboxes.map(|session| session.sandbox).collect::<Vec<_>>(), next)
+                let after = self.spec().suspends.after.filter(|_| self.snapshots.is_some());
+                let idle = after.map(|after| inner.rules.idle(after, now)).unwrap_or_default();
+                (sandboxes.map(|session| session.sandbox).collect::<Vec<_>>(), next, idle)
             };
+            let next = [next, self.suspend_idle(idle), self.expire_suspended()].into_iter().flatten().min();
             for sandbox in over {
                 tracing::info!(pool = %self.name, %sandbox, "a session ends: it was idle, or old");
                 self.end(sandbox, Ended::Over);
@@ -1187,10 +916,27 @@ async fn until(at: Option<Instant>) {
     }
 }
 
+/// How a caller found its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It was there.
+    There,
+    /// It was made for it.
+    Made,
+    /// It was on disk, with this of it.
+    Woken(Keeps),
+}
+
+fn new_id(is_loaded: bool) -> Result<SandboxId, NodeError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|error| NodeError::Unavailable(format!("no random numbers: {error}")))?;
+    Ok(if is_loaded { SandboxId::of_loaded(id) } else { SandboxId::from_random(id) })
+}
+
 /// One look at the rules.
 enum Look {
-    /// The session is there or comes, and it is new or not.
-    There(Coming, bool),
+    /// The session is there or comes.
+    There(Coming, Found),
     /// It has to wait for a sandbox, which will come.
     Boots,
     /// It has to wait for a place, which may come; and what to say if it does not.

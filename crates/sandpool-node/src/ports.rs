@@ -32,7 +32,7 @@ impl Node {
     /// # Errors
     /// `NoPool`, `NoSession`, `SessionLost`; `Refused` when nobody listens there, `NotReady` when its program does not want to be asked, `Invalid` for a port that leads out of the session.
     pub async fn connect(&self, pool: &PoolName, key: &SessionKey, port: u16) -> Result<Connection, NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
+        let (pool, session, in_use) = self.session_in_use(pool, key).await?;
         let spec = pool.spec();
         let has_identity = spec.container.as_ref().is_some_and(|container| container.main.has_identity);
         let is_ours = spec.egress.is_some() && PORTS.contains(&port) || has_identity && port == IDENTITY_PORT;
@@ -41,7 +41,6 @@ impl Node {
                 "port {port} of this session is not one that its programs can have"
             )));
         }
-        let in_use = InUse::begin(&pool, &session);
         if spec.container.is_some() && !session.is_heard.load(Ordering::Relaxed) {
             // What it was given is on its way. Its program may have to start again with it, and connections wait for that only when its
             // agent has heard so.
@@ -65,7 +64,7 @@ impl Node {
         if self.spec(pool)?.container.is_none() {
             return Err(NodeError::Unsupported(format!("sessions of {pool} have no program of their own")));
         }
-        let (_, session) = self.session_for_files(pool, key).await?;
+        let (_, session, _kept) = self.session_kept(pool, key).await?;
         let length = u32::try_from(sandpool_wire::agent::MAX_CHUNK).unwrap_or(u32::MAX);
         match session.link.call(Call::Logs { offset, length }).await? {
             Ok(Answer::Logs { data, first, end }) => Ok((data, first, end)),

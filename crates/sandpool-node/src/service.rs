@@ -92,7 +92,7 @@ impl Node {
         argv: Vec<String>,
         env: Vec<(String, String)>,
     ) -> Result<(ServiceInput, ServiceOutput), NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
+        let (pool, session, _kept) = self.session_kept(pool, key).await?;
         // The session's stream is answered in order: once it answers, the sandbox has its configuration, and takes other streams too.
         session.link.call(Call::Ping).await?.map_err(|refusal| NodeError::Unavailable(refusal.to_string()))?;
         let mut id = [0; 16];

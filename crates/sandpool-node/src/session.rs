@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use sandpool_core::ids::{ExecutionId, SandboxId, SessionKey};
+use sandpool_core::ids::{ExecutionId, SandboxId, SessionKey, SnapshotId};
 use sandpool_core::pool::Moment;
 use sandpool_core::tenants::Used;
-use sandpool_driver::Usage;
+use sandpool_driver::{Keeps, Usage};
 use sandpool_store::{Place, Store};
 use sandpool_telemetry::{self as telemetry, Span};
 use sandpool_wire::agent::{Call, Execute, Outcome, Refusal, Stdin, Stop, Work};
@@ -56,6 +56,14 @@ pub(crate) struct Session {
     pub(crate) samples: Samples,
     /// How many look at its terminals.
     pub(crate) looking: AtomicUsize,
+    /// It was given secrets, which no server keeps.
+    pub(crate) has_secrets: bool,
+    /// The snapshot that it came from.
+    pub(crate) parent: OnceLock<SnapshotId>,
+    /// It was brought back with this of what had been there, and no execution has told so yet.
+    pub(crate) resumed: Mutex<Option<Keeps>>,
+    /// Before then it is not tried again to suspend it, in nanoseconds of its pool's time.
+    pub(crate) stays_until: AtomicU64,
     charged: Mutex<Charged>,
     queue: Mutex<Queue>,
 }
@@ -78,12 +86,15 @@ pub(crate) struct Activity {
     busy: AtomicUsize,
     /// Something has begun and ended.
     is_answered: AtomicBool,
+    /// Nothing may begin any more.
+    is_still: AtomicBool,
 }
 
 impl Activity {
     pub(crate) fn new(born: Moment, now: Moment) -> Self {
-        let activity =
-            Self { born, used: AtomicU64::new(0), busy: AtomicUsize::new(0), is_answered: AtomicBool::new(false) };
+        let (used, busy) = (AtomicU64::new(0), AtomicUsize::new(0));
+        let (is_answered, is_still) = (AtomicBool::new(false), AtomicBool::new(false));
+        let activity = Self { born, used, busy, is_answered, is_still };
         activity.touch(now);
         activity
     }
@@ -97,6 +108,17 @@ impl Activity {
     pub(crate) fn touch(&self, now: Moment) {
         let since = u64::try_from(now.saturating_sub(self.born).as_nanos()).unwrap_or(u64::MAX);
         self.used.fetch_max(since, Ordering::Relaxed);
+    }
+
+    /// From now on whatever begins sees that it may not; what had begun before is seen in how many go on.
+    pub(crate) fn stand_still(&self, still: bool) -> usize {
+        self.is_still.store(still, Ordering::SeqCst);
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    /// Whatever has just begun may not go on.
+    pub(crate) fn is_still(&self) -> bool {
+        self.is_still.load(Ordering::SeqCst)
     }
 
     /// When it was last used, and how many executions and transfers go on.
@@ -165,6 +187,8 @@ pub(crate) struct InUse {
     session: Arc<Session>,
     /// An execution's place in its tenant's quota.
     _place: Option<Running>,
+    /// It only keeps the session from being suspended.
+    is_quiet: bool,
 }
 
 impl InUse {
@@ -174,14 +198,25 @@ impl InUse {
 
     pub(crate) fn holding(place: Option<Running>, pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
         session.activity.touch(pool.now());
-        session.activity.busy.fetch_add(1, Ordering::Relaxed);
-        Self { pool: Arc::clone(pool), session: Arc::clone(session), _place: place }
+        // In one order with whoever lets it stand still.
+        session.activity.busy.fetch_add(1, Ordering::SeqCst);
+        Self { pool: Arc::clone(pool), session: Arc::clone(session), _place: place, is_quiet: false }
+    }
+
+    /// Keeps a session from being suspended, and is no use of it.
+    pub(crate) fn quietly(pool: &Arc<PoolState>, session: &Arc<Session>) -> Self {
+        session.activity.busy.fetch_add(1, Ordering::SeqCst);
+        Self { pool: Arc::clone(pool), session: Arc::clone(session), _place: None, is_quiet: true }
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
         let activity = &self.session.activity;
+        if self.is_quiet {
+            activity.busy.fetch_sub(1, Ordering::Release);
+            return;
+        }
         activity.touch(self.pool.now());
         activity.busy.fetch_sub(1, Ordering::Release);
         if !activity.is_answered.swap(true, Ordering::Relaxed) {
@@ -214,6 +249,10 @@ impl Session {
             is_heard: AtomicBool::new(false),
             samples: Samples::default(),
             looking: AtomicUsize::new(0),
+            has_secrets: false,
+            parent: OnceLock::new(),
+            resumed: Mutex::default(),
+            stays_until: AtomicU64::new(0),
             charged: Mutex::new(Charged { with: Some(Usage::default()), is_over: false }),
             queue: Mutex::default(),
         }

@@ -23,7 +23,7 @@ use crate::api::{Finished, NodeError, Outcome};
 use crate::journal;
 use crate::node::{Node, of_session};
 use crate::pools::PoolState;
-use crate::session::{InUse, Session};
+use crate::session::Session;
 
 /// Those who look at terminals of one session at the same time, at most.
 const LOOKING: usize = 32;
@@ -172,8 +172,7 @@ impl Node {
         if request.make.is_some() && self.store().is_some_and(Store::is_in_trouble) {
             return Err(journal::unwritable());
         }
-        let (pool, session) = self.session_for_files(pool, key).await?;
-        let in_use = InUse::begin(&pool, &session);
+        let (pool, session, in_use) = self.session_in_use(pool, key).await?;
         // Until it is known, no terminal's.
         let place = Place::take(pool, session, [0; 16])?;
         let late = || NodeError::Unavailable("the session's sandbox does not answer".to_owned());
@@ -201,8 +200,7 @@ impl Node {
     /// # Errors
     /// Those of [`Node::terminals`], and `NoTerminal`.
     pub async fn hang_up(&self, pool: &PoolName, key: &SessionKey, name: &TerminalName) -> Result<(), NodeError> {
-        let (pool, session) = self.session_for_files(pool, key).await?;
-        let _in_use = InUse::begin(&pool, &session);
+        let (_, session, _in_use) = self.session_in_use(pool, key).await?;
         match session.link.call(Call::HangUp { name: name.to_string() }).await? {
             Ok(_) => Ok(()),
             Err(refusal) => Err(refused(refusal, name.as_str())),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sandpool_core::ids::PoolName;
-use sandpool_core::limits::{Life, Limits, Scale};
+use sandpool_core::limits::{Life, Limits, Scale, Suspends};
 use sandpool_node::{EgressPolicy, Isolation, OciRuntime, PoolSpec, Runtime, SessionScope, Start};
 use serde::{Deserialize, Serialize};
 
@@ -275,8 +275,14 @@ pub struct LifecycleSettings {
     pub lifecycle_type: LifecycleType,
     /// How long a session is kept that nobody uses.
     pub cooldown_period_in_seconds: u64,
-    /// How long a session is kept at most, used or not.
+    /// How long a session is kept at most, used or not. The time that it is suspended does not count.
     pub max_alive_period_in_seconds: Option<u64>,
+    /// After how long a session that nobody uses is suspended; never, if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspend_after_in_seconds: Option<u64>,
+    /// How long a suspended session is kept; a week, if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended_for_in_seconds: Option<u64>,
 }
 
 impl Default for LifecycleSettings {
@@ -285,6 +291,8 @@ impl Default for LifecycleSettings {
             lifecycle_type: LifecycleType::Timed,
             cooldown_period_in_seconds: 300,
             max_alive_period_in_seconds: None,
+            suspend_after_in_seconds: None,
+            suspended_for_in_seconds: None,
         }
     }
 }
@@ -512,6 +520,18 @@ impl PoolObject {
         within(&format!("{life_key}.cooldownPeriodInSeconds"), life.cooldown_period_in_seconds, 1, 31_536_000)?;
         if let Some(seconds) = life.max_alive_period_in_seconds {
             within(&format!("{life_key}.maxAlivePeriodInSeconds"), seconds, 1, 31_536_000)?;
+        }
+        if let Some(seconds) = life.suspend_after_in_seconds {
+            let field = format!("{life_key}.suspendAfterInSeconds");
+            within(&field, seconds, 1, 31_536_000)?;
+            let cooldown = life.cooldown_period_in_seconds;
+            if life.lifecycle_type == LifecycleType::Timed && seconds >= cooldown {
+                let why = format!("is {seconds}, must be below the {cooldown} s after which a session ends");
+                return Err(fault(key(&field), why));
+            }
+        }
+        if let Some(seconds) = life.suspended_for_in_seconds {
+            within(&format!("{life_key}.suspendedForInSeconds"), seconds, 1, 31_536_000)?;
         }
         let resources = &spec.resources;
         if !(0.01..=1024.0).contains(&resources.cpu) {
@@ -769,6 +789,10 @@ impl PoolObject {
                 SessionScopeName::Pool => SessionScope::Pool,
             },
             full_wait: Duration::from_secs(spec.scale_configuration.wait_when_full_in_seconds),
+            suspends: Suspends {
+                after: life.suspend_after_in_seconds.map(Duration::from_secs),
+                kept_for: life.suspended_for_in_seconds.map_or(Suspends::default().kept_for, Duration::from_secs),
+            },
         })
     }
 }

@@ -453,6 +453,7 @@ fn spec(template: &Template) -> PoolSpec {
         session_secrets: false,
         isolation: level::isolation(),
         local_servers: true,
+        suspends: sandpool_core::limits::Suspends::default(),
         full_wait: Duration::ZERO,
     }
 }

@@ -1,4 +1,5 @@
-//! Durable state: sessions that were there, their executions, pools, and the journal, in one embedded database.
+//! Durable state: sessions that were there, their executions, pools, and the journal, in one embedded database; and snapshots of sessions
+//! beside it, in directories ([`snapshots`]).
 //!
 //! ```text
 //! server's threads --(channel)--> one writer thread --(a transaction for all that came meanwhile)--> SQLite, WAL
@@ -14,6 +15,7 @@
 pub mod chain;
 mod read;
 mod schema;
+pub mod snapshots;
 pub mod trail;
 mod write;
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::terminal;
 
 /// The version of this protocol. Both sides must agree exactly; the agent travels inside the server's binary.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// The largest piece of a file in one message, in bytes.
 pub const MAX_CHUNK: usize = 1024 * 1024;
@@ -213,6 +213,30 @@ pub enum Call {
         /// Its name.
         name: String,
     },
+    /// Begins to read these directories, with all in them, as one tree ([`crate::tree`]), in place of what this stream read before. Those
+    /// that are not there are left out. Reply: [`Answer::Done`].
+    Pack {
+        /// At most 8.
+        roots: Vec<FilePath>,
+    },
+    /// The next bytes of what `Pack` began. Reply: [`Answer::Packed`].
+    PackNext,
+    /// Begins to put a tree into these directories, in place of what this stream wrote before; what is there stays, but for what has the
+    /// name of something else. Reply: [`Answer::Done`].
+    Unpack {
+        /// As many as there were.
+        roots: Vec<FilePath>,
+    },
+    /// The next bytes of a tree. Reply: [`Answer::Done`], or a refusal: then what was unpacked until then stays, and no more comes.
+    UnpackNext {
+        /// At most [`MAX_CHUNK`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// It was all. Reply: [`Answer::Done`] when it was whole, and all of it is there.
+    UnpackEnd,
+    /// The variables that the session was given. Reply: [`Answer::Given`].
+    Given,
 }
 
 /// The program that a sandbox of a container is for.
@@ -502,6 +526,16 @@ pub enum Answer {
     Attached(terminal::Attached),
     /// The terminals the agent knows, at most [`terminal::TERMINALS`].
     Terminals(Vec<terminal::Terminal>),
+    /// Bytes of a tree.
+    Packed {
+        /// At most [`MAX_CHUNK`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+        /// It was all.
+        is_last: bool,
+    },
+    /// Names and values.
+    Given(Vec<(String, String)>),
 }
 
 /// Why a call was not done.

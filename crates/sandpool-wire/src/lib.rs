@@ -7,3 +7,4 @@ pub mod agent;
 pub mod egress;
 pub mod frame;
 pub mod terminal;
+pub mod tree;

@@ -519,6 +519,72 @@ pub(crate) enum Session {
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
     },
+    /// Put a session on the host's disk, and end its sandbox; the next use brings it back
+    Suspend {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// End what runs in it; else it is not suspended
+        #[arg(long)]
+        force: bool,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
+    /// Bring a suspended session back, as every use does
+    Resume {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
+    /// Copy a session to the host's disk while it goes on; or list, or remove, its copies
+    Snapshot {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// What the copy is called
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// List its copies
+        #[arg(long, conflicts_with = "name")]
+        list: bool,
+        /// Remove this copy, by its id or its name
+        #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "list"])]
+        rm: Option<String>,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
+    /// Make another session of a session, or of a copy of it
+    Fork {
+        /// The pool
+        #[arg(short, long, value_name = "POOL", default_value = "python")]
+        pool: String,
+        /// The session
+        #[arg(value_name = "SESSION")]
+        session: String,
+        /// The new session
+        #[arg(value_name = "NEW")]
+        new: String,
+        /// A copy of it, by its id or its name [default: as it is now]
+        #[arg(long, value_name = "SNAPSHOT")]
+        snapshot: Option<String>,
+        /// Whose it is [default: the token's own]
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
+    },
     /// End sessions and all that is in them
     Rm {
         /// The pool

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use sandpool_driver::levels::Levels;
 use sandpool_http::{App, Listener};
-use sandpool_node::{Deed, Node, NodeConfig};
+use sandpool_node::{Deed, HostDisk, Node, NodeConfig, Snapshots};
 use sandpool_objects::{Found, ImageConfig, Metadata, Origin, Prepared};
 use sandpool_oci::signature::Key;
 use sandpool_process::ProcessDriver;
@@ -216,12 +216,16 @@ async fn serve(context: &Context, plan: Plan, inherited: Inherited, log: &LogLay
     pools.read(&store, &*store_of_images).await;
     let tenants = settings.tenants.iter().map(crate::settings::TenantSettings::to_tenant).collect::<Result<_, _>>();
     let tenants = tenants.map_err(|error| Failure::new(error.to_string()))?;
+    let directory = context.home.state().join("snapshots");
+    let snapshots = Snapshots::open(&directory, Arc::new(HostDisk), settings.snapshots.bounds())
+        .map_err(|error| Failure::new(format!("{} cannot be used", directory.display())).because(error))?;
     let config = NodeConfig {
         pools: std::mem::take(&mut pools.declared),
         applied: std::mem::take(&mut pools.applied),
         tenants,
         monotonic: sandpool_process::monotonic(),
         store: Some(store.clone()),
+        snapshots: Some(snapshots),
         identities: Some(auth.clone()),
     };
     // Every level's driver has its place here.

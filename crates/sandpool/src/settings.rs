@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use sandpool_core::ids::PoolName;
+use sandpool_node::Bounds;
 pub(crate) use sandpool_objects::Size;
 use sandpool_objects::pool::default_pools;
 use sandpool_objects::{Fault, PoolObject};
@@ -69,6 +70,9 @@ pub(crate) struct Settings {
     /// What is told to a collector.
     #[serde(default)]
     pub(crate) telemetry: telemetry::TelemetrySettings,
+    /// How much sessions may have on disk.
+    #[serde(default)]
+    pub(crate) snapshots: SnapshotSettings,
     /// The OCI runtimes of pools with `isolation: container`, where they are not in the usual places or need a word.
     #[serde(default)]
     pub(crate) oci_runtimes: BTreeMap<OciRuntime, OciSettings>,
@@ -102,6 +106,30 @@ pub(crate) struct MetricsSettings {
     /// Whoever reaches the server, without a token.
     #[serde(default)]
     pub(crate) open: bool,
+}
+
+/// How much sessions may have on disk: those that are suspended, and copies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct SnapshotSettings {
+    /// All of them together.
+    pub(crate) max_bytes: Size,
+    /// Those of one tenant; as all of them, if not given.
+    pub(crate) max_bytes_per_tenant: Option<Size>,
+}
+
+impl Default for SnapshotSettings {
+    fn default() -> Self {
+        Self { max_bytes: Size(32 << 30), max_bytes_per_tenant: None }
+    }
+}
+
+impl SnapshotSettings {
+    /// As the store takes them.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let all = self.max_bytes.0;
+        Bounds { all, of_tenant: self.max_bytes_per_tenant.map_or(all, |most| most.0) }
+    }
 }
 
 /// Who may call, besides the bearers of our own tokens.
@@ -254,6 +282,7 @@ impl Default for Settings {
             egress_limits: egress::EgressLimits::default(),
             metrics: MetricsSettings::default(),
             telemetry: telemetry::TelemetrySettings::default(),
+            snapshots: SnapshotSettings::default(),
             oci_runtimes: BTreeMap::new(),
             machines: Wanted::default(),
             pools: default_pools(),

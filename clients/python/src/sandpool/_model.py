@@ -109,7 +109,9 @@ class Usage:
 class SessionInfo:
     """A session, as the server knows it.
 
-    `usage` is there when one session was asked for; `is_new` says that opening it made it.
+    `usage` is there when one session was asked for; `is_new` says that opening it made it. `state` is `live` or
+    `suspended`, `keeps` what is kept of a suspended one (`files` or `machine`), and `lost` what a session does not have
+    any more that opening it has brought back.
     """
 
     pool: str
@@ -124,6 +126,9 @@ class SessionInfo:
     expires_at: datetime
     is_new: bool = False
     usage: Usage | None = None
+    state: Literal["live", "suspended"] = "live"
+    keeps: Literal["files", "machine"] | None = None
+    lost: tuple[str, ...] = ()
     raw: Json = field(repr=False, compare=False, default_factory=dict)
 
     @classmethod
@@ -140,7 +145,10 @@ class SessionInfo:
             last_used_at=instant(raw["lastUsedAt"]),
             expires_at=instant(raw["expiresAt"]),
             is_new=raw.get("isNew", False),
-            usage=Usage.read(raw["usage"]) if "usage" in raw else None,
+            usage=Usage.read(raw["usage"]) if raw.get("usage") else None,
+            state=raw.get("state", "live"),
+            keeps=(raw.get("suspended") or {}).get("keeps"),
+            lost=tuple((raw.get("resumed") or {}).get("lost", ())),
             raw=raw,
         )
 

@@ -19,6 +19,7 @@ use crate::pipe::WAITING;
 use crate::procs;
 use crate::program::Program;
 use crate::stream::Stream;
+use crate::tree::{Pack, Unpack};
 
 /// The most programs that run at the same time, besides the interpreter's code.
 pub(super) const PROGRAMS: usize = 128;
@@ -131,6 +132,32 @@ impl Agent {
             Call::WriteAbort { upload } => {
                 stream.uploads.remove(&upload).map(|_| Answer::Done).ok_or(Refusal::NotFound)
             }
+            Call::Pack { roots } => {
+                stream.packing = Some(Pack::begin(roots)?);
+                Ok(Answer::Done)
+            }
+            Call::PackNext => {
+                let (data, is_last) = stream.packing.as_mut().ok_or(Refusal::NotFound)?.take()?;
+                if is_last {
+                    stream.packing = None;
+                }
+                Ok(Answer::Packed { data, is_last })
+            }
+            Call::Unpack { roots } => {
+                stream.unpacking = Some(Unpack::begin(roots)?);
+                Ok(Answer::Done)
+            }
+            Call::UnpackNext { data } => {
+                if data.len() > MAX_CHUNK {
+                    return Err(Refusal::Invalid(format!("more than {MAX_CHUNK} bytes at a time")));
+                }
+                let mut unpack = stream.unpacking.take().ok_or(Refusal::NotFound)?;
+                unpack.put(&data)?;
+                stream.unpacking = Some(unpack);
+                Ok(Answer::Done)
+            }
+            Call::UnpackEnd => stream.unpacking.take().ok_or(Refusal::NotFound)?.end(),
+            Call::Given => Ok(Answer::Given(self.environment.given())),
         }
     }
 

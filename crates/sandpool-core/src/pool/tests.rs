@@ -704,3 +704,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn sessions_are_idle_after_their_last_use_and_never_while_busy() {
+    let scale = Scale { max_sessions: 2, ready: 0, most_ready: 0, boots: 1 };
+    let life = Life { cooldown: Duration::from_secs(300), max_alive: None };
+    let mut pool = Pool::new(scale, life);
+    let (second, long) = (Duration::from_secs, Duration::from_secs(60));
+    let key = |name: &str| SessionKey::from(Identifier::parse(name).unwrap());
+    let (one, two, three) = (SandboxId([1; 16]), SandboxId([2; 16]), SandboxId([3; 16]));
+    assert_eq!(pool.idle(long, second(1)), (Vec::new(), None));
+    assert_eq!(pool.claim_with(&key("one1"), one, second(1)), Claim::Fresh(one));
+    assert_eq!(pool.claim_with(&key("one1"), three, second(2)), Claim::Existing(one), "it is there, and used");
+    assert_eq!(pool.claim_with(&key("two2"), two, second(3)), Claim::Fresh(two));
+    assert!(matches!(pool.claim_with(&key("three"), three, second(4)), Claim::Full { active: 2, .. }));
+    assert_eq!(pool.owner(three), None, "what had no place left no trace");
+    pool.seen(two, second(3), 1);
+    assert_eq!(pool.idle(long, second(61)), (Vec::new(), Some(second(62))));
+    assert_eq!(pool.idle(long, second(62)), (vec![one], Some(second(122))), "one that is busy is looked at again");
+    pool.seen(two, second(70), 0);
+    assert_eq!(pool.remove(&key("one1")), Some(one));
+    assert_eq!(pool.idle(long, second(130)), (vec![two], None));
+}

@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::files::Files;
-use super::saved::{Item, Writer};
+use super::saved::{self, Item, Writer};
 use super::script::{Statement, scalar};
 
 /// From an interrupt that is not heeded to the kill, as in the real agent.
@@ -145,7 +145,7 @@ impl Agent {
         for (name, value) in &state.variables {
             out.push(&Item::Variable(name.clone(), value.clone()));
         }
-        state.files.save(&mut out);
+        state.files.save(&["/".to_owned()], &mut out);
         for log in &state.logs {
             let kept = log.kept();
             if let Some(outcome) = kept.outcome.clone() {
@@ -158,24 +158,7 @@ impl Agent {
 
     /// Becomes what was saved of another, before anybody has this.
     pub(super) fn become_saved(&self, items: Vec<Item>) {
-        let mut state = self.state();
-        let mut last = String::new();
-        for item in items {
-            match item {
-                Item::Variable(name, value) => drop(state.variables.insert(name, value)),
-                Item::Node { path, data, modified_ns } => {
-                    last.clone_from(&path);
-                    state.files.load(path, data, modified_ns);
-                }
-                Item::More(data) => state.files.extend(&last, &data),
-                Item::Ended { exec, events, dropped, outcome } => {
-                    let log = Log::new(exec, 0);
-                    *log.kept() = Kept { events, left: 0, dropped, outcome: Some(outcome) };
-                    state.logs.push(Arc::new(log));
-                }
-                Item::Whole(_) => {}
-            }
-        }
+        self.state().become_saved(items);
     }
 
     /// Bytes of files, and things that run.
@@ -397,6 +380,39 @@ impl Agent {
             Call::WriteCommit { upload } => {
                 let (path, data) = uploads.open.remove(&upload).ok_or(Refusal::NotFound)?;
                 state.files.put(&path, data, now)
+            }
+            Call::Pack { roots } => {
+                let mut out = Writer::default();
+                state.files.save(&roots, &mut out);
+                uploads.packing = Some(out.finish());
+                Ok(Answer::Done)
+            }
+            Call::PackNext => {
+                let mut data = uploads.packing.take().ok_or(Refusal::NotFound)?;
+                let rest = data.split_off(data.len().min(MAX_CHUNK));
+                let is_last = rest.is_empty();
+                uploads.packing = Some(rest).filter(|_| !is_last);
+                Ok(Answer::Packed { data, is_last })
+            }
+            Call::Unpack { .. } => {
+                uploads.unpacking = Some(Vec::new());
+                Ok(Answer::Done)
+            }
+            Call::UnpackNext { data } => {
+                let whole = uploads.unpacking.as_mut().ok_or(Refusal::NotFound)?;
+                whole.extend(data);
+                state.files.fits(0, length(whole.len()))?;
+                Ok(Answer::Done)
+            }
+            Call::UnpackEnd => {
+                let whole = uploads.unpacking.take().ok_or(Refusal::NotFound)?;
+                let items = saved::items(&whole).map_err(|error| Refusal::Invalid(error.to_string()))?;
+                state.become_saved(items);
+                Ok(Answer::Done)
+            }
+            Call::Given => {
+                let given = state.activation.as_ref().map(|activation| activation.env.clone());
+                Ok(Answer::Given(given.unwrap_or_default()))
             }
             Call::WriteAbort { upload } => uploads.open.remove(&upload).map(|_| Answer::Done).ok_or(Refusal::NotFound),
             Call::Terminals => {
@@ -725,6 +741,26 @@ fn named(argv: &[String]) -> Result<String, Refusal> {
 }
 
 impl State {
+    fn become_saved(&mut self, items: Vec<Item>) {
+        let mut last = String::new();
+        for item in items {
+            match item {
+                Item::Variable(name, value) => drop(self.variables.insert(name, value)),
+                Item::Node { path, data, modified_ns } => {
+                    last.clone_from(&path);
+                    self.files.load(path, data, modified_ns);
+                }
+                Item::More(data) => self.files.extend(&last, &data),
+                Item::Ended { exec, events, dropped, outcome } => {
+                    let log = Log::new(exec, 0);
+                    *log.kept() = Kept { events, left: 0, dropped, outcome: Some(outcome) };
+                    self.logs.push(Arc::new(log));
+                }
+                Item::Whole(_) => {}
+            }
+        }
+    }
+
     fn log(&self, exec: ExecKey) -> Option<Arc<Log>> {
         self.logs.iter().find(|log| log.exec == exec).cloned()
     }
@@ -853,6 +889,8 @@ impl Log {
 struct Uploads {
     last: u32,
     open: BTreeMap<u32, (String, Vec<u8>)>,
+    packing: Option<Vec<u8>>,
+    unpacking: Option<Vec<u8>>,
 }
 
 fn output_of(event: &Event) -> &[u8] {

@@ -34,8 +34,12 @@ impl Files {
         Self { nodes: directories.into_iter().map(node).collect(), room }
     }
 
-    pub(super) fn save(&self, out: &mut Writer) {
-        for (path, node) in &self.nodes {
+    /// What is below these directories.
+    pub(super) fn save(&self, roots: &[String], out: &mut Writer) {
+        let is_below = |path: &str| {
+            roots.iter().any(|root| root == "/" || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/')))
+        };
+        for (path, node) in self.nodes.iter().filter(|(path, _)| is_below(path)) {
             out.node(path, node.data.as_deref(), node.modified_ns);
         }
     }

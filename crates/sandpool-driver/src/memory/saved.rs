@@ -58,25 +58,26 @@ impl Writer {
     }
 }
 
+/// All items of what was saved.
+pub(super) fn items(mut bytes: &[u8]) -> io::Result<Vec<Item>> {
+    let mut items = Vec::new();
+    while let Some((item, used)) = frame::take(bytes).map_err(io::Error::other)? {
+        bytes = &bytes[used..];
+        match item {
+            Item::Whole(count) if usize::try_from(count) == Ok(items.len()) && bytes.is_empty() => return Ok(items),
+            Item::Whole(_) => return Err(io::ErrorKind::InvalidData.into()),
+            item => items.push(item),
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
 impl Agent {
     /// Becomes what was saved.
     pub(super) async fn load(&self, saved: &mut Stream) -> io::Result<()> {
-        let mut items = Vec::new();
-        loop {
-            let mut header = [0; frame::HEADER];
-            saved.read_exact(&mut header).await?;
-            let mut body = vec![0; frame::body_length(header).map_err(io::Error::other)?];
-            saved.read_exact(&mut body).await?;
-            match frame::decode(&body).map_err(io::Error::other)? {
-                Item::Whole(count) if usize::try_from(count) == Ok(items.len()) => break,
-                Item::Whole(_) => return Err(io::ErrorKind::InvalidData.into()),
-                item => items.push(item),
-            }
-        }
-        if saved.read(&mut [0]).await? != 0 {
-            return Err(io::Error::other("there is more than there was"));
-        }
-        self.become_saved(items);
+        let mut bytes = Vec::new();
+        saved.read_to_end(&mut bytes).await?;
+        self.become_saved(items(&bytes)?);
         Ok(())
     }
 }

@@ -87,6 +87,7 @@ async fn world(name: &str) -> World {
         session_secrets: false,
         isolation: sandpool_node::Isolation::default(),
         local_servers: true,
+        suspends: sandpool_core::limits::Suspends::default(),
         full_wait: Duration::ZERO,
     });
     let mut prepared = Prepared::default();

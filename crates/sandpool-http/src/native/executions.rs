@@ -56,7 +56,9 @@ pub(super) async fn start(
                 StatusCode::ACCEPTED
             }
         };
-        (status, answer(&pool, &execution, base64)).into_response()
+        let mut shown = shown::full(&pool, &execution, base64);
+        shown.resumed = handle.resumed().map(super::suspend::resumed);
+        (status, Json(shown)).into_response()
     };
     if let Ok(location) = HeaderValue::from_str(&location(&pool, &key.identifier, &handle)) {
         response.headers_mut().insert(LOCATION, location);

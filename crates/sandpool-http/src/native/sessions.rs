@@ -8,12 +8,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use sandpool_core::ids::Identifier;
-use sandpool_node::{EgressPolicy, Given, Open, SessionInfo, SessionSecret, Usage};
+use sandpool_node::{EgressPolicy, Given, Open, SessionInfo, SessionSecret, Suspended, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
-use super::shown::{instant, milliseconds, seconds};
+use super::shown::{instant, seconds};
 use super::{body, egress};
 use crate::app::App;
 use crate::auth::Role;
@@ -83,10 +83,13 @@ pub(super) async fn list(State(app): State<App>, asked: Asked) -> Result<Json<Va
 pub(super) async fn one(State(app): State<App>, asked: Asked) -> Result<Json<Value>, Problem> {
     let (pool, key) = asked.session(Role::Reader)?;
     let session = app.node.session(&pool, &key)?;
-    let used = app.node.usage(&pool, &key).await?;
+    let used = match session.suspended {
+        Some(_) => None,
+        None => Some(app.node.usage(&pool, &key).await?),
+    };
     let status = app.node.pool(&pool)?;
     let mut body = shown(&session);
-    body["usage"] = usage(&used);
+    body["usage"] = used.as_ref().map_or(Value::Null, usage);
     body["wall"] = json!(status.wall);
     body["weaker"] = json!(status.weaker);
     Ok(Json(body))
@@ -167,10 +170,7 @@ pub(super) async fn open(
         journal::did(&app.node, &asked.principal, (&pool, &key), Did::Narrowed, "");
     }
     let status = if opened.new { StatusCode::CREATED } else { StatusCode::OK };
-    let mut body = shown(&opened.session);
-    body["isNew"] = json!(opened.new);
-    body["openMilliseconds"] = json!(milliseconds(opened.took));
-    Ok((status, Json(body)))
+    Ok((status, Json(super::suspend::opening(&opened))))
 }
 
 /// Ends the session.
@@ -181,8 +181,8 @@ pub(super) async fn end(State(app): State<App>, asked: Asked) -> Result<StatusCo
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn shown(session: &SessionInfo) -> Value {
-    json!({
+pub(super) fn shown(session: &SessionInfo) -> Value {
+    let mut shown = json!({
         "pool": session.pool.as_str(),
         "identifier": Identifier::as_str(&session.identifier),
         "sandbox": session.sandbox.to_string(),
@@ -193,7 +193,12 @@ fn shown(session: &SessionInfo) -> Value {
         "lastUsedAt": instant(session.used),
         "expiresAt": instant(session.expires),
         "busy": session.busy,
-    })
+        "state": if session.suspended.is_some() { "suspended" } else { "live" },
+    });
+    if let Some(Suspended { since, bytes, keeps }) = &session.suspended {
+        shown["suspended"] = json!({ "since": instant(*since), "bytes": bytes, "keeps": keeps.word() });
+    }
+    shown
 }
 
 #[cfg(test)]

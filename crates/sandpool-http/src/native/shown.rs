@@ -178,6 +178,9 @@ pub(super) struct Full<'a> {
     outline: Map<String, Value>,
     #[serde(flatten)]
     streams: Map<String, Value>,
+    /// Of the first execution of a session that was suspended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resumed: Option<Value>,
     result: Option<Shown<'a>>,
     displays: Vec<Shown<'a>>,
     error: Option<Value>,
@@ -201,6 +204,7 @@ pub(super) fn full<'a>(pool: &PoolName, execution: &'a Execution, base64: bool) 
     Full {
         outline: outline(pool, execution),
         streams,
+        resumed: None,
         result: execution.result.as_ref().map(rich),
         displays: execution.displays.iter().map(rich).collect(),
         error: execution.error.as_ref().map(raised),

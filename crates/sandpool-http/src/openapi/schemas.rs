@@ -97,6 +97,8 @@ fn sessions() -> Value {
         "lastUsedAt": instant("When it was last used."),
         "expiresAt": instant("When it ends, if it is not used again."),
         "busy": kind("integer", "Executions that run or wait, and files that are being moved."),
+        "state": json!({ "type": "string", "enum": ["live", "suspended"], "description": "Whether it has a sandbox. The next use of one that is suspended brings it back." }),
+        "suspended?": to("Suspended"),
     });
     let mut listed = session.clone();
     listed["usage?"] = json!({
@@ -104,7 +106,10 @@ fn sessions() -> Value {
         "description": "With `usage=true`: what its sandbox uses, or used two seconds ago at most. Null when it is not known.",
     });
     let mut detail = session.clone();
-    detail["usage"] = to("Usage");
+    detail["usage"] = json!({
+        "oneOf": [to("Usage"), { "type": "null" }],
+        "description": "What its sandbox uses. Null while it is suspended.",
+    });
     let bytes = |of: &str| kind("integer", &format!("Bytes {of}."));
     let usage = object(
         "What a session's sandbox uses.",
@@ -121,7 +126,45 @@ fn sessions() -> Value {
     let mut opened = session.clone();
     opened["isNew"] = kind("boolean", "This call made it.");
     opened["openMilliseconds"] = kind("number", "How long it took to get it.");
+    opened["resumed"] = json!({
+        "oneOf": [to("Resumed"), { "type": "null" }],
+        "description": "This call brought it back from being suspended. Null where it did not.",
+    });
+    let keeps = || {
+        json!({
+            "type": "string", "enum": ["files", "machine"],
+            "description": "What is kept: the files of `/mnt/data` and of the home directory, or all of its machine.",
+        })
+    };
+    let suspended = object(
+        "How a session is suspended.",
+        json!({ "since": instant("Since when."), "bytes": bytes("of it on the host's disk"), "keeps": keeps() }),
+    );
+    let resumed = object(
+        "What a session that was brought back has of what had been there.",
+        json!({ "keeps": keeps(), "lost": lines("What it has not: none for a machine.") }),
+    );
+    let snapshot = object(
+        "A copy of a session on the host's disk.",
+        json!({
+            "id": json!({ "type": "string", "format": "uuid", "description": "Its id." }),
+            "name": json!({ "type": ["string", "null"], "description": "What its maker calls it." }),
+            "pool": kind("string", "The session's pool."), "session": kind("string", "The session."),
+            "takenAt": instant("When it was taken."), "bytes": bytes("of it on the host's disk"), "keeps": keeps(),
+            "parent": json!({ "type": ["string", "null"], "description": "The snapshot that its session had come from." }),
+        }),
+    );
     json!({
+        "Suspended": suspended,
+        "Resumed": resumed,
+        "Snapshot": snapshot,
+        "Snapshots": object("Snapshots of a session, the oldest first.", json!({ "value": json!({ "type": "array", "items": to("Snapshot"), "description": "All of them." }) })),
+        "Suspending": with_example(closed(object("How a session is suspended.", json!({ "force?": kind("boolean", "End what runs in it. Else it is refused with `SessionBusy`.") }))), json!({ "force": true })),
+        "Copying": with_example(closed(object("What a snapshot is called.", json!({ "name?": { "type": ["string", "null"], "description": "1 to 64 characters of those of an identifier; no other snapshot of the session has it." } }))), json!({ "name": "before-the-upgrade" })),
+        "Forking": with_example(closed(object("What a session is made of.", json!({
+            "identifier": kind("string", "The new session's name."),
+            "snapshot?": { "type": ["string", "null"], "description": "A snapshot of the session, by its id or its name; the session as it is now, if not given." },
+        }))), json!({ "identifier": "chat-18", "snapshot": "before-the-upgrade" })),
         "SessionDetail": object("A session, and what it uses.", detail),
         "OpenedSession": object("A session that was found or made.", opened),
         "Session": object("A session.", session),
@@ -251,6 +294,7 @@ fn native() -> Value {
         "truncated": truncated,
     });
     let mut full = outline.clone();
+    full["resumed?"] = to("Resumed");
     full["stdout?"] = kind("string", "Standard output so far; not with `bytes=base64`.");
     full["stderr?"] = kind("string", "Standard error so far; not with `bytes=base64`.");
     full["stdoutBase64?"] = kind("string", "With `bytes=base64`.");

@@ -19,7 +19,8 @@ const REFUSALS: [(u16, &str, &str); 12] = [
     (
         409,
         "Conflict",
-        "A directory where a file was meant or the other way round, an execution that has ended, or a pool that is not to be changed so.",
+        "A directory where a file was meant or the other way round, an execution that has ended, a pool that is not to be changed so, or a \
+         session that is busy, suspended, or cannot be brought back: `code` says which.",
     ),
     (410, "Lost", "The session's sandbox died, and all in it. Said once before its name is used anew."),
     (413, "TooLarge", "The body, or a part of it, is over its limit."),
@@ -31,7 +32,7 @@ const REFUSALS: [(u16, &str, &str); 12] = [
     (500, "Broken", "A fault of the server."),
     (503, "Unavailable", "Sandboxes do not start, or the server stops: the message says why. `Retry-After`."),
     (405, "WrongMethod", "The header `Allow` says which methods there are."),
-    (507, "Full", "No space is left in the session."),
+    (507, "Full", "No space is left in the session, or for snapshots."),
 ];
 
 /// One operation of the document.
@@ -257,6 +258,34 @@ fn native() -> Vec<Operation> {
             .gives(201, "It is new.", "OpenedSession")
             .refuses(&OPENING),
         with("delete", SESSION, "endSession", "Ends a session, and all in it").nothing("It ends.").refuses(&[404]),
+        with("post", "/pools/{pool}/sessions/{session}/suspend", "suspendSession", "Puts a session on the host's disk, and ends its sandbox")
+            .about(
+                "The next use of it, in any dialect, brings it back. What is kept depends on its level: `files` (`/mnt/data` and the home \
+                 directory; variables, processes and known executions are lost), or all of its `machine`. One that is suspended stays so.",
+            )
+            .takes("application/json", to("Suspending"), false)
+            .gives(200, "It is on disk.", "Session")
+            .refuses(&[404, 409, 410, 413, 503, 507]),
+        with("post", "/pools/{pool}/sessions/{session}/resume", "resumeSession", "Brings a suspended session back, as every use does")
+            .gives(200, "It is there.", "OpenedSession")
+            .refuses(&[404, 409, 410, 429, 503]),
+        with("get", "/pools/{pool}/sessions/{session}/snapshots", "listSnapshots", "The snapshots of a session, the oldest first")
+            .about("They are there until they are deleted, or their pool is removed; also when the session has ended.")
+            .gives(200, "All of them.", "Snapshots")
+            .refuses(&[404]),
+        with("post", "/pools/{pool}/sessions/{session}/snapshots", "takeSnapshot", "Copies a session to the host's disk")
+            .about("It stands still meanwhile, and goes on. What is kept is as when it is suspended.")
+            .takes("application/json", to("Copying"), false)
+            .gives(201, "It is on disk.", "Snapshot")
+            .refuses(&[404, 409, 410, 413, 429, 503, 507]),
+        with("delete", "/pools/{pool}/sessions/{session}/snapshots/{snapshot}", "deleteSnapshot", "Removes a snapshot, by its id or its name")
+            .nothing("It is gone.")
+            .refuses(&[404, 503]),
+        with("post", "/pools/{pool}/sessions/{session}/fork", "forkSession", "Makes another session of a session, or of a snapshot of it")
+            .about("The new session is its own from then on: a sandbox, a boot id and random numbers of its own. What is kept is as when it is suspended.")
+            .takes("application/json", to("Forking"), true)
+            .gives(201, "The new session.", "OpenedSession")
+            .refuses(&[404, 409, 410, 413, 429, 503, 507]),
         with("get", EGRESS, "getEgress", "What a session may reach")
             .gives(200, "What its pool allows, and what of it the session does.", "SessionEgress")
             .refuses(&[404, 410, 503]),
@@ -552,6 +581,7 @@ fn in_path(name: &str) -> Value {
         "terminal" => {
             (json!({ "type": "string", "minLength": 1, "maxLength": 64 }), "The terminal's name, percent-encoded.")
         }
+        "snapshot" => (json!({ "type": "string", "minLength": 1, "maxLength": 64 }), "The snapshot's id, or its name."),
         "port" => (number(1, 65_535), "The port, on the session's loopback."),
         "path" => (text(), "The file, below `/mnt/data`, or a program's path. It may have slashes in it."),
         "name" => (text(), "The file's name, below `path`."),

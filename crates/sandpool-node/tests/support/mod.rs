@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use sandpool_core::limits::{Life, Limits, Scale};
 use sandpool_driver::memory::{Memory, MemoryConfig};
 use sandpool_driver::{Driver, Phase};
 use sandpool_node::{
-    Caller, ExecuteRequest, Execution, ExecutionHandle, ExecutionState, Node, NodeConfig, NodeError, Open, Opened,
-    Outcome, PoolSpec, Runtime, Stdin, Store, Tenant, Work,
+    Bounds, Caller, ExecuteRequest, Execution, ExecutionHandle, ExecutionState, Node, NodeConfig, NodeError, Open,
+    Opened, Outcome, PoolSpec, Runtime, Snapshots, Stdin, Store, Tenant, Work, cut::CutDisk,
 };
 
 /// Longer than anything in these tests takes.
@@ -24,6 +25,8 @@ pub(crate) struct Bench {
     specs: Vec<PoolSpec>,
     tenants: Vec<Tenant>,
     pub(crate) store: Option<Store>,
+    /// Where its snapshots are.
+    pub(crate) disk: CutDisk,
 }
 
 pub(crate) fn seconds(count: u64) -> Duration {
@@ -53,6 +56,7 @@ pub(crate) fn spec(pool: &str) -> PoolSpec {
         session_secrets: false,
         isolation: sandpool_node::Isolation::default(),
         local_servers: true,
+        suspends: sandpool_core::limits::Suspends::default(),
         full_wait: Duration::ZERO,
     }
 }
@@ -74,8 +78,9 @@ impl Bench {
 
     pub(crate) async fn for_tenants(memory: Memory, specs: Vec<PoolSpec>, tenants: Vec<Tenant>) -> Self {
         let pool = specs[0].name.clone();
-        let node = start(&memory, &specs, &tenants, None).await;
-        Self { memory, node, pool, specs, tenants, store: None }
+        let disk = CutDisk::default();
+        let node = start(&memory, &specs, &tenants, None, &disk).await;
+        Self { memory, node, pool, specs, tenants, store: None, disk }
     }
 
     /// The server is killed, and started again with this store.
@@ -86,7 +91,7 @@ impl Bench {
 
     /// The server is killed and started again.
     pub(crate) async fn restart(&mut self) {
-        self.node = start(&self.memory, &self.specs, &self.tenants, self.store.clone()).await;
+        self.node = start(&self.memory, &self.specs, &self.tenants, self.store.clone(), &self.disk).await;
     }
 
     pub(crate) async fn open(&self, who: &str) -> Result<Opened, NodeError> {
@@ -150,11 +155,14 @@ thread_local! {
     static BEGAN: std::cell::OnceCell<tokio::time::Instant> = const { std::cell::OnceCell::new() };
 }
 
-async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant], store: Option<Store>) -> Node {
+async fn start(memory: &Memory, specs: &[PoolSpec], tenants: &[Tenant], store: Option<Store>, disk: &CutDisk) -> Node {
+    let bounds = Bounds { all: 1 << 30, of_tenant: 1 << 30 };
+    // A disk without power has none.
+    let snapshots = Snapshots::open(Path::new("/snapshots"), Arc::new(disk.clone()), bounds).ok();
     // Paused time stands for the host's monotonic clock.
     let monotonic = BEGAN.with(|began| began.get_or_init(tokio::time::Instant::now).elapsed());
     let (pools, tenants) = (specs.to_vec(), tenants.to_vec());
-    let config = NodeConfig { pools, applied: Vec::new(), tenants, monotonic, store, identities: None };
+    let config = NodeConfig { pools, applied: Vec::new(), tenants, monotonic, store, snapshots, identities: None };
     Node::start(config, memory.driver() as Arc<dyn Driver>).await.unwrap()
 }
 

@@ -373,6 +373,7 @@ impl Stage {
             session_secrets: false,
             isolation: level::isolation(),
             local_servers: true,
+            suspends: sandpool_core::limits::Suspends::default(),
             full_wait: Duration::ZERO,
         })
     }

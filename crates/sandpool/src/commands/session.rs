@@ -1,6 +1,7 @@
 //! `sandpool session`: who holds which slot.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::Path;
 
 use reqwest::Method;
@@ -42,7 +43,7 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                 } else {
                     let rows: Vec<_> = sessions.iter().map(|(pool, session)| row(pool, session)).collect();
                     print::table(
-                        &["POOL", "SESSION", "TENANT", "OWNER", "CREATED", "LAST USED", "EXPIRES", "BUSY"],
+                        &["POOL", "SESSION", "TENANT", "OWNER", "CREATED", "LAST USED", "EXPIRES", "BUSY", "STATE"],
                         &rows,
                     )?;
                 }
@@ -93,6 +94,53 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
                     print::object(&answer)?;
                 }
             }
+            Session::Suspend { pool, session, force, tenant } => {
+                let address = address_of(pool, session, "/suspend", tenant.as_deref());
+                let _waits = Waits::begin(context, &format!("suspending {session}"));
+                let request = client.request(Method::POST, &address).json(&json!({ "force": force }));
+                shown(context, &client.json(request).await?)?;
+            }
+            Session::Resume { pool, session, tenant } => {
+                let address = address_of(pool, session, "/resume", tenant.as_deref());
+                let _waits = Waits::begin(context, &format!("resuming {session}"));
+                shown(context, &client.json(client.request(Method::POST, &address)).await?)?;
+            }
+            Session::Snapshot { pool, session, name, list, rm, tenant } => {
+                let address = |what: &str| address_of(pool, session, &format!("/snapshots{what}"), tenant.as_deref());
+                if let Some(which) = rm {
+                    let address = address(&format!("/{}", segment(which)));
+                    client.send(client.request(Method::DELETE, &address)).await?;
+                    if context.json {
+                        print::json(&json!({ "removed": which }))?;
+                    } else {
+                        print::out(&format!("removed {which}\n"))?;
+                    }
+                } else if *list {
+                    let mut answer = client.get(&address("")).await?;
+                    if context.json {
+                        print::json(&answer)?;
+                    } else {
+                        let Value::Array(found) = answer["value"].take() else { return Ok(0) };
+                        let fields = ["id", "name", "takenAt", "bytes", "keeps"];
+                        let row = |copy: &Value| fields.iter().map(|field| cell(&copy[*field])).collect::<Vec<_>>();
+                        let rows: Vec<_> = found.iter().map(row).collect();
+                        print::table(&["SNAPSHOT", "NAME", "TAKEN", "BYTES", "KEEPS"], &rows)?;
+                    }
+                } else {
+                    let _waits = Waits::begin(context, &format!("copying {session}"));
+                    let body = name.as_ref().map_or_else(|| json!({}), |name| json!({ "name": name }));
+                    shown(context, &client.json(client.request(Method::POST, &address("")).json(&body)).await?)?;
+                }
+            }
+            Session::Fork { pool, session, new, snapshot, tenant } => {
+                let address = address_of(pool, session, "/fork", tenant.as_deref());
+                let mut body = json!({ "identifier": new });
+                if let Some(snapshot) = snapshot {
+                    body["snapshot"] = json!(snapshot);
+                }
+                let _waits = Waits::begin(context, &format!("making {new} of {session}"));
+                shown(context, &client.json(client.request(Method::POST, &address).json(&body)).await?)?;
+            }
             Session::Rm { pool, sessions, tenant } => {
                 for session in sessions {
                     let address = address(pool, session, tenant.as_deref());
@@ -108,6 +156,32 @@ pub(crate) fn run(context: &Context, session: &Session) -> Outcome {
         }
         Ok(0)
     })
+}
+
+/// One object, for people or for programs.
+fn shown(context: &Context, answer: &Value) -> Result<(), Failure> {
+    if context.json { print::json(answer) } else { print::object(answer) }
+}
+
+/// Says on a terminal, for as long as it is there, what is waited for: some sessions have gigabytes.
+struct Waits(Option<usize>);
+
+impl Waits {
+    fn begin(context: &Context, what: &str) -> Self {
+        let is_seen = !context.json && std::io::stderr().is_terminal();
+        if is_seen {
+            eprint!("{what} ...");
+        }
+        Self(is_seen.then(|| what.len() + 4))
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        if let Some(length) = self.0 {
+            eprint!("\r{}\r", " ".repeat(length));
+        }
+    }
 }
 
 /// What a session is given when it is made. Values of secrets are no arguments, which anybody on the machine can read.
@@ -162,6 +236,6 @@ fn address_of(pool: &str, session: &str, what: &str, tenant: Option<&str>) -> St
 }
 
 fn row(pool: &str, session: &Value) -> Vec<String> {
-    let fields = ["identifier", "tenant", "owner", "createdAt", "lastUsedAt", "expiresAt", "busy"];
+    let fields = ["identifier", "tenant", "owner", "createdAt", "lastUsedAt", "expiresAt", "busy", "state"];
     std::iter::once(pool.to_owned()).chain(fields.iter().map(|field| cell(&session[*field]))).collect()
 }

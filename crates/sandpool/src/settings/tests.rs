@@ -73,7 +73,7 @@ fn unknown_keys_are_errors_that_name_their_path() {
     check(
         "listn: 127.0.0.1:1",
         &expect![
-            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `previewHost`, `egressLimits`, `metrics`, `telemetry`, `ociRuntimes`, `machines`, `pools`"
+            "unknown field `listn`, expected one of `listen`, `https`, `home`, `images`, `memoryReserve`, `auth`, `tenants`, `previewHost`, `egressLimits`, `metrics`, `telemetry`, `snapshots`, `ociRuntimes`, `machines`, `pools`"
         ],
     );
     check(
@@ -135,6 +135,18 @@ fn values_out_of_range_are_errors_that_name_their_path() {
         &expect!["machines.path: firecracker is no absolute path"],
     );
     check("machines: { path: /opt/firecracker }", &expect!["machines.path: whose program is it? machines.vmm says so"]);
+    check(
+        &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { suspendAfterInSeconds: 300 } }"),
+        &expect![
+            "pools[0].spec.dynamicPoolConfiguration.lifecycleConfiguration.suspendAfterInSeconds: is 300, must be below the 300 s after which a session ends"
+        ],
+    );
+    check(
+        &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { suspendedForInSeconds: 0 } }"),
+        &expect![
+            "pools[0].spec.dynamicPoolConfiguration.lifecycleConfiguration.suspendedForInSeconds: is 0, must be from 1 to 31536000"
+        ],
+    );
     check(
         &pool("dynamicPoolConfiguration: { lifecycleConfiguration: { lifecycleType: OnContainerExit } }"),
         &expect![

@@ -24,6 +24,7 @@ fn spec() -> PoolSpec {
         session_secrets: false,
         isolation: sandpool_node::Isolation::default(),
         local_servers: true,
+        suspends: sandpool_core::limits::Suspends::default(),
         full_wait: Duration::ZERO,
     }
 }
