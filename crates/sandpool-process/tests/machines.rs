@@ -86,6 +86,7 @@ fn of_store() -> Vec<(&'static str, PathBuf)> {
                 "test machines of {name} ... SKIPPED: no image {name} in {}: sandpool image build",
                 store.display()
             );
+            assert!(std::env::var("SANDPOOL_MUST").as_deref() != Ok("1"), "there must be an image {name}");
         }
         found.map(|rootfs| (name, rootfs))
     });
