@@ -18,7 +18,8 @@ from sandpool import Server, check_error, command, descendants, kill, start_time
 
 ISOLATION = os.environ.get("SANDPOOL_ISOLATION", "process")
 KEEPS = "machine" if ISOLATION == "microvm" else "files"
-KILLS = int(os.environ.get("SANDPOOL_KILLS", "6"))
+# Machines are suspended and started again slowly, where they are emulated.
+KILLS = int(os.environ.get("SANDPOOL_KILLS", "2" if KEEPS == "machine" else "6"))
 SEED = int(os.environ.get("SANDPOOL_SEED", "2026"))
 
 # The longest wait for an answer: machines are slow where there is no KVM.

@@ -4,6 +4,13 @@ use crate::{Probe, probe};
 
 /// These take the place of those of [`crate::QUIET`] with the same id.
 pub const IN_MACHINES: &[Probe] = &[
+    // Its id is the machine's own, and not its host's.
+    probe(
+        "NS6-constant-name",
+        "tell(socket.gethostname(), text('/proc/sys/kernel/domainname').strip(), len(bytes.fromhex(text('/etc/machine-id'))))\n\
+         tell(repr(text('/proc/sys/kernel/random/boot_id')), attempt(open, '/etc/machine-id', 'w'))",
+        "sandbox\n\n16\n''\nEROFS",
+    ),
     // The session's files are on a disk of its own.
     probe(
         "FS4-few-places-to-write",

@@ -28,11 +28,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mount::{MountFlags, OpenTreeFlags};
+use rustix::mount::{MountAttrFlags, MountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::sandbox::{self as sys, Cloned};
 use sandpool_walls::seccomp::Filters;
-use sandpool_walls::setup::{Blueprint, Inherited, Trust, WORKLOAD, WayOut, become_sandbox};
+use sandpool_walls::setup::{Blueprint, Inherited, PLAIN, Trust, WORKLOAD, WayOut, become_sandbox};
 use sandpool_wire::agent::Runtime;
 
 use self::doors::{Doors, Which};
@@ -54,6 +54,9 @@ const DEVICE: Duration = Duration::from_secs(30);
 
 /// The time in templates, in nanoseconds since 1970: in the year 2001.
 const PAST: u64 = 1_000_000_000 * 1_000_000_000;
+
+/// The machine's id, of which the sandbox sees a mount.
+const ID: &str = "/machine-id";
 
 /// The first id of the sandbox inside: none of the machine's own.
 const FIRST_ID: u32 = 0x2000_0000;
@@ -135,6 +138,9 @@ fn serve(place: &mut Option<Relay>) -> io::Result<()> {
                     (News::Resume(resume), inside) => {
                         sandpool_sys::machine::reseed(&resume.seed).map_err(about("the generator"))?;
                         set_clock(resume.epoch_ns)?;
+                        if !resume.is_the_same {
+                            draw_id().map_err(about(ID))?;
+                        }
                         let inside = match inside {
                             Some(inside) => inside,
                             none => {
@@ -275,6 +281,24 @@ fn mount_disk(device: &str, machine: Machine) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(rustix::fs::CWD, "/disk", flags)?)
 }
 
+/// Draws the machine's id anew: nobody else's, and of nothing that is known of the host (machine-id(5)).
+fn draw_id() -> io::Result<()> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+    let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(ID, digits + "\n")
+}
+
+/// The file with the machine's id, for reading alone: empty in a template.
+fn mount_id() -> io::Result<OwnedFd> {
+    fs::OpenOptions::new().create(true).append(true).open(ID)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(rustix::fs::CWD, ID, flags)?;
+    let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    sys::set_mount_attributes(&mount, attributes.bits().into())?;
+    Ok(mount)
+}
+
 /// Makes a control group with the machine's limits in it. Memory ends there before it does for the machine, so that the kernel ends a
 /// program of the session's, and nothing else.
 fn make_group(machine: Machine) -> io::Result<&'static Path> {
@@ -307,6 +331,7 @@ enum Whose {
 /// Builds the sandbox with the agent.
 fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, whose: Whose) -> io::Result<Inside> {
     let disk = mount_disk(disk, machine).map_err(about("the disk"))?;
+    let id = mount_id().map_err(about(ID))?;
     let mut arguments = vec![machine.runtime.word().to_owned()];
     let authority = match whose {
         Whose::Nobodys => {
@@ -338,6 +363,7 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, wh
                 words: &arguments,
                 limits: machine.limits,
                 disk: Some(disk.as_fd()),
+                machine_id: Some(id.as_fd()),
                 local_servers: machine.local_servers,
                 is_container: machine.runtime == Runtime::Container,
                 filters,

@@ -132,6 +132,8 @@ pub struct Blueprint<'a> {
     pub limits: Limits,
     /// What is mounted at `/mnt/data`, which belongs to [`WORKLOAD`] there; `None` for memory.
     pub disk: Option<BorrowedFd<'a>>,
+    /// A file that is mounted at `/etc/machine-id`; `None` for an empty one, which tells nothing of the host (NS6).
+    pub machine_id: Option<BorrowedFd<'a>>,
     /// LL2: whether programs may listen and connect on loopback.
     pub local_servers: bool,
     /// Its root can be written to, within its disk, and any port can be listened at.
@@ -549,6 +551,9 @@ fn mounts(blueprint: &Blueprint<'_>, image: &OwnedFd, tree: Option<OwnedFd>) -> 
     match blueprint.disk {
         Some(disk) => attach(disk, "root/mnt/data")?,
         None => attach(tmpfs(blueprint.limits.data, WORKLOAD, whose, PLAIN)?, "root/mnt/data")?,
+    }
+    if let Some(id) = blueprint.machine_id {
+        attach(id, "root/etc/machine-id")?;
     }
     attach(tmpfs(blueprint.limits.tmp, WORKLOAD, "1777", PLAIN)?, "root/tmp")?;
     attach(tmpfs(blueprint.limits.tmp, WORKLOAD, "755", PLAIN)?, "root/home/sandbox")?;

@@ -271,6 +271,7 @@ fn whole(tell: &mut dyn FnMut(&str, Result<String, String>)) {
             trust: None,
             words: &["shell".to_owned()],
             disk: None,
+            machine_id: None,
             limits: Limits { memory: 64 << 20, data: 1 << 20, tmp: 1 << 20, ..Limits::default() },
             local_servers: true,
             is_container: false,

@@ -315,6 +315,7 @@ impl Launcher {
                     words: &pool.words(),
                     limits,
                     disk: None,
+                    machine_id: None,
                     local_servers: pool.local_servers,
                     is_container: pool.runtime == Runtime::Container && pool.machine.is_none(),
                     filters: if pool.machine.is_some() { &self.vmm_filters } else { &self.filters },
