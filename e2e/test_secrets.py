@@ -295,7 +295,7 @@ os.environ['OWN_KEY'] + ' ' + open('/etc/ssl/sandpool.pem').read()"""
 
 def test_secrets_that_cannot_be_used_are_refused_at_the_start(target, tmp_path):
     def refused(**changes) -> str:
-        settings = {"name": "python", "kind": "PythonLTS", "port": target.port, "home": tmp_path}
+        settings = {"name": "python", "kind": "PythonLTS", "level": "process", "port": target.port, "home": tmp_path}
         text = CONFIG.format(**settings)
         for before, after in changes.get("replaced", {}).items():
             assert before in text
