@@ -19,7 +19,8 @@ fuzz_target!(|bytes: &[u8]| {
                         assert!(mux.is_over(stream));
                     }
                     Heard::Broken(why) => assert!(why.len() <= 3 * MAX_WORDS),
-                    Heard::Reset(_) | Heard::Credit(_) | Heard::Resume(_) | Heard::Up(_) | Heard::Serves => {}
+                    Heard::Reset(_) | Heard::Credit(_) | Heard::Resume(_) | Heard::Up(_) => {}
+                    Heard::Prepare | Heard::Hush | Heard::Serves => {}
                 }
             }
             mux.written(mux.output().len());
