@@ -1,6 +1,6 @@
 """Suspended sessions, snapshots and forks, on the real program; also when all of it is killed in the middle.
 
-`SANDPOOL_ISOLATION=microvm e2e/run test_suspend.py` runs the same at that level, which keeps variables too.
+`SANDPOOL_E2E_ISOLATION=microvm e2e/run test_suspend.py` runs the same at that level, which keeps variables too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from sandpool import Server, check_error, command, descendants, kill, start_time, wait_for
 
-ISOLATION = os.environ.get("SANDPOOL_ISOLATION", "process")
+ISOLATION = os.environ.get("SANDPOOL_E2E_ISOLATION", "process")
 KEEPS = "machine" if ISOLATION == "microvm" else "files"
 # Machines are suspended and started again slowly, where they are emulated.
 KILLS = int(os.environ.get("SANDPOOL_KILLS", "2" if KEEPS == "machine" else "6"))

@@ -115,8 +115,8 @@ pub(crate) fn run(extent: Extent) -> Result<String> {
     Ok(format!("ci: {} passed, {} failed, {} skipped", sums.passed, sums.failed, sums.skipped))
 }
 
-/// What is run once more with its server's sandboxes in machines: what the first clients do.
-const IN_MACHINES: [&str; 3] = ["test_clients_python.py", "test_clients_node.py", "test_10_wire.py"];
+/// What is run once more with its server's sandboxes in machines: what the first clients do, and suspending.
+const IN_MACHINES: [&str; 4] = ["test_clients_python.py", "test_clients_node.py", "test_10_wire.py", "test_suspend.py"];
 
 /// Runs the tests of real clients against the program: all of them, or these with their server at this level.
 fn real_clients(sums: &mut Sums, program: &Path, is_must: bool, at: Option<(&str, &[&str])>) -> Result<()> {

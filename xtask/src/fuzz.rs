@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::{cargo, root, target_directory};
 
 /// Fuzz-minutes over all targets together when nobody says otherwise.
-pub(crate) const MINUTES: u64 = 24;
+pub(crate) const MINUTES: u64 = 14;
 
 /// Bytes of an input at most: more than any frame's header and fewer than make a run slow.
 const MAX_LEN: u32 = 8_192;
