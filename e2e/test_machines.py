@@ -144,3 +144,14 @@ def test_machines_outlive_a_killed_server_and_end_with_their_launcher(machines):
         wait_for(lambda: not left_behind(server, pids), "the end of all that a killed launcher had")
     finally:
         server.remove()
+
+
+def test_doctor_says_what_there_is_for_machines_and_which_level_it_gives(machines):
+    # The server's own settings and images, which are those of this state directory.
+    said = machines.json("doctor")["machines"]
+    assert said["missing"] == [] and {one["vmm"] for one in said["vmms"]} == {"qemu", "firecracker", "cloud-hypervisor"}
+    qemu = next(one for one in said["vmms"] if one["vmm"] == "qemu")
+    assert qemu["why"] is None and qemu["version"] and qemu["floor"] == "7.2", qemu
+    assert said["prepared"]["level"] == "microvm-emulated (not a boundary)" and said["prepared"]["isEmulated"], said
+    text = machines.run("doctor", check=False).stdout
+    assert "Machines, for pools with isolation: microvm" in text and "not a boundary" in text, text
