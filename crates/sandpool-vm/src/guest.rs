@@ -20,19 +20,19 @@ mod port;
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFlags;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use sandpool_sys::sandbox::{self as sys, Cloned};
 use sandpool_walls::seccomp::Filters;
-use sandpool_walls::setup::{Blueprint, Inherited, PLAIN, Trust, WORKLOAD, WayOut, become_sandbox};
+use sandpool_walls::setup::{Blueprint, Inherited, PLAIN, Trust, WORKLOAD, WayOut, become_sandbox, told_to_go};
 use sandpool_wire::agent::Runtime;
 
 use self::doors::{Doors, Which};
@@ -41,7 +41,7 @@ use self::port::Port;
 use crate::identity::Identity;
 use crate::machine::Machine;
 use crate::mux::Side;
-use crate::relay::{News, Relay, Source};
+use crate::relay::{News, Relay, Source, ready_of};
 
 /// Where the kernel's modules are in the first root file system, in the order of their names.
 pub const MODULES: &str = "/modules";
@@ -244,19 +244,8 @@ fn wait(relay: &Relay, port: &Port, inside: Option<&Inside>) -> io::Result<Vec<(
     let doors = inside.iter().filter_map(|inside| inside.doors.as_ref()).flat_map(Doors::descriptors);
     let doors = doors.map(|(which, fd)| (Owner::Door(which), fd, PollFlags::IN));
     let streams = relay.descriptors().map(|(source, fd, flags)| (Owner::Relay(source), fd, flags));
-    let (owners, mut fds): (Vec<_>, Vec<_>) = streams
-        .chain(agent)
-        .chain(doors)
-        .chain(port.listener().map(|listener| (Owner::Newer, listener, PollFlags::IN)))
-        .map(|(owner, fd, flags): (Owner, BorrowedFd<'_>, PollFlags)| (owner, PollFd::from_borrowed_fd(fd, flags)))
-        .unzip();
-    match poll(&mut fds, None) {
-        Ok(_) => {}
-        Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    }
-    let events = fds.iter().map(PollFd::revents);
-    Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
+    let newer = port.listener().map(|listener| (Owner::Newer, listener, PollFlags::IN));
+    ready_of(streams.chain(agent).chain(doors).chain(newer))
 }
 
 fn set_clock(epoch_ns: u64) -> io::Result<()> {
@@ -374,7 +363,7 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, wh
             let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 let start = || -> io::Result<String> {
                     // Above the numbers that the agent's descriptors will get.
-                    let tree = told_to_go(&go_in)?;
+                    let tree = told_to_go(&go_in).ok_or(io::ErrorKind::UnexpectedEof)?;
                     let inherited = Inherited { control: agents, image: None, zygote: None, turns: None };
                     Ok(become_sandbox(&blueprint, (program.try_clone()?, tree), inherited))
                 };
@@ -413,15 +402,6 @@ fn launch(machine: Machine, filters: &Filters, program: &OwnedFd, disk: &str, wh
     let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
     let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
     Err(io::Error::other(said))
-}
-
-/// Waits to be let go on, with the image's tree where there is one for us.
-fn told_to_go(go_in: &OwnedFd) -> io::Result<Option<OwnedFd>> {
-    poll(&mut [PollFd::new(go_in, PollFlags::IN)], None)?;
-    match sandpool_sys::packet::receive(go_in, &mut [0; 1])? {
-        (1, mut fds) => Ok(fds.pop()),
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
 }
 
 /// Gives the waiting child its ids.

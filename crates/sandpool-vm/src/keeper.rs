@@ -31,7 +31,7 @@ use sandpool_wire::frame;
 use crate::extents;
 use crate::machine::Machine;
 use crate::mux::{Resume, Side};
-use crate::relay::{News, Relay, Source};
+use crate::relay::{News, Relay, Source, ready_of};
 use crate::saved;
 use crate::vmm::{self, Begin, Kind, Parts, Place, Platform, Running, Vmm};
 
@@ -260,15 +260,7 @@ impl Keeper {
         let own = own.into_iter().chain(self.running.iter().map(|running| (Owner::Words, running.words.as_fd())));
         let all = own.map(|(owner, fd)| (owner, fd, PollFlags::IN));
         let all = all.chain(relay.descriptors().map(|(source, fd, flags)| (Owner::Relay(source), fd, flags)));
-        let (owners, mut fds): (Vec<_>, Vec<_>) =
-            all.map(|(owner, fd, flags)| (owner, PollFd::from_borrowed_fd(fd, flags))).unzip();
-        match poll(&mut fds, None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
-            Err(error) => return Err(error.into()),
-        }
-        let events = fds.iter().map(PollFd::revents);
-        Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
+        ready_of(all)
     }
 
     /// Takes one stream from the launcher.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType};
 
@@ -18,6 +18,21 @@ pub enum Source {
     Port,
     /// A stream's socket.
     Stream(u32),
+}
+
+/// Waits until one of these is ready, and tells which are, and for what. Nothing, when a signal came first.
+pub(crate) fn ready_of<'a, Owner>(
+    all: impl Iterator<Item = (Owner, BorrowedFd<'a>, PollFlags)>,
+) -> io::Result<Vec<(Owner, PollFlags)>> {
+    let (owners, mut fds): (Vec<_>, Vec<_>) =
+        all.map(|(owner, fd, flags)| (owner, PollFd::from_borrowed_fd(fd, flags))).unzip();
+    match poll(&mut fds, None) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    }
+    let events = fds.iter().map(PollFd::revents);
+    Ok(owners.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
 }
 
 /// What a relay leaves to its owner, who does it before what was said after it ([`Relay::go_on`]).
@@ -374,7 +389,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
-    use rustix::event::{PollFd, Timespec, poll};
+    use rustix::event::Timespec;
 
     use super::*;
     use crate::mux::Resume;

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -231,6 +232,23 @@ pub fn become_sandbox(
     match built {
         Ok(()) => "nothing went wrong".to_owned(),
         Err(error) => error.to_string(),
+    }
+}
+
+/// Waits until the launcher lets this sandbox go on; with the image whose files belong to it, where it has one. `None` when the launcher
+/// does not.
+#[must_use]
+pub fn told_to_go(go_in: &OwnedFd) -> Option<Option<OwnedFd>> {
+    loop {
+        match poll(&mut [PollFd::new(go_in, PollFlags::IN)], None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return None,
+        }
+        return match sandpool_sys::packet::receive(go_in, &mut [0; 4]) {
+            Ok((1, mut fds)) => Some(fds.pop()),
+            Ok(_) | Err(_) => None,
+        };
     }
 }
 

@@ -18,7 +18,7 @@ use super::{End, Launcher, Place, token};
 use crate::cgroup::{Group, Pressure};
 use crate::contained::{Contained, become_container};
 use crate::control::{Answer, FromLauncher, Id, Purpose, Record, Refusal, Why};
-use sandpool_walls::setup::{Blueprint, Inherited, WayOut, Zygote, become_sandbox};
+use sandpool_walls::setup::{Blueprint, Inherited, WayOut, Zygote, become_sandbox, told_to_go};
 
 /// The longest sentence taken from a start that failed, in bytes.
 const MAX_WORDS: usize = 2048;
@@ -575,23 +575,6 @@ fn hear(alarm: &OwnedFd) {
     // A file of version 2, from its beginning; a counter of version 1 knows no places.
     if rustix::io::pread(alarm, &mut buffer, 0).is_err() {
         let _ = rustix::io::read(alarm, &mut buffer);
-    }
-}
-
-/// Waits until the launcher lets this sandbox go on; with the image whose files belong to it, where it has one. `None` when the launcher
-/// does not.
-fn told_to_go(go_in: &OwnedFd) -> Option<Option<OwnedFd>> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    loop {
-        match poll(&mut [PollFd::new(go_in, PollFlags::IN)], None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return None,
-        }
-        return match sandpool_sys::packet::receive(go_in, &mut [0; 4]) {
-            Ok((1, mut fds)) => Some(fds.pop()),
-            Ok(_) | Err(_) => None,
-        };
     }
 }
 

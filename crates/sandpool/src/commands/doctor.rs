@@ -7,6 +7,7 @@ use sandpool_process::oci::{self, Found, OciRuntime, Runtimes};
 
 use sandpool_vm::found::{Found as FoundMachines, Wanted, found};
 use sandpool_vm::prepared::Prepared;
+use sandpool_vm::program;
 
 use super::{Outcome, config};
 use crate::args::Doctor;
@@ -85,12 +86,7 @@ struct Machines {
 impl Machines {
     fn find(wanted: &Wanted, images: &Path) -> Self {
         let makers = [("mkfs.erofs", "erofs-utils"), ("mke2fs", "e2fsprogs"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")];
-        let is_there = |name: &str| {
-            ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"]
-                .iter()
-                .any(|place| Path::new(place).join(name).exists())
-        };
-        let makers = makers.map(|(name, package)| (name, package, is_there(name))).into();
+        let makers = makers.map(|(name, package)| (name, package, program::locate(name, None).is_ok())).into();
         Self { found: found(wanted), makers, prepared: Prepared::read(images).ok() }
     }
 
